@@ -1,1 +1,35 @@
-//! Being built.
+//! The coordinator store: small, strongly consistent state outside the I/O path (C7).
+//!
+//! Members, roles, in-sync sets, ownership epochs, the namespace. The contract is shaped so that
+//! etcd fits behind it: string keys, byte values, a revision per key, a global revision,
+//! compare-and-swap over several keys, watches by prefix.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`contract`] | the operations, their limits, and [`Store`], what a core sees |
+//! | [`client`] | [`StoreClient`]: operations as futures, waiting while the store is away |
+//! | [`records`] | the typed records that cores read and write here, counters |
+//! | [`encoding`] | the only place that knows bincode |
+//! | [`redb_store`] | [`RedbStore`]: one process's durable (or in-memory) store |
+//! | [`hub`] | many clients of one [`RedbStore`]: operations in, answers and watch events out |
+//! | [`server`], [`socket`] | the hub behind a Unix socket, and [`SocketStore`] at its other end |
+//! | [`direct`] | [`DirectStore`]: the hub without a socket, for the simulator |
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod contract;
+
+pub mod encoding;
+pub mod hub;
+pub mod records;
+pub mod redb_store;
+
+pub use client::{StoreClient, Watch};
+pub use contract::{
+    Answer, Change, Changed, Condition, Key, Operation, Outcome, Store, StoreError, StoreEvent,
+    Transaction, Versioned, WatchEvent,
+};
+pub use hub::Hub;
+pub use records::{LogRole, Member, VdiskOwner, next_incarnation, next_number};
+pub use redb_store::{OpenError, RedbStore};
