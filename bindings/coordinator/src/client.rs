@@ -149,6 +149,10 @@ impl StoreClient {
     /// Reports changes to keys that begin with `prefix`, those of revision `from` first. To miss
     /// nothing: list, then watch from the listing's `revision + 1`. With `from` 0 the watch first
     /// reports a [`WatchEvent::Resync`] when it has begun, and then what changes from there on.
+    ///
+    /// # Panics
+    /// Later, when the store refuses the watch: a prefix longer than a key, or more watches than
+    /// [`WATCHES_MAX`](crate::hub::WATCHES_MAX) of one client.
     pub fn watch(&self, prefix: &str, from: u64) -> Watch {
         let token = self.0.token();
         let events = Queue::default();
@@ -205,7 +209,13 @@ impl Inner {
 
     fn answered(&self, token: Token, result: Result<Answer, StoreError>) {
         let mut all = self.pending.borrow_mut();
-        let Some(pending) = all.get_mut(&token) else { return };
+        let Some(pending) = all.get_mut(&token) else {
+            let refused = result.as_ref().err().filter(|error| **error != StoreError::Unavailable);
+            if let (Some(error), true) = (refused, self.watches.borrow().contains_key(&token)) {
+                panic!("the coordinator store refused a watch: {error}");
+            }
+            return;
+        };
         if result == Err(StoreError::Unavailable) {
             pending.submitted = false;
             return;

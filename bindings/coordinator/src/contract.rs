@@ -22,8 +22,11 @@ pub const VALUE_BYTES_MAX: usize = 256 << 10;
 pub const TRANSACTION_ENTRIES_MAX: usize = 128;
 /// Most bytes of keys and values in a transaction.
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
-/// Most bytes of keys and values in the answer to a list; longer ones are refused.
+/// Most bytes in the answer to a list, each entry counted with [`ENTRY_BYTES`]; longer ones are
+/// refused.
 pub const LIST_BYTES_MAX: usize = 12 << 20;
+/// What an entry of a list or of the history counts beyond its key and value.
+pub const ENTRY_BYTES: usize = 64;
 
 /// A value and when it was last changed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -179,7 +182,9 @@ pub enum StoreError {
     /// The operation was not carried out, because there is no connection.
     #[error("the coordinator store is away")]
     Unavailable,
-    /// The transaction was sent, but whether it was committed is not known: read again.
+    /// The transaction was sent, but it is not known whether it was, or still will be, committed:
+    /// read again, and settle it by a transaction with a condition on a key that it changes or
+    /// requires.
     #[error("the coordinator store went away during a transaction; it may have been committed")]
     Unknown,
     /// The operation breaks the contract's limits; nothing was changed.

@@ -19,17 +19,26 @@
 
 pub mod client;
 pub mod contract;
-
+pub mod direct;
 pub mod encoding;
+mod frame;
 pub mod hub;
 pub mod records;
 pub mod redb_store;
+pub mod server;
+pub mod socket;
 
 pub use client::{StoreClient, Watch};
 pub use contract::{
-    Answer, Change, Changed, Condition, Key, Operation, Outcome, Store, StoreError, StoreEvent,
-    Transaction, Versioned, WatchEvent,
+    Answer, Change, Changed, Condition, Key, Listing, Operation, Outcome, Store, StoreError,
+    StoreEvent, Transaction, Versioned, WatchEvent,
 };
+pub use direct::{DirectServer, DirectStore, Schedule};
 pub use hub::Hub;
 pub use records::{LogRole, Member, VdiskOwner, next_incarnation, next_number};
 pub use redb_store::{OpenError, RedbStore};
+pub use server::{ServerError, StoreServer};
+pub use socket::SocketStore;
+
+#[cfg(test)]
+mod tests;

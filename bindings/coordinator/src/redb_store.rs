@@ -12,8 +12,8 @@
 //! [`StoreError::Unknown`].
 
 use crate::contract::{
-    Answer, Change, Changed, LIST_BYTES_MAX, Listing, Operation, Outcome, StoreError, Transaction,
-    Versioned, validate,
+    Answer, Change, Changed, ENTRY_BYTES, LIST_BYTES_MAX, Listing, Operation, Outcome, StoreError,
+    Transaction, Versioned, validate,
 };
 use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{
@@ -178,7 +178,7 @@ impl RedbStore {
             if !key.starts_with(prefix) {
                 break;
             }
-            bytes += key.len() + value.value().1.len();
+            bytes += ENTRY_BYTES + key.len() + value.value().1.len();
             if bytes > LIST_BYTES_MAX {
                 let what = format!("the list of {prefix:?} is too long; list narrower prefixes");
                 return Ok(Err(StoreError::Invalid(what)));
@@ -267,7 +267,9 @@ impl History {
 }
 
 fn bytes(changed: &Changed) -> usize {
-    let one = |change: &Change| change.key.len() + change.value.as_ref().map_or(0, Vec::len);
+    let one = |change: &Change| {
+        ENTRY_BYTES + change.key.len() + change.value.as_ref().map_or(0, Vec::len)
+    };
     changed.changes.iter().map(one).sum()
 }
 
@@ -316,10 +318,7 @@ fn prepare(database: &Database) -> Result<Result<u64, String>, redb::Error> {
         match format {
             Some(FORMAT) => {
                 let revision = state.get("revision")?.map(|found| found.value());
-                let Some(revision) = revision else {
-                    return Ok(Err("it has no revision".to_owned()));
-                };
-                revision
+                return Ok(revision.ok_or_else(|| "it has no revision".to_owned()));
             }
             Some(other) => return Ok(Err(format!("its format is {other}, not {FORMAT}"))),
             None => {

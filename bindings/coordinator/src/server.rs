@@ -1,0 +1,358 @@
+//! The store behind a Unix socket: for the process that owns it.
+//!
+//! A thread accepts; each connection has a thread that reads and carries out operations and one
+//! that writes. One lock holds the hub, so operations and what they lead to have one order. A
+//! client that does not read its replies, or sends what is not a request, loses its connection
+//! and nothing else; it comes back and resumes by revision.
+//!
+//! Lock order: state, then a connection's outbound queue. The socket's file has mode 0600 from
+//! its first moment. A crash leaves the file behind; the next server removes it after finding
+//! that nobody answers there (the lock on the store's file keeps two servers of one store apart).
+
+use crate::contract::{Answer, Operation, StoreError};
+use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
+use crate::hub::{ClientId, Hub, Reply};
+use crate::redb_store::RedbStore;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Most connections at a time; more are closed at once.
+pub const CONNECTIONS_MAX: usize = 512;
+/// Replies that may wait for one client, bytes; one that lets more pile up is disconnected.
+const OUTBOUND_BYTES_MAX: usize = 64 << 20;
+/// How long a client may take to send its greeting.
+const GREETING_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Why a socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The path does not fit in a socket address.
+    #[error("the socket path {0} is too long (at most 107 bytes); use a shorter directory")]
+    PathTooLong(PathBuf),
+    /// Somebody answers there.
+    #[error("the socket {0} is served by another process; stop that one first")]
+    InUse(PathBuf),
+    /// Something else has the name.
+    #[error("{0} is in the way of a socket; move it away")]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("cannot serve the socket {path}: {error}")]
+    Io {
+        /// Which socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A running server; stops when dropped.
+pub struct StoreServer {
+    shared: Arc<Shared>,
+    local: ClientId,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    state: Mutex<State>,
+    stopping: AtomicBool,
+    stop: OwnedFd,
+}
+
+struct State {
+    hub: Hub,
+    connections: BTreeMap<ClientId, Arc<Connection>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Connection {
+    stream: UnixStream,
+    outbound: Mutex<Outbound>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Outbound {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl StoreServer {
+    /// Serves `store` at `path` until dropped.
+    pub fn start(path: &Path, store: RedbStore) -> Result<StoreServer, ServerError> {
+        let listener = listen_at(path)?;
+        let failed = |error: io::Error| ServerError::Io { path: path.to_owned(), error };
+        let mut hub = Hub::new(store);
+        let local = hub.join();
+        let state = State { hub, connections: BTreeMap::new(), threads: Vec::new() };
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            state: Mutex::new(state),
+            stopping: AtomicBool::new(false),
+            stop,
+        });
+        let accepting = Arc::clone(&shared);
+        let acceptor = std::thread::Builder::new()
+            .name("store-accept".to_owned())
+            .spawn(move || accept(&accepting, &listener))
+            .map_err(failed)?;
+        Ok(StoreServer { shared, local, acceptor: Some(acceptor) })
+    }
+
+    /// Carries out an operation for the owning process itself; waits for the disk. Watches are
+    /// for clients only.
+    pub fn execute(&self, operation: Operation) -> Result<Answer, StoreError> {
+        if matches!(operation, Operation::Watch { .. } | Operation::Unwatch { .. }) {
+            return Err(StoreError::Invalid("a watch without a client".to_owned()));
+        }
+        let own = self.shared.lock().run(self.local, Request { token: 0, operation });
+        own.expect("the hub answers every operation")
+    }
+}
+
+impl Drop for StoreServer {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.stopping.store(true, Ordering::SeqCst);
+        if let Err(error) = rustix::io::write(&shared.stop, &1_u64.to_ne_bytes()) {
+            unreachable!("an eventfd at 0 takes a 1: {error}");
+        }
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+        // No connection begins any more.
+        let threads = {
+            let mut state = shared.lock();
+            state.connections.values().for_each(|connection| connection.close());
+            std::mem::take(&mut state.threads)
+        };
+        for thread in threads {
+            let _ = thread.join();
+        }
+        if let Err(error) = std::fs::remove_file(&shared.path) {
+            tracing::warn!("cannot remove the socket {}: {error}", shared.path.display());
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the store")
+    }
+}
+
+impl State {
+    /// Carries out an operation, gives every connection what it leads to, and returns the answer
+    /// when `client` has no connection.
+    fn run(&mut self, client: ClientId, request: Request) -> Option<Result<Answer, StoreError>> {
+        let mut replies = Vec::new();
+        self.hub.execute(client, request.token, request.operation, &mut replies);
+        let mut own = None;
+        for (to, reply) in replies {
+            match (self.connections.get(&to), reply) {
+                (Some(connection), reply) => connection.push(framed(&reply)),
+                (None, Reply::Answer { result, .. }) if to == client => own = Some(result),
+                (None, _) => {}
+            }
+        }
+        own
+    }
+}
+
+impl Connection {
+    fn outbound(&self) -> MutexGuard<'_, Outbound> {
+        self.outbound.lock().expect("no thread panics while it holds a queue")
+    }
+
+    fn push(&self, frame: Vec<u8>) {
+        let mut outbound = self.outbound();
+        outbound.bytes += frame.len();
+        outbound.frames.push_back(frame);
+        let overrun = outbound.bytes > OUTBOUND_BYTES_MAX;
+        drop(outbound);
+        self.filled.notify_one();
+        if overrun {
+            tracing::warn!("a client of the coordinator store does not read; disconnecting it");
+            self.close();
+        }
+    }
+
+    /// Ends both of its threads.
+    fn close(&self) {
+        self.outbound().closed = true;
+        self.filled.notify_one();
+        // An error says that the other side closed first.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn write_all(&self) -> io::Result<()> {
+        (&self.stream).write_all(&GREETING)?;
+        loop {
+            let mut outbound = self.outbound();
+            let frame = loop {
+                if outbound.closed {
+                    return Ok(());
+                }
+                match outbound.frames.pop_front() {
+                    Some(frame) => break frame,
+                    None => {
+                        outbound = self
+                            .filled
+                            .wait(outbound)
+                            .expect("no thread panics while it holds a queue");
+                    }
+                }
+            };
+            outbound.bytes -= frame.len();
+            drop(outbound);
+            (&self.stream).write_all(&frame)?;
+        }
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
+    loop {
+        let mut ready =
+            [PollFd::new(listener, PollFlags::IN), PollFd::new(&shared.stop, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => unreachable!("polling two open files: {error}"),
+        }
+        if shared.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if let Err(error) = begin(shared, stream) {
+                    tracing::warn!("cannot serve a client of the coordinator store: {error}");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                // Out of files, most likely: wait for better times, or for the stop.
+                tracing::warn!("cannot accept a client of the coordinator store: {error}");
+                let mut stop = [PollFd::new(&shared.stop, PollFlags::IN)];
+                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+                let _ = poll(&mut stop, Some(&pause));
+            }
+        }
+    }
+}
+
+fn begin(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    let connection =
+        Arc::new(Connection { stream, outbound: Mutex::default(), filled: Condvar::new() });
+    let mut state = shared.lock();
+    state.threads.retain(|thread| !thread.is_finished());
+    if state.connections.len() >= CONNECTIONS_MAX {
+        return Err(io::Error::other("too many connections"));
+    }
+    let client = state.hub.join();
+    state.connections.insert(client, Arc::clone(&connection));
+    let writing = Arc::clone(&connection);
+    let writer = std::thread::Builder::new().name("store-write".to_owned()).spawn(move || {
+        // The reading thread learns of it and says so.
+        if writing.write_all().is_err() {
+            writing.close();
+        }
+    });
+    let reading = (Arc::clone(shared), Arc::clone(&connection));
+    let reader = writer.and_then(|writer| {
+        state.threads.push(writer);
+        std::thread::Builder::new().name("store-read".to_owned()).spawn(move || {
+            let (shared, connection) = reading;
+            if let Err(error) = serve(&shared, client, &connection) {
+                tracing::warn!("lost a client of the coordinator store: {error}");
+            }
+            connection.close();
+            let mut state = shared.lock();
+            state.connections.remove(&client);
+            state.hub.leave(client);
+        })
+    });
+    match reader {
+        Ok(reader) => {
+            state.threads.push(reader);
+            Ok(())
+        }
+        Err(error) => {
+            connection.close();
+            state.connections.remove(&client);
+            Err(error)
+        }
+    }
+}
+
+/// Reads and carries out requests until the client leaves.
+fn serve(shared: &Shared, client: ClientId, connection: &Connection) -> io::Result<()> {
+    let mut stream = &connection.stream;
+    let mut greeting = [0; GREETING.len()];
+    stream.set_read_timeout(Some(GREETING_TIME_MAX))?;
+    stream.read_exact(&mut greeting)?;
+    stream.set_read_timeout(None)?;
+    if greeting != GREETING {
+        return Err(io::Error::other("it speaks another protocol or version"));
+    }
+    let mut received = Vec::new();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        let mut used = 0;
+        while let Some((request, length)) =
+            first::<Request>(&received[used..], REQUEST_BYTES_MAX).map_err(io::Error::other)?
+        {
+            used += length;
+            shared.lock().run(client, request);
+        }
+        received.drain(..used);
+        match stream.read(&mut chunk)? {
+            0 => return Ok(()),
+            count => received.extend_from_slice(&chunk[..count]),
+        }
+    }
+}
+
+fn listen_at(path: &Path) -> Result<UnixListener, ServerError> {
+    let failed = |error: io::Error| ServerError::Io { path: path.to_owned(), error };
+    let address =
+        SocketAddrUnix::new(path).map_err(|_| ServerError::PathTooLong(path.to_owned()))?;
+    match bound(&address) {
+        Ok(listener) => return Ok(listener),
+        Err(rustix::io::Errno::ADDRINUSE) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    if !std::fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
+        return Err(ServerError::NotASocket(path.to_owned()));
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(ServerError::InUse(path.to_owned()));
+    }
+    std::fs::remove_file(path).map_err(failed)?;
+    bound(&address).map_err(|error| failed(error.into()))
+}
+
+fn bound(address: &SocketAddrUnix) -> rustix::io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Linux gives the socket's file the mode of the socket.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, address)?;
+    listen(&socket, 128)?;
+    Ok(UnixListener::from(socket))
+}
