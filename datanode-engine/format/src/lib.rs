@@ -16,6 +16,7 @@ pub mod frame;
 pub mod ids;
 pub mod layout;
 pub mod map_piece;
+mod page;
 pub mod record;
 pub mod slot;
 pub mod superblock;

@@ -133,7 +133,7 @@ pub fn encode_head(identity: &RecordIdentity, entries: &[Entry], head: &mut Vec<
     };
     head.extend_from_slice(header.as_bytes());
     for entry in entries {
-        assert!(entry.length as usize % UNIT == 0 && (entry.length as usize) < 1 << 20);
+        assert!((entry.length as usize).is_multiple_of(UNIT) && entry.length < 1 << 20);
         let raw = RawEntry {
             block: U16::new(entry.block),
             kind: entry.kind as u8,
