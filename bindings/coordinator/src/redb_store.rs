@@ -17,7 +17,8 @@ use crate::contract::{
 };
 use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+    TableDefinition,
 };
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -60,10 +61,12 @@ pub enum OpenError {
     },
 }
 
+/// Opens the file anew, with its revision.
+type Opener = Box<dyn Fn() -> Result<(Database, u64), OpenError> + Send>;
+
 /// The store. One thread at a time.
 pub struct RedbStore {
-    /// `None`: in memory.
-    path: Option<PathBuf>,
+    opener: Opener,
     /// `None` after an error, until the file is opened again.
     database: Option<Database>,
     revision: u64,
@@ -73,31 +76,20 @@ pub struct RedbStore {
 impl RedbStore {
     /// Opens the file, creating it if there is none.
     pub fn open(path: &Path) -> Result<RedbStore, OpenError> {
-        let (database, revision) = open_file(path)?;
-        let path = Some(path.to_owned());
-        Ok(RedbStore {
-            path,
-            database: Some(database),
-            revision,
-            history: History::after(revision),
-        })
+        let path = path.to_owned();
+        RedbStore::with(Box::new(move || open_file(&path)))
     }
 
     /// An empty store that ends with this value.
     pub fn in_memory() -> RedbStore {
-        let database = redb::Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(InMemoryBackend::new())
-            .expect("a database in memory opens");
-        let revision = prepare(&database)
-            .and_then(|found| found.map_err(StorageError::Corrupted).map_err(redb::Error::from))
-            .expect("an empty database in memory is a store");
-        RedbStore {
-            path: None,
-            database: Some(database),
-            revision,
-            history: History::after(revision),
-        }
+        let opener = || open_backend(InMemoryBackend::new(), Path::new("in memory"));
+        RedbStore::with(Box::new(opener)).expect("an empty database in memory opens")
+    }
+
+    fn with(opener: Opener) -> Result<RedbStore, OpenError> {
+        let (database, revision) = opener()?;
+        let history = History::after(revision);
+        Ok(RedbStore { opener, database: Some(database), revision, history })
     }
 
     /// The newest revision.
@@ -120,9 +112,7 @@ impl RedbStore {
         };
         result.unwrap_or_else(|error| {
             tracing::error!("the coordinator store failed: {error}");
-            if self.path.is_some() {
-                self.database = None;
-            }
+            self.database = None;
             match operation {
                 Operation::Transact(_) => Err(StoreError::Unknown),
                 _ => Err(StoreError::Failed(error.to_string())),
@@ -145,9 +135,8 @@ impl RedbStore {
         if self.database.is_some() {
             return Ok(());
         }
-        let path = self.path.as_ref().expect("a store in memory is never closed");
         let (database, revision) =
-            open_file(path).map_err(|error| StoreError::Failed(error.to_string()))?;
+            (self.opener)().map_err(|error| StoreError::Failed(error.to_string()))?;
         self.database = Some(database);
         if revision != self.revision {
             // The transaction that met the error was committed after all.
@@ -275,7 +264,6 @@ fn bytes(changed: &Changed) -> usize {
 
 fn open_file(path: &Path) -> Result<(Database, u64), OpenError> {
     let refused = |error| OpenError::Io { path: path.to_owned(), error };
-    let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -284,29 +272,41 @@ fn open_file(path: &Path) -> Result<(Database, u64), OpenError> {
         .mode(0o600)
         .open(path)
         .map_err(refused)?;
-    let opened = FileBackend::new(file).and_then(|backend| {
-        redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend)
-    });
-    let database = opened.map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(path.to_owned()),
-        DatabaseError::Storage(StorageError::Io(error))
-            if error.kind() != io::ErrorKind::InvalidData =>
-        {
-            refused(error)
-        }
-        other => damaged(other.to_string()),
-    })?;
-    let revision = match prepare(&database) {
-        Ok(Ok(revision)) => revision,
-        Ok(Err(reason)) => return Err(damaged(reason)),
-        Err(redb::Error::Io(error)) => return Err(refused(error)),
-        Err(error) => return Err(damaged(error.to_string())),
-    };
+    let backend = FileBackend::new(file).map_err(|error| cannot_open(error, path))?;
+    let opened = open_backend(backend, path)?;
     // The file's name must be as durable as its content.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = File::open(parent.unwrap_or(Path::new("."))).map_err(refused)?;
     directory.sync_all().map_err(refused)?;
-    Ok((database, revision))
+    Ok(opened)
+}
+
+fn open_backend(backend: impl StorageBackend, path: &Path) -> Result<(Database, u64), OpenError> {
+    let mut builder = redb::Builder::new();
+    let database = builder
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(backend)
+        .map_err(|error| cannot_open(error, path))?;
+    let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
+    match prepare(&database) {
+        Ok(Ok(revision)) => Ok((database, revision)),
+        Ok(Err(reason)) => Err(damaged(reason)),
+        Err(redb::Error::Io(error)) => Err(OpenError::Io { path: path.to_owned(), error }),
+        Err(error) => Err(damaged(error.to_string())),
+    }
+}
+
+fn cannot_open(error: DatabaseError, path: &Path) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(path),
+        DatabaseError::Storage(StorageError::Io(error))
+            if error.kind() != io::ErrorKind::InvalidData =>
+        {
+            OpenError::Io { path, error }
+        }
+        other => OpenError::Damaged { path, reason: other.to_string() },
+    }
 }
 
 /// Creates the tables of a new database; the revision of an old one, or what is wrong with it.
@@ -332,3 +332,6 @@ fn prepare(database: &Database) -> Result<Result<u64, String>, redb::Error> {
     write.commit()?;
     Ok(Ok(revision))
 }
+
+#[cfg(test)]
+mod tests;

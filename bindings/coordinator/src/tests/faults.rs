@@ -1,0 +1,101 @@
+//! What only the direct store can time: messages lost and late, watchers far behind.
+
+use super::world::{Backend, Direct, World};
+use crate::contract::{Operation, Outcome, StoreError, Transaction, WatchEvent};
+use crate::redb_store::HISTORY_MAX;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+fn put(key: &str, value: &[u8]) -> Transaction {
+    Transaction::new().put(key, value.to_vec())
+}
+
+#[test]
+fn a_transaction_on_its_way_when_the_store_goes_is_unknown_and_may_arrive_late() {
+    for delivered in 0..2 {
+        let direct = Direct::new();
+        let world = World::new(direct.clone());
+        let client = world.client();
+        let result = Rc::new(RefCell::new(None));
+        let (given, sender) = (result.clone(), client.clone());
+        while world.turn() {}
+        world.spawn(async move {
+            let outcome = sender.transact(put("a", b"late").require("a", 0)).await;
+            *given.borrow_mut() = Some(outcome);
+        });
+        while world.turn() {}
+        for _ in 0..delivered {
+            assert!(direct.deliver());
+        }
+        direct.stop();
+        direct.start();
+        while world.turn() {}
+        assert_eq!(*result.borrow(), Some(Err(StoreError::Unknown)));
+        // Settled by a condition: exactly one of the two was made.
+        let mine = client.clone();
+        let outcome =
+            world.run(async move { mine.transact(put("a", b"mine").require("a", 0)).await });
+        assert_eq!(outcome, Ok(Outcome::Conflict));
+        let value = world.run(async move { client.get("a").await }).unwrap().unwrap();
+        assert_eq!((value.value.as_slice(), value.revision), (b"late".as_slice(), 1));
+    }
+}
+
+#[test]
+fn reads_on_their_way_when_the_store_goes_are_asked_again() {
+    let direct = Direct::new();
+    let world = World::new(direct.clone());
+    let client = world.client();
+    while world.turn() {}
+    let result = Rc::new(RefCell::new(None));
+    let (given, reader) = (result.clone(), client.clone());
+    world.spawn(async move { *given.borrow_mut() = Some(reader.get("a").await) });
+    while world.turn() {}
+    // The answer "absent" is on its way; it must not be given after the change below.
+    assert!(direct.deliver());
+    direct.stop();
+    direct.server.execute(Operation::Transact(put("a", b"1"))).unwrap();
+    direct.start();
+    while world.turn() || direct.deliver() {}
+    let value = result.borrow_mut().take().unwrap().unwrap().unwrap();
+    assert_eq!(value.revision, 1);
+}
+
+#[test]
+fn a_watcher_that_was_away_too_long_is_told_to_list_again() {
+    let direct = Direct::new();
+    let world = World::new(direct.clone());
+    let client = world.client();
+    let watch = Rc::new(client.watch("a", 1));
+    while world.turn() || direct.deliver() {}
+    direct.stop();
+    let change = || direct.server.execute(Operation::Transact(put("a", b"x"))).unwrap();
+    change();
+    direct.start();
+    while world.turn() || direct.deliver() {}
+    assert!(matches!(watch.try_next(), Some(WatchEvent::Changed(c)) if c.revision == 1));
+    direct.stop();
+    (0..=HISTORY_MAX).for_each(|_| drop(change()));
+    direct.start();
+    while world.turn() || direct.deliver() {}
+    let revision = 2 + HISTORY_MAX as u64;
+    assert_eq!(watch.try_next(), Some(WatchEvent::Resync { revision }));
+    change();
+    while world.turn() || direct.deliver() {}
+    assert!(matches!(watch.try_next(), Some(WatchEvent::Changed(c)) if c.revision == revision + 1));
+    assert_eq!(watch.try_next(), None);
+}
+
+#[test]
+fn the_owning_process_may_execute_and_others_watch_it() {
+    let direct = Direct::new();
+    let world = World::new(direct.clone());
+    let client = world.client();
+    let watch = client.watch("", 1);
+    while world.turn() || direct.deliver() {}
+    direct.server.execute(Operation::Transact(put("a", b"1"))).unwrap();
+    while world.turn() || direct.deliver() {}
+    assert!(matches!(watch.try_next(), Some(WatchEvent::Changed(c)) if c.revision == 1));
+    let watched = direct.server.execute(Operation::Watch { prefix: String::new(), from: 0 });
+    assert!(matches!(watched, Err(StoreError::Invalid(_))));
+}

@@ -1,0 +1,227 @@
+//! What only a socket has: names, modes, garbage, servers that vanish in the middle.
+
+use super::world::{Backend, Bell, Sockets, World};
+use crate::client::StoreClient;
+use crate::contract::{Operation, Outcome, StoreError, Transaction};
+use crate::encoding::decode;
+use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
+use crate::hub::Reply;
+use crate::redb_store::RedbStore;
+use crate::server::{ServerError, StoreServer};
+use crate::socket::SocketStore;
+use proptest::prelude::*;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
+use std::sync::Arc;
+
+fn put(key: &str) -> Transaction {
+    Transaction::new().put(key, b"value".to_vec())
+}
+
+#[test]
+fn the_socket_is_private_and_its_name_is_guarded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.sock");
+    let start = |path: &std::path::Path| StoreServer::start(path, RedbStore::in_memory());
+    let server = start(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(start(&path), Err(ServerError::InUse(_))));
+    drop(server);
+    assert!(!path.exists());
+    // What a killed server leaves behind is removed; what is not a socket is kept.
+    drop(UnixListener::bind(&path).unwrap());
+    drop(start(&path).unwrap());
+    std::fs::write(&path, b"precious").unwrap();
+    assert!(matches!(start(&path), Err(ServerError::NotASocket(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    let long = directory.path().join("x".repeat(108));
+    assert!(matches!(start(&long), Err(ServerError::PathTooLong(_))));
+    let error = SocketStore::new(&long, Arc::new(Bell::default())).err().unwrap();
+    assert!(error.to_string().contains("too long"), "{error}");
+    assert!(matches!(start(&directory.path().join("no/sock")), Err(ServerError::Io { .. })));
+}
+
+#[test]
+fn garbage_ends_its_connection_and_nothing_else() {
+    let sockets = Sockets::new();
+    let world = World::new(sockets.clone());
+    let client = world.client();
+    let greeted = |rest: &[u8]| [&GREETING, rest].concat();
+    let huge = u32::try_from(REQUEST_BYTES_MAX + 1).unwrap().to_le_bytes();
+    let valid = framed(&Request { token: 1, operation: Operation::Get { key: "a".to_owned() } });
+    let mut trailing = valid.clone();
+    trailing[0] += 1;
+    trailing.push(0);
+    for garbage in [
+        b"GET / HTTP/1.1\r\n".to_vec(),
+        greeted(&[0xff; 64]),
+        greeted(&huge),
+        greeted(&[3, 0, 0, 0, 9, 9, 9]),
+        greeted(&[0, 0, 0, 0]),
+        greeted(&trailing),
+    ] {
+        let mut stream = UnixStream::connect(sockets.socket()).unwrap();
+        stream.write_all(&garbage).unwrap();
+        let mut received = Vec::new();
+        // Closed by the server, without an answer (a reset when it had not read everything).
+        let _ = stream.read_to_end(&mut received);
+        assert!(received.is_empty() || received == GREETING, "{garbage:?}");
+        // A client that leaves in the middle of a message.
+        let mut stream = UnixStream::connect(sockets.socket()).unwrap();
+        stream.write_all(&greeted(&valid[..7])).unwrap();
+        drop(stream);
+        let client = client.clone();
+        assert!(world.run(async move { client.transact(put("a")).await }).is_ok());
+    }
+}
+
+/// Takes a connection, greets, and reads one request.
+fn one_request(listener: &UnixListener) -> (UnixStream, Request) {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(&GREETING).unwrap();
+    let mut greeting = [0; GREETING.len()];
+    stream.read_exact(&mut greeting).unwrap();
+    assert_eq!(greeting, GREETING);
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).unwrap();
+    let mut body = vec![0; u32::from_le_bytes(length) as usize];
+    stream.read_exact(&mut body).unwrap();
+    (stream, decode(&body).unwrap())
+}
+
+#[test]
+fn a_server_that_vanishes_in_a_transaction_leaves_it_unknown() {
+    let sockets = Sockets::new();
+    sockets.stop();
+    let listener = UnixListener::bind(sockets.socket()).unwrap();
+    let liar = std::thread::spawn(move || {
+        let (stream, request) = one_request(&listener);
+        assert!(matches!(request.operation, Operation::Transact(_)));
+        drop(stream);
+        // The next connection: a read, left unanswered, and a third one with garbage.
+        let (stream, request) = one_request(&listener);
+        assert!(matches!(request.operation, Operation::Get { .. }));
+        drop(stream);
+        let (mut stream, request) = one_request(&listener);
+        assert!(matches!(request.operation, Operation::Get { .. }));
+        let unasked = Reply::Answer { token: request.token + 1, result: Err(StoreError::Unknown) };
+        stream.write_all(&framed(&unasked)).unwrap();
+        let (mut stream, request) = one_request(&listener);
+        assert!(matches!(request.operation, Operation::Get { .. }));
+        stream.write_all(&[0xff; 32]).unwrap();
+    });
+    let world = World::new(sockets.clone());
+    let client = world.client();
+    let backend = Rc::clone(&sockets);
+    world.run(async move {
+        assert_eq!(client.transact(put("a")).await, Err(StoreError::Unknown));
+        let read = client.get("a");
+        let restart = async {
+            // The read outlives three broken servers and is answered by the honest one.
+            while !liar.is_finished() {
+                let connected = client.is_connected();
+                client.until_connected(!connected).await;
+            }
+            liar.join().unwrap();
+            std::fs::remove_file(backend.socket()).unwrap();
+            backend.start();
+        };
+        let (value, ()) = both(read, restart).await;
+        assert_eq!(value, Ok(None));
+        assert_eq!(client.transact(put("a")).await, Ok(Outcome::Committed(1)));
+    });
+}
+
+async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    let (mut one, mut two) = (None, None);
+    std::future::poll_fn(|context| {
+        if one.is_none()
+            && let std::task::Poll::Ready(value) = first.as_mut().poll(context)
+        {
+            one = Some(value);
+        }
+        if two.is_none()
+            && let std::task::Poll::Ready(value) = second.as_mut().poll(context)
+        {
+            two = Some(value);
+        }
+        match (one.take(), two.take()) {
+            (Some(a), Some(b)) => std::task::Poll::Ready((a, b)),
+            (a, b) => {
+                (one, two) = (a, b);
+                std::task::Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_client_may_begin_before_the_server_and_end_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.sock");
+    let store = SocketStore::new(&path, Arc::new(Bell::default())).unwrap();
+    let client = StoreClient::new(Rc::new(store));
+    assert!(!client.turn() && !client.is_connected());
+    drop(client);
+    let sockets = Sockets::new();
+    sockets.stop();
+    let world = World::new(sockets.clone());
+    let client = world.client();
+    sockets.start();
+    world.run(async move { client.get("a").await }).unwrap();
+    world.forget_clients();
+}
+
+#[test]
+fn the_owning_process_executes_beside_its_clients() {
+    let sockets = Sockets::new();
+    let world = World::new(sockets.clone());
+    let client = world.client();
+    let watch = client.watch("", 1);
+    let backend = Rc::clone(&sockets);
+    world.run(async move {
+        let execute = |operation| backend.server.borrow().as_ref().unwrap().execute(operation);
+        execute(Operation::Transact(put("a"))).unwrap();
+        let crate::WatchEvent::Changed(changed) = watch.next().await else {
+            panic!("nothing was forgotten");
+        };
+        assert_eq!(changed.revision, 1);
+        assert!(matches!(execute(Operation::Unwatch { watch: 1 }), Err(StoreError::Invalid(_))));
+    });
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_break_a_decoder(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = first::<Request>(&bytes, REQUEST_BYTES_MAX);
+        let _ = first::<Reply>(&bytes, REQUEST_BYTES_MAX);
+        let _ = decode::<Request>(&bytes);
+        let _ = decode::<Reply>(&bytes);
+        let _ = decode::<crate::LogRole>(&bytes);
+    }
+
+    #[test]
+    fn a_request_comes_back_from_its_frame(
+        token: u64,
+        key in "[a-z/]{1,20}",
+        value in prop::option::of(prop::collection::vec(any::<u8>(), 0..100)),
+        rest in prop::collection::vec(any::<u8>(), 0..10),
+    ) {
+        let transaction = Transaction {
+            conditions: vec![],
+            changes: vec![crate::Change { key, value }],
+        };
+        let request = Request { token, operation: Operation::Transact(transaction) };
+        let mut bytes = framed(&request);
+        for cut in 0..bytes.len() {
+            prop_assert_eq!(first::<Request>(&bytes[..cut], REQUEST_BYTES_MAX), Ok(None));
+        }
+        let length = bytes.len();
+        bytes.extend(rest);
+        prop_assert_eq!(first(&bytes, REQUEST_BYTES_MAX), Ok(Some((request, length))));
+    }
+}
