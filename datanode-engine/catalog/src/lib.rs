@@ -1,1 +1,51 @@
-//! Being built.
+//! A data node's durable table of stripes, commits and map pieces, over redb.
+//!
+//! Both controllers have one, on a thread of its own. It changes by [`Control`] records alone,
+//! in the order of their positions, each transaction together with the position that it reached
+//! (C11): after a crash the catalog is exactly as it was after some transaction, and says which, so
+//! that applying the same records again changes nothing.
+//!
+//! # Tables
+//!
+//! Keys are redb's integers (a pair compares by its first part, then its second); values are
+//! encoded by the format crate's one encoding ([`cleave_format::encode`]).
+//!
+//! | Table | Key | Value |
+//! | --- | --- | --- |
+//! | `meta` | name | `format`, `applied` (position), `stripe` (newest stripe identity granted), `cluster_high`, `cluster_low`, `datanode`: u64 |
+//! | `stripes` | stripe | [`StripeRow`](tables::StripeRow): slots, generation, vdisks with content in it, struck vdisks, position, missing shards |
+//! | `stripes_of` | (vdisk, stripe) | nothing: the stripes with content of a vdisk |
+//! | `grants` | stripe | [`GrantRow`](tables::GrantRow): incarnation, slots |
+//! | `commits` | (vdisk, position) | [`CommitRow`](tables::CommitRow): stripe, entries that are in no footer; only those after the vdisk's frontier |
+//! | `pieces` | (vdisk, group) | address of the current map piece |
+//! | `vdisks` | vdisk | [`VdiskRow`](tables::VdiskRow): sealed epoch, owner, seal's position, frontier, whether deleted. Kept for ever: identities are used once (C3) |
+//! | `hosts` | host | newest incarnation |
+//! | `drives` | drive | state, generation |
+//!
+//! # What the records do
+//!
+//! A commit moves its grant to `stripes`, adds a row to `commits` for every vdisk that is not
+//! struck, and for a map run replaces pieces, sets the frontier and drops the commits up to it
+//! (C21). A delete drops the vdisk's rows and the stripes that have content of no other vdisk
+//! (C28). `GrantEnd` and `HostStart` drop grants (C15). A commit of a stripe that is neither
+//! granted nor new (a resend) changes nothing (C4).
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod database;
+mod error;
+mod query;
+pub mod storage;
+pub mod tables;
+mod transfer;
+
+pub use apply::Applied;
+pub use cleave_format::control::Control;
+pub use database::{Catalog, Owner};
+pub use error::CatalogError;
+pub use query::{Cursor, MapPage, MapRow, Resident, ResidentVdisk};
+pub use transfer::Dump;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,319 @@
+//! Applying control records: one durable transaction a batch, with the position that it reached.
+//!
+//! Nothing is decided here. What a record says was decided when it was appended; rows that it
+//! would change and that are not there are passed over, so that applying a record to a catalog
+//! that is ahead of it, or twice, changes nothing.
+
+use crate::tables::*;
+use crate::{Catalog, CatalogError};
+use cleave_format::control::{Commit, CommitVdisk, Control, DriveState, GrantedStripe, SlotPlace};
+use cleave_format::encode;
+use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId, VdiskId};
+use redb::{ReadableTable, Table};
+
+/// What a batch led to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Everything up to here is applied and durable.
+    pub through: Position,
+    /// Slots of stripes that are no more, for the allocator. Not those of ended grants, which
+    /// wait for their I/O (C15).
+    pub freed: Vec<SlotPlace>,
+}
+
+struct Tables<'t> {
+    stripes: Table<'t, u64, Bytes>,
+    stripes_of: Table<'t, (u64, u64), ()>,
+    grants: Table<'t, u64, Bytes>,
+    commits: Table<'t, (u64, u64), Bytes>,
+    pieces: Table<'t, (u64, u32), Bytes>,
+    vdisks: Table<'t, u64, Bytes>,
+    hosts: Table<'t, u32, u64>,
+    drives: Table<'t, u16, Bytes>,
+    newest_stripe: u64,
+    freed: Vec<SlotPlace>,
+}
+
+impl Catalog {
+    /// Applies records, in the order of their positions, as one durable transaction. Those at or
+    /// below [`applied`](Catalog::applied) are passed over (C11).
+    pub fn apply(&mut self, entries: &[(Position, Control)]) -> Result<Applied, CatalogError> {
+        let mut through = self.applied;
+        if entries.last().is_none_or(|(position, _)| *position <= through) {
+            return Ok(Applied { through, freed: Vec::new() });
+        }
+        let write = self.database.begin_write()?;
+        let freed = {
+            let mut meta = write.open_table(META)?;
+            let newest_stripe = meta.get(NEWEST_STRIPE)?.map_or(0, |found| found.value());
+            let mut tables = Tables {
+                stripes: write.open_table(STRIPES)?,
+                stripes_of: write.open_table(STRIPES_OF)?,
+                grants: write.open_table(GRANTS)?,
+                commits: write.open_table(COMMITS)?,
+                pieces: write.open_table(PIECES)?,
+                vdisks: write.open_table(VDISKS)?,
+                hosts: write.open_table(HOSTS)?,
+                drives: write.open_table(DRIVES)?,
+                newest_stripe,
+                freed: Vec::new(),
+            };
+            for (position, control) in entries {
+                if *position > through {
+                    tables.apply(*position, control)?;
+                    through = *position;
+                }
+            }
+            meta.insert(APPLIED, through.0)?;
+            meta.insert(NEWEST_STRIPE, tables.newest_stripe)?;
+            tables.freed
+        };
+        write.commit()?;
+        self.applied = through;
+        Ok(Applied { through, freed })
+    }
+}
+
+impl Tables<'_> {
+    fn apply(&mut self, position: Position, control: &Control) -> Result<(), CatalogError> {
+        match control {
+            Control::HostStart { host, incarnation } => self.host_start(*host, *incarnation),
+            Control::Seal { vdisk, epoch, host, incarnation } => {
+                self.seal(position, *vdisk, *epoch, *host, *incarnation)
+            }
+            Control::Grant { incarnation, stripes } => self.grant(*incarnation, stripes),
+            Control::GrantEnd { stripes } => {
+                for stripe in stripes {
+                    self.grants.remove(stripe.0)?;
+                }
+                Ok(())
+            }
+            Control::Commit(commit) => self.commit(position, commit),
+            Control::Delete { vdisk, epoch } => self.delete(position, *vdisk, *epoch),
+            Control::Drive { drive, state, generation } => self.drive(*drive, *state, *generation),
+            // Reserved: no writer of this format level produces them (C31).
+            Control::Cut { .. } | Control::Move { .. } => Ok(()),
+        }
+    }
+
+    fn host_start(&mut self, host: HostId, incarnation: Incarnation) -> Result<(), CatalogError> {
+        let before = self.hosts.insert(host.0, incarnation.0)?.map(|found| found.value());
+        let Some(before) = before else { return Ok(()) };
+        let mut ended = Vec::new();
+        for entry in self.grants.iter()? {
+            let (stripe, row) = entry?;
+            let row: GrantRow = decode("grants", row.value())?;
+            if row.incarnation.0 == before && before != incarnation.0 {
+                ended.push(stripe.value());
+            }
+        }
+        for stripe in ended {
+            self.grants.remove(stripe)?;
+        }
+        Ok(())
+    }
+
+    fn vdisk(&self, vdisk: VdiskId) -> Result<Option<VdiskRow>, CatalogError> {
+        self.vdisks.get(vdisk.0)?.map(|row| decode("vdisks", row.value())).transpose()
+    }
+
+    fn seal(
+        &mut self,
+        position: Position,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        host: HostId,
+        incarnation: Incarnation,
+    ) -> Result<(), CatalogError> {
+        let before = self.vdisk(vdisk)?;
+        if before.is_some_and(|row| row.deleted || row.epoch > epoch) {
+            return Ok(());
+        }
+        let frontier = before.map_or(Position(0), |row| row.frontier);
+        let row = VdiskRow { epoch, host, incarnation, seal: position, frontier, deleted: false };
+        self.vdisks.insert(vdisk.0, encode(&row).as_slice())?;
+        Ok(())
+    }
+
+    fn grant(
+        &mut self,
+        incarnation: Incarnation,
+        stripes: &[GrantedStripe],
+    ) -> Result<(), CatalogError> {
+        for GrantedStripe { stripe, slots } in stripes {
+            let row = GrantRow { incarnation, slots: slots.clone() };
+            self.grants.insert(stripe.0, encode(&row).as_slice())?;
+            self.newest_stripe = self.newest_stripe.max(stripe.0);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, position: Position, commit: &Commit) -> Result<(), CatalogError> {
+        if self.grants.remove(commit.stripe.0)?.is_none() {
+            return Ok(());
+        }
+        let stripeless = commit.slots.is_empty();
+        let mut row = StripeRow {
+            slots: commit.slots.clone(),
+            generation: 0,
+            vdisks: Vec::new(),
+            struck: Vec::new(),
+            position,
+            shards_missing: commit.shards_missing,
+        };
+        for part in &commit.vdisks {
+            if part.struck {
+                row.struck.push(part.vdisk);
+            } else if stripeless || part.in_footer || part.run.is_some() {
+                row.vdisks.push(part.vdisk);
+            }
+        }
+        row.vdisks.sort_unstable();
+        row.vdisks.dedup();
+        if row.vdisks.is_empty() {
+            self.freed.extend_from_slice(&row.slots);
+            return Ok(());
+        }
+        for vdisk in &row.vdisks {
+            self.stripes_of.insert((vdisk.0, commit.stripe.0), ())?;
+        }
+        self.stripes.insert(commit.stripe.0, encode(&row).as_slice())?;
+        for part in commit.vdisks.iter().filter(|part| !part.struck) {
+            self.commit_vdisk(position, commit.stripe, part)?;
+        }
+        Ok(())
+    }
+
+    fn commit_vdisk(
+        &mut self,
+        position: Position,
+        stripe: StripeId,
+        part: &CommitVdisk,
+    ) -> Result<(), CatalogError> {
+        let key = (part.vdisk.0, position.0);
+        let row = CommitRow { stripe, in_footer: part.in_footer, entries: part.entries.clone() };
+        self.commits.insert(key, encode(&row).as_slice())?;
+        let Some(run) = &part.run else { return Ok(()) };
+        for piece in &run.pieces {
+            let key = (part.vdisk.0, piece.group);
+            match piece.address {
+                Some(address) => {
+                    self.pieces.insert(key, encode(&PieceRow { address }).as_slice())?;
+                }
+                None => {
+                    self.pieces.remove(key)?;
+                }
+            }
+        }
+        let Some(mut vdisk) = self.vdisk(part.vdisk)? else { return Ok(()) };
+        if run.frontier <= vdisk.frontier {
+            return Ok(());
+        }
+        vdisk.frontier = run.frontier;
+        self.vdisks.insert(part.vdisk.0, encode(&vdisk).as_slice())?;
+        let reflected = (part.vdisk.0, 0)..=(part.vdisk.0, run.frontier.0);
+        for stripe in self.drop_commits(reflected)? {
+            self.forget_stripeless(part.vdisk, stripe)?;
+        }
+        Ok(())
+    }
+
+    /// Drops rows of `commits`; gives the stripes that they named.
+    fn drop_commits(
+        &mut self,
+        range: std::ops::RangeInclusive<(u64, u64)>,
+    ) -> Result<Vec<u64>, CatalogError> {
+        let (mut keys, mut stripes) = (Vec::new(), Vec::new());
+        for entry in self.commits.range(range)? {
+            let (key, row) = entry?;
+            let row: CommitRow = decode("commits", row.value())?;
+            keys.push(key.value());
+            stripes.push(row.stripe.0);
+        }
+        for key in keys {
+            self.commits.remove(key)?;
+        }
+        Ok(stripes)
+    }
+
+    fn stripe(&self, stripe: u64) -> Result<Option<StripeRow>, CatalogError> {
+        self.stripes.get(stripe)?.map(|row| decode("stripes", row.value())).transpose()
+    }
+
+    /// The identity of a commit without a stripe stays known while a commit row names it, so that
+    /// a resend is recognised.
+    fn forget_stripeless(&mut self, vdisk: VdiskId, stripe: u64) -> Result<(), CatalogError> {
+        match self.stripe(stripe)? {
+            Some(row) if row.slots.is_empty() => self.take_from_stripe(vdisk, stripe, row),
+            _ => Ok(()),
+        }
+    }
+
+    /// A vdisk has nothing in a stripe any more; without another one the stripe ends.
+    fn take_from_stripe(
+        &mut self,
+        vdisk: VdiskId,
+        stripe: u64,
+        mut row: StripeRow,
+    ) -> Result<(), CatalogError> {
+        self.stripes_of.remove((vdisk.0, stripe))?;
+        row.vdisks.retain(|other| *other != vdisk);
+        if row.vdisks.is_empty() {
+            self.stripes.remove(stripe)?;
+            self.freed.append(&mut row.slots);
+        } else {
+            self.stripes.insert(stripe, encode(&row).as_slice())?;
+        }
+        Ok(())
+    }
+
+    fn delete(
+        &mut self,
+        position: Position,
+        vdisk: VdiskId,
+        epoch: Epoch,
+    ) -> Result<(), CatalogError> {
+        let before = self.vdisk(vdisk)?;
+        let (host, incarnation) =
+            before.map_or((HostId(0), Incarnation(0)), |row| (row.host, row.incarnation));
+        let row = VdiskRow {
+            epoch,
+            host,
+            incarnation,
+            seal: position,
+            frontier: Position(0),
+            deleted: true,
+        };
+        self.vdisks.insert(vdisk.0, encode(&row).as_slice())?;
+        self.pieces.retain_in((vdisk.0, 0)..=(vdisk.0, u32::MAX), |_, _| false)?;
+        self.commits.retain_in((vdisk.0, 0)..=(vdisk.0, u64::MAX), |_, _| false)?;
+        let mut stripes = Vec::new();
+        for entry in self.stripes_of.range((vdisk.0, 0)..=(vdisk.0, u64::MAX))? {
+            stripes.push(entry?.0.value().1);
+        }
+        for stripe in stripes {
+            match self.stripe(stripe)? {
+                Some(row) => self.take_from_stripe(vdisk, stripe, row)?,
+                None => {
+                    self.stripes_of.remove((vdisk.0, stripe))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drive(
+        &mut self,
+        drive: DriveId,
+        state: DriveState,
+        generation: u32,
+    ) -> Result<(), CatalogError> {
+        let before = self.drives.get(drive.0)?.map(|row| decode("drives", row.value()));
+        let before: Option<DriveRow> = before.transpose()?;
+        if before.is_none_or(|row| row.generation < generation) {
+            let row = DriveRow { state, generation };
+            self.drives.insert(drive.0, encode(&row).as_slice())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! Opening a catalog: a file, or a storage given by the caller (the simulator's).
+//!
+//! A file is locked for as long as it is open, readable by its owner only, and says whose it is;
+//! a file of another cluster, data node or format is refused and left as it is. A crash leaves the last
+//! committed transaction, which redb finds when it opens the file.
+
+use crate::CatalogError;
+use crate::tables::*;
+use cleave_format::ids::{ClusterId, DatanodeId, Position};
+use redb::backends::FileBackend;
+use redb::{
+    Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError, WriteTransaction,
+};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+const FORMAT: u64 = 1;
+/// redb's default would be 1 GiB.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// Whose catalog it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The data node.
+    pub datanode: DatanodeId,
+}
+
+impl Owner {
+    fn words(&self) -> [(&'static str, u64); 3] {
+        let cluster = u128::from_be_bytes(self.cluster.0);
+        [
+            ("cluster_high", (cluster >> 64) as u64),
+            ("cluster_low", cluster as u64),
+            ("datanode", u64::from(self.datanode.0)),
+        ]
+    }
+
+    fn from_words([high, low, datanode]: [u64; 3]) -> String {
+        let cluster = (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
+        format!("data node {datanode} of cluster {}", ClusterId(cluster))
+    }
+}
+
+/// An open catalog. One thread at a time.
+pub struct Catalog {
+    pub(crate) database: Database,
+    pub(crate) applied: Position,
+    /// A restore that has begun (see the transfer module).
+    pub(crate) restoring: Option<WriteTransaction>,
+}
+
+impl Catalog {
+    /// Opens the file, creating it if there is none.
+    pub fn open(path: &Path, owner: Owner) -> Result<Catalog, CatalogError> {
+        let refused = |error| CatalogError::Open { path: path.to_owned(), error };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(refused)?;
+        let catalog = match FileBackend::new(file) {
+            Ok(backend) => Catalog::open_storage(backend, path, owner)?,
+            Err(error) => return Err(not_opened(error, path)),
+        };
+        // The file's name must be as durable as its content.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = File::open(parent.unwrap_or(Path::new("."))).map_err(refused)?;
+        directory.sync_all().map_err(refused)?;
+        Ok(catalog)
+    }
+
+    /// Opens what `storage` holds, creating a catalog if it is empty. `name` stands in messages.
+    pub fn open_storage(
+        storage: impl StorageBackend,
+        name: &Path,
+        owner: Owner,
+    ) -> Result<Catalog, CatalogError> {
+        let database = redb::Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(storage)
+            .map_err(|error| not_opened(error, name))?;
+        let applied = prepare(&database, name, owner)?;
+        Ok(Catalog { database, applied, restoring: None })
+    }
+
+    /// Position of the last record applied; 0 when there was none. Everything up to it is durable.
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+}
+
+fn not_opened(error: DatabaseError, path: &Path) -> CatalogError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => CatalogError::InUse(path),
+        DatabaseError::Storage(StorageError::Io(error))
+            if error.kind() != io::ErrorKind::InvalidData =>
+        {
+            CatalogError::Open { path, error }
+        }
+        other => CatalogError::Damaged { path, reason: other.to_string() },
+    }
+}
+
+/// Creates the tables of a new database; checks an old one. Gives the applied position.
+fn prepare(database: &Database, name: &Path, owner: Owner) -> Result<Position, CatalogError> {
+    let damaged = |reason: String| CatalogError::Damaged { path: PathBuf::from(name), reason };
+    let known = {
+        let read = database.begin_read()?;
+        match read.open_table(META) {
+            Ok(meta) => {
+                let word = |key: &str| -> Result<u64, CatalogError> {
+                    let found = meta.get(key)?.map(|value| value.value());
+                    found.ok_or_else(|| damaged(format!("it has no {key}")))
+                };
+                let format = word("format")?;
+                if format != FORMAT {
+                    return Err(damaged(format!("its format is {format}, not {FORMAT}")));
+                }
+                let found = [word("cluster_high")?, word("cluster_low")?, word("datanode")?];
+                let wanted = owner.words().map(|(_, value)| value);
+                if found != wanted {
+                    return Err(CatalogError::Foreign {
+                        path: PathBuf::from(name),
+                        found: Owner::from_words(found),
+                        wanted: Owner::from_words(wanted),
+                    });
+                }
+                Some(Position(word(APPLIED)?))
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {
+                if read.list_tables()?.next().is_some() {
+                    return Err(damaged("it has tables of something else".to_owned()));
+                }
+                None
+            }
+            Err(error) => return Err(damaged(error.to_string())),
+        }
+    };
+    if let Some(applied) = known {
+        return Ok(applied);
+    }
+    let write = database.begin_write()?;
+    {
+        let mut meta = write.open_table(META)?;
+        meta.insert("format", FORMAT)?;
+        for (key, value) in owner.words() {
+            meta.insert(key, value)?;
+        }
+        meta.insert(APPLIED, 0)?;
+        meta.insert(NEWEST_STRIPE, 0)?;
+    }
+    create_tables(&write)?;
+    write.commit()?;
+    Ok(Position(0))
+}
+
+/// Sees to it that every table exists.
+pub(crate) fn create_tables(write: &WriteTransaction) -> Result<(), CatalogError> {
+    write.open_table(STRIPES)?;
+    write.open_table(STRIPES_OF)?;
+    write.open_table(GRANTS)?;
+    write.open_table(COMMITS)?;
+    write.open_table(PIECES)?;
+    write.open_table(VDISKS)?;
+    write.open_table(HOSTS)?;
+    write.open_table(DRIVES)?;
+    Ok(())
+}

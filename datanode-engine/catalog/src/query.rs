@@ -1,0 +1,209 @@
+//! What is read from a catalog: maps to open, places of stripes, and what an active controller
+//! keeps resident.
+
+use crate::tables::*;
+use crate::{Catalog, CatalogError};
+use cleave_format::control::{GrantedStripe, InlineEntry, PiecePlace, SlotPlace};
+use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId, VdiskId};
+use redb::{ReadableDatabase, ReadableTable};
+use std::collections::BTreeMap;
+
+/// Place in a paged map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cursor {
+    /// Pieces from this group on.
+    Pieces(u32),
+    /// Commits after this position.
+    Commits(Position),
+}
+
+/// A page of a vdisk's durable map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapPage {
+    /// The last commit that the pieces reflect.
+    pub frontier: Position,
+    /// Pieces, by group.
+    pub pieces: Vec<PiecePlace>,
+    /// Commits after the frontier, in order.
+    pub commits: Vec<MapRow>,
+    /// Continue here; `None`: that was all.
+    pub next: Option<Cursor>,
+}
+
+/// A commit, as the map of one vdisk sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapRow {
+    /// Its position.
+    pub position: Position,
+    /// The stripe whose footer has entries of the vdisk, with its present slots.
+    pub stripe: Option<GrantedStripe>,
+    /// Entries that are in no footer.
+    pub entries: Vec<InlineEntry>,
+}
+
+impl MapRow {
+    /// Roughly its encoded length, for bounding pages, in bytes.
+    fn weight(&self) -> usize {
+        let slots = self.stripe.as_ref().map_or(0, |stripe| stripe.slots.len());
+        64 + slots * 12 + self.entries.len() * 48
+    }
+}
+
+/// A vdisk, as the active controller keeps it resident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResidentVdisk {
+    /// Which.
+    pub vdisk: VdiskId,
+    /// Its row.
+    pub row: VdiskRow,
+}
+
+/// Everything that the active controller keeps resident, at one instant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// The catalog's position.
+    pub applied: Position,
+    /// The newest stripe identity ever granted.
+    pub newest_stripe: StripeId,
+    /// Newest incarnations.
+    pub hosts: Vec<(HostId, Incarnation)>,
+    /// All vdisks, deleted ones too.
+    pub vdisks: Vec<ResidentVdisk>,
+    /// Grants.
+    pub grants: Vec<(StripeId, GrantRow)>,
+    /// Drives that changed their state at least once.
+    pub drives: Vec<(DriveId, DriveRow)>,
+    /// Slots of stripes and grants: bit `slot % 64` of word `slot / 64`.
+    pub used: BTreeMap<DriveId, Vec<u64>>,
+    /// Committed stripes.
+    pub stripes: u64,
+}
+
+impl Resident {
+    fn mark(&mut self, slots: &[SlotPlace]) {
+        for place in slots {
+            let words = self.used.entry(place.drive).or_default();
+            let word = place.slot.0 as usize / 64;
+            if words.len() <= word {
+                words.resize(word + 1, 0);
+            }
+            words[word] |= 1 << (place.slot.0 % 64);
+        }
+    }
+}
+
+impl Catalog {
+    /// A page of a vdisk's map, of about `bytes_max` bytes but at least one row. Of a vdisk that
+    /// is unknown or deleted it is empty.
+    pub fn map_page(
+        &self,
+        vdisk: VdiskId,
+        cursor: Option<Cursor>,
+        bytes_max: usize,
+    ) -> Result<MapPage, CatalogError> {
+        let read = self.database.begin_read()?;
+        let row = read.open_table(VDISKS)?.get(vdisk.0)?;
+        let row: Option<VdiskRow> = row.map(|found| decode("vdisks", found.value())).transpose()?;
+        let frontier = row.map_or(Position(0), |row| row.frontier);
+        let mut page = MapPage { frontier, pieces: Vec::new(), commits: Vec::new(), next: None };
+        let mut bytes = 0;
+        let mut after = frontier;
+        match cursor.unwrap_or(Cursor::Pieces(0)) {
+            Cursor::Commits(position) => after = position.max(frontier),
+            Cursor::Pieces(first) => {
+                let pieces = read.open_table(PIECES)?;
+                for entry in pieces.range((vdisk.0, first)..=(vdisk.0, u32::MAX))? {
+                    let (key, found) = entry?;
+                    let group = key.value().1;
+                    if bytes >= bytes_max {
+                        page.next = Some(Cursor::Pieces(group));
+                        return Ok(page);
+                    }
+                    let PieceRow { address } = decode("pieces", found.value())?;
+                    page.pieces.push(PiecePlace { group, address: Some(address) });
+                    bytes += 24;
+                }
+            }
+        }
+        let Some(first) = after.0.checked_add(1) else { return Ok(page) };
+        let commits = read.open_table(COMMITS)?;
+        let stripes = read.open_table(STRIPES)?;
+        for entry in commits.range((vdisk.0, first)..=(vdisk.0, u64::MAX))? {
+            let (key, found) = entry?;
+            if bytes >= bytes_max {
+                page.next = Some(Cursor::Commits(after));
+                return Ok(page);
+            }
+            let CommitRow { stripe, in_footer, entries } = decode("commits", found.value())?;
+            let stripe = match stripes.get(stripe.0)? {
+                Some(row) if in_footer => {
+                    let StripeRow { slots, .. } = decode("stripes", row.value())?;
+                    Some(GrantedStripe { stripe, slots })
+                }
+                _ => None,
+            };
+            after = Position(key.value().1);
+            let row = MapRow { position: after, stripe, entries };
+            bytes += row.weight();
+            page.commits.push(row);
+        }
+        Ok(page)
+    }
+
+    /// Those of the stripes that are committed and have slots, in the order asked.
+    pub fn locate(&self, stripes: &[StripeId]) -> Result<Vec<GrantedStripe>, CatalogError> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(STRIPES)?;
+        let mut found = Vec::with_capacity(stripes.len());
+        for &stripe in stripes {
+            if let Some(row) = table.get(stripe.0)? {
+                let StripeRow { slots, .. } = decode("stripes", row.value())?;
+                if !slots.is_empty() {
+                    found.push(GrantedStripe { stripe, slots });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The row of a committed stripe.
+    pub fn stripe(&self, stripe: StripeId) -> Result<Option<StripeRow>, CatalogError> {
+        let read = self.database.begin_read()?;
+        let row = read.open_table(STRIPES)?.get(stripe.0)?;
+        row.map(|found| decode("stripes", found.value())).transpose()
+    }
+
+    /// What an active controller keeps resident.
+    pub fn resident(&self) -> Result<Resident, CatalogError> {
+        let read = self.database.begin_read()?;
+        let mut resident = Resident { applied: self.applied, ..Resident::default() };
+        let meta = read.open_table(META)?;
+        let newest = meta.get(NEWEST_STRIPE)?.map_or(0, |found| found.value());
+        resident.newest_stripe = StripeId(newest);
+        for entry in read.open_table(HOSTS)?.iter()? {
+            let (host, incarnation) = entry?;
+            resident.hosts.push((HostId(host.value()), Incarnation(incarnation.value())));
+        }
+        for entry in read.open_table(VDISKS)?.iter()? {
+            let (vdisk, row) = entry?;
+            let row = decode("vdisks", row.value())?;
+            resident.vdisks.push(ResidentVdisk { vdisk: VdiskId(vdisk.value()), row });
+        }
+        for entry in read.open_table(DRIVES)?.iter()? {
+            let (drive, row) = entry?;
+            resident.drives.push((DriveId(drive.value()), decode("drives", row.value())?));
+        }
+        for entry in read.open_table(GRANTS)?.iter()? {
+            let (stripe, row) = entry?;
+            let row: GrantRow = decode("grants", row.value())?;
+            resident.mark(&row.slots);
+            resident.grants.push((StripeId(stripe.value()), row));
+        }
+        for entry in read.open_table(STRIPES)?.iter()? {
+            let row: StripeRow = decode("stripes", entry?.1.value())?;
+            resident.mark(&row.slots);
+            resident.stripes += u64::from(!row.slots.is_empty());
+        }
+        Ok(resident)
+    }
+}
