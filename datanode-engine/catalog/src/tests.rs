@@ -216,7 +216,11 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
                 if open.is_empty() {
                     continue;
                 }
-                let (stripe, slots) = open[b as usize % open.len()].clone();
+                let index = b as usize % open.len();
+                let (stripe, slots) = open[index].clone();
+                if a % 4 > 0 {
+                    open.remove(index); // else it is resent some day
+                }
                 let part = |number: u64, salt: u64| {
                     let vdisk = VdiskId(1 + number % 4);
                     let stripeless = slots.is_empty();
@@ -224,7 +228,8 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
                     let pieces = (0..salt % 3)
                         .map(|group| PiecePlace {
                             group: group as u32,
-                            address: (!stripeless && (salt + group) % 3 > 0).then_some(address),
+                            address: (!stripeless && !(salt + group).is_multiple_of(3))
+                                .then_some(address),
                         })
                         .collect();
                     let entry = InlineEntry {
@@ -237,12 +242,12 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
                     CommitVdisk {
                         vdisk,
                         epoch: Epoch(epoch),
-                        struck: salt % 4 == 0 || !sealed.contains(&vdisk),
+                        struck: salt.is_multiple_of(4) || !sealed.contains(&vdisk),
                         in_footer: !stripeless,
                         releases: Vec::new(),
                         entries: vec![entry; usize::from(stripeless)],
                         run: (salt % 5 < 2).then_some(MapRun {
-                            frontier: Position(position.saturating_sub(salt % 9)),
+                            frontier: Position(position.saturating_sub(salt % 25)),
                             pieces,
                         }),
                     }
