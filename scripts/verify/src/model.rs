@@ -197,11 +197,12 @@ impl Model {
                 );
                 return Err(Violation { sector, what });
             }
-            // Only what still stands decides: an older content says that the read was early.
+            // Only what still stands decides: an older content says that the read was early. And only
+            // once nothing can change any more when the read begins.
             let standing =
                 |version: &Version| version.content == content && version.superseded.is_none();
-            let decided = versions.iter().any(standing)
-                && versions.iter().all(|version| version.ended.is_some());
+            let over = |version: &Version| version.ended.is_some_and(|ended| ended < begun);
+            let decided = versions.iter().any(standing) && versions.iter().all(over);
             if decided {
                 for version in versions.iter_mut().filter(|version| version.content != content) {
                     version.superseded.get_or_insert(now);

@@ -160,7 +160,82 @@ mod against_a_disk {
         prop::collection::vec(step, 1..80)
     }
 
+    /// A disk of several queues: changes take effect in any order, at any time in their flight,
+    /// and reads take their content at any time in theirs.
+    #[derive(Clone, Debug)]
+    enum Loose {
+        Begin(u64, u64),
+        Effect(usize),
+        Complete(usize),
+        BeginRead,
+        Sample(usize),
+        EndRead(usize),
+        Kill,
+    }
+
+    fn loose_steps() -> impl Strategy<Value = Vec<Loose>> {
+        let step = prop_oneof![
+            4 => (0..4u64, 1..3u64).prop_map(|(first, length)| Loose::Begin(first, length)),
+            5 => any::<usize>().prop_map(Loose::Effect),
+            4 => any::<usize>().prop_map(Loose::Complete),
+            4 => Just(Loose::BeginRead),
+            5 => any::<usize>().prop_map(Loose::Sample),
+            4 => any::<usize>().prop_map(Loose::EndRead),
+            1 => Just(Loose::Kill),
+        ];
+        prop::collection::vec(step, 1..120)
+    }
+
     proptest! {
+        #[test]
+        fn an_honest_disk_of_several_queues_is_never_accused(steps in loose_steps()) {
+            let mut model = Model::zeros(6, false);
+            let mut disk = [ZEROS; 6];
+            let mut flying: Vec<(Change, Sectors, Content, bool)> = Vec::new();
+            let mut reading: Vec<(Moment, Option<[Content; 6]>)> = Vec::new();
+            let mut next = 1;
+            for step in steps {
+                match step {
+                    Loose::Begin(first, length) => {
+                        let (sectors, content) = (first..first + length, Content(next));
+                        next += 1;
+                        let change = model.change();
+                        model.begin(change, sectors.clone(), content, true);
+                        flying.push((change, sectors, content, false));
+                    }
+                    Loose::Effect(which) if !flying.is_empty() => {
+                        let which = which % flying.len();
+                        let (_, sectors, content, effective) = &mut flying[which];
+                        if !std::mem::replace(effective, true) {
+                            sectors.clone().for_each(|sector| disk[sector as usize] = *content);
+                        }
+                    }
+                    Loose::Complete(which) if !flying.is_empty() => {
+                        let which = which % flying.len();
+                        if flying[which].3 {
+                            let (change, sectors, ..) = flying.remove(which);
+                            prop_assert_eq!(model.complete(change, sectors), Ok(()));
+                        }
+                    }
+                    Loose::BeginRead => reading.push((model.begin_read(), None)),
+                    Loose::Sample(which) if !reading.is_empty() => {
+                        let which = which % reading.len();
+                        reading[which].1.get_or_insert(disk);
+                    }
+                    Loose::EndRead(which) if !reading.is_empty() => {
+                        let (begun, sample) = reading.remove(which % reading.len());
+                        let found = sample.unwrap_or(disk);
+                        prop_assert_eq!(model.end_read(begun, 0, &found), Ok(()));
+                    }
+                    Loose::Kill => {
+                        flying.drain(..).for_each(|(change, sectors, ..)| model.lose(change, sectors));
+                        reading.drain(..).for_each(|(begun, _)| model.lose_read(begun));
+                    }
+                    _ => {}
+                }
+            }
+        }
+
         #[test]
         fn an_honest_disk_is_never_accused(steps in steps()) {
             let mut model = Model::zeros(12, true);
