@@ -13,6 +13,7 @@
 //! | [`redb_store`] | [`RedbStore`]: one process's durable (or in-memory) store |
 //! | [`hub`] | many clients of one [`RedbStore`]: operations in, answers and watch events out |
 //! | [`server`], [`socket`] | the hub behind a Unix socket, and [`SocketStore`] at its other end |
+//! | [`listener`] | Unix sockets of mode 0600 |
 //! | [`direct`] | [`DirectStore`]: the hub without a socket, for the simulator |
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod direct;
 pub mod encoding;
 mod frame;
 pub mod hub;
+pub mod listener;
 pub mod records;
 pub mod redb_store;
 pub mod server;
@@ -35,9 +37,10 @@ pub use contract::{
 };
 pub use direct::{DirectServer, DirectStore, Schedule};
 pub use hub::Hub;
+pub use listener::ListenError;
 pub use records::{LogRole, Member, VdiskOwner, next_incarnation, next_number};
 pub use redb_store::{OpenError, RedbStore};
-pub use server::{ServerError, StoreServer};
+pub use server::StoreServer;
 pub use socket::SocketStore;
 
 #[cfg(test)]

@@ -12,17 +12,13 @@
 use crate::contract::{Answer, Operation, StoreError};
 use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
 use crate::hub::{ClientId, Hub, Reply};
+use crate::listener::{ListenError, listen};
 use crate::redb_store::RedbStore;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fs::{Mode, fchmod};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,28 +32,6 @@ pub const CONNECTIONS_MAX: usize = 512;
 const OUTBOUND_BYTES_MAX: usize = 64 << 20;
 /// How long a client may take to send its greeting.
 const GREETING_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// Why a socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// The path does not fit in a socket address.
-    #[error("the socket path {0} is too long (at most 107 bytes); use a shorter directory")]
-    PathTooLong(PathBuf),
-    /// Somebody answers there.
-    #[error("the socket {0} is served by another process; stop that one first")]
-    InUse(PathBuf),
-    /// Something else has the name.
-    #[error("{0} is in the way of a socket; move it away")]
-    NotASocket(PathBuf),
-    /// The system refused.
-    #[error("cannot serve the socket {path}: {error}")]
-    Io {
-        /// Which socket.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-}
 
 /// A running server; stops when dropped.
 pub struct StoreServer {
@@ -94,9 +68,9 @@ struct Outbound {
 
 impl StoreServer {
     /// Serves `store` at `path` until dropped.
-    pub fn start(path: &Path, store: RedbStore) -> Result<StoreServer, ServerError> {
-        let listener = listen_at(path)?;
-        let failed = |error: io::Error| ServerError::Io { path: path.to_owned(), error };
+    pub fn start(path: &Path, store: RedbStore) -> Result<StoreServer, ListenError> {
+        let listener = listen(path)?;
+        let failed = |error: io::Error| ListenError::Io { path: path.to_owned(), error };
         let mut hub = Hub::new(store);
         let local = hub.join();
         let state = State { hub, connections: BTreeMap::new(), threads: Vec::new() };
@@ -326,33 +300,4 @@ fn serve(shared: &Shared, client: ClientId, connection: &Connection) -> io::Resu
             count => received.extend_from_slice(&chunk[..count]),
         }
     }
-}
-
-fn listen_at(path: &Path) -> Result<UnixListener, ServerError> {
-    let failed = |error: io::Error| ServerError::Io { path: path.to_owned(), error };
-    let address =
-        SocketAddrUnix::new(path).map_err(|_| ServerError::PathTooLong(path.to_owned()))?;
-    match bound(&address) {
-        Ok(listener) => return Ok(listener),
-        Err(rustix::io::Errno::ADDRINUSE) => {}
-        Err(error) => return Err(failed(error.into())),
-    }
-    if !std::fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
-        return Err(ServerError::NotASocket(path.to_owned()));
-    }
-    if UnixStream::connect(path).is_ok() {
-        return Err(ServerError::InUse(path.to_owned()));
-    }
-    std::fs::remove_file(path).map_err(failed)?;
-    bound(&address).map_err(|error| failed(error.into()))
-}
-
-fn bound(address: &SocketAddrUnix) -> rustix::io::Result<UnixListener> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Linux gives the socket's file the mode of the socket.
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    bind(&socket, address)?;
-    listen(&socket, 128)?;
-    Ok(UnixListener::from(socket))
 }

@@ -6,8 +6,9 @@ use crate::contract::{Operation, Outcome, StoreError, Transaction};
 use crate::encoding::decode;
 use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
 use crate::hub::Reply;
+use crate::listener::ListenError;
 use crate::redb_store::RedbStore;
-use crate::server::{ServerError, StoreServer};
+use crate::server::StoreServer;
 use crate::socket::SocketStore;
 use proptest::prelude::*;
 use std::io::{Read, Write};
@@ -27,20 +28,20 @@ fn the_socket_is_private_and_its_name_is_guarded() {
     let start = |path: &std::path::Path| StoreServer::start(path, RedbStore::in_memory());
     let server = start(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(matches!(start(&path), Err(ServerError::InUse(_))));
+    assert!(matches!(start(&path), Err(ListenError::InUse(_))));
     drop(server);
     assert!(!path.exists());
     // What a killed server leaves behind is removed; what is not a socket is kept.
     drop(UnixListener::bind(&path).unwrap());
     drop(start(&path).unwrap());
     std::fs::write(&path, b"precious").unwrap();
-    assert!(matches!(start(&path), Err(ServerError::NotASocket(_))));
+    assert!(matches!(start(&path), Err(ListenError::NotASocket(_))));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     let long = directory.path().join("x".repeat(108));
-    assert!(matches!(start(&long), Err(ServerError::PathTooLong(_))));
+    assert!(matches!(start(&long), Err(ListenError::PathTooLong(_))));
     let error = SocketStore::new(&long, Arc::new(Bell::default())).err().unwrap();
     assert!(error.to_string().contains("too long"), "{error}");
-    assert!(matches!(start(&directory.path().join("no/sock")), Err(ServerError::Io { .. })));
+    assert!(matches!(start(&directory.path().join("no/sock")), Err(ListenError::Io { .. })));
 }
 
 #[test]
