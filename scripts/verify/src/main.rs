@@ -1,31 +1,11 @@
-//! `cleave-verify`: writes random content through a vhost-user-blk socket and checks every byte that
-//! it reads against a history of what may be there.
-//!
-//! | Module | Owns |
-//! | --- | --- |
-//! | [`content`] | what a sector holds after a write: recognisable, reproducible bytes |
-//! | [`model`] | for every sector, which contents a read may return |
-//! | [`workload`] | which request comes next: a function of the seed |
-//! | [`device`] | the front end: queues, buffers, connecting anew after the engine died |
-//! | [`run`] | requests in flight, checking, the final pass over everything |
-//!
-//! It knows nothing of Cleave: only the protocol, through an independent front-end crate. It keeps
-//! no state but `--save`'s file, which is written whole at the end or not at all.
-
-mod arguments;
-mod content;
-mod device;
-mod model;
-mod random;
-mod run;
-mod workload;
+//! `cleave-verify`: see the library of the same name.
 
 use clap::Parser;
+use cleave_verify::{arguments::Arguments, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = arguments::Arguments::parse();
-    match run::run(&arguments) {
+    match run::run(&Arguments::parse()) {
         Ok(summary) => {
             println!("{summary}");
             ExitCode::SUCCESS

@@ -1,0 +1,21 @@
+//! Random content through a vhost-user-blk socket, and a check of every byte that is read against
+//! a history of what may be there.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`content`] | what a sector holds after a write: recognisable, reproducible bytes |
+//! | [`model`] | for every sector, which contents a read may return |
+//! | [`workload`] | which request comes next: a function of the seed |
+//! | [`device`] | the front end: queues, buffers, connecting anew after the engine died |
+//! | [`run`] | requests in flight, checking, the final pass over everything |
+//!
+//! It knows nothing of Cleave: only the protocol, through an independent front-end crate. It keeps
+//! no state but `--save`'s file, which is written whole at the end or not at all.
+
+pub mod arguments;
+pub mod content;
+pub mod device;
+pub mod model;
+pub mod random;
+pub mod run;
+pub mod workload;
