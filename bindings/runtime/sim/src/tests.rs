@@ -80,7 +80,9 @@ fn connected(world: &World, from: &Node, to: &Node) -> (ConnectionId, Connection
     let connection = from.connect(to.process.name());
     let is_up = || {
         let events = from.events.borrow();
-        events.iter().any(|event| matches!(event, LinkEvent::Connected { .. }))
+        let known = events.iter().any(|event| matches!(event, LinkEvent::Connected { .. }));
+        // The acceptor may look at its links a little later than the other side.
+        known && to.accepted().is_some()
     };
     assert!(world.run_until(is_up, SECOND));
     (connection, to.accepted().unwrap())

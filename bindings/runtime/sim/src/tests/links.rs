@@ -1,5 +1,5 @@
 use super::*;
-use crate::Settings;
+use crate::{Settings, Span};
 use cleave_runtime::links::{LANES, MESSAGE_LENGTH_MAX, SendError};
 
 #[test]
@@ -126,6 +126,28 @@ fn a_break_loses_a_suffix_of_each_lane() {
         assert_eq!(counters.messages_sent, counters.messages_delivered + counters.messages_lost);
     }
     assert!(partly > 30 && uneven > 30, "breaks hit traffic: {partly} {uneven}");
+}
+
+#[test]
+fn a_break_that_is_noticed_late_has_lost_messages_long_before() {
+    let late = Settings { detection: Span::micros(1_000_000, 1_000_000), ..Settings::default() };
+    let (mut whole, mut partly) = (0, 0);
+    for seed in 0..40 {
+        let world = World::with_settings(seed, late.clone());
+        let (a, b) = (node(&world, "a"), node(&world, "b"));
+        let (connection, _) = connected(&world, &a, &b);
+        (0..10).for_each(|number| a.send(connection, 0, number));
+        assert!(world.break_connection(connection));
+        world.run_for(Duration::from_millis(900));
+        if b.closed().is_none() {
+            let count = b.received()[0].len();
+            whole += usize::from(count == 10);
+            partly += usize::from(count < 10);
+        }
+        world.run_for(SECOND);
+        assert!(a.closed().is_some() && b.closed().is_some());
+    }
+    assert!(partly > whole && partly > 5, "{partly} {whole}");
 }
 
 #[test]
