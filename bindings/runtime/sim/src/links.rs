@@ -1,6 +1,6 @@
 //! Simulated links: connections of ordered lanes between named processes, and how they fail.
 //!
-//! A connection is a [`Pair`] of ends. An end is `Waiting` (begun, no answer yet), `Open`, or
+//! A connection is a pair of ends. An end is `Waiting` (begun, no answer yet), `Open`, or
 //! `Closed`; only the event loop and the end's own process move it, and `Closed` is final and
 //! reported once. Invariants: a lane has at most one delivery in the event queue, that of its first
 //! packet, so order within a lane holds by construction; packets reach only an open end; nothing

@@ -1,3 +1,5 @@
+//! Drives: what is durable when, what a crash decides, and each fault.
+
 use super::*;
 use crate::{OpenError, SimDrive};
 use cleave_runtime::buffer::PAGE;

@@ -1,3 +1,5 @@
+//! Links: order, loss, crashes, cuts.
+
 use super::*;
 use crate::{Settings, Span};
 use cleave_runtime::links::{LANES, MESSAGE_LENGTH_MAX, SendError};

@@ -1,3 +1,5 @@
+//! The world: that runs repeat; clocks and timers; crash and pause of processes.
+
 use super::*;
 use crate::{Counters, FaultPlan, Settings, Span};
 use cleave_runtime::buffer::PAGE;
