@@ -99,3 +99,6 @@ impl MapEntry {
         (self.0 & 15) as u8
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -191,3 +191,6 @@ pub struct PiecePlace {
     /// Its frame.
     pub address: Option<Address>,
 }
+
+#[cfg(test)]
+mod tests;

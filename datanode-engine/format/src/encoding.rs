@@ -27,3 +27,6 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, FormatError> {
         _ => Err(FormatError::Malformed("encoded value")),
     }
 }
+
+#[cfg(test)]
+mod tests;

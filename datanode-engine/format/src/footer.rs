@@ -266,9 +266,11 @@ pub fn decode(stripe: StripeId, bytes: &[u8]) -> Result<Vec<FooterEntry>, Format
         .map_err(|_| FormatError::Short(WHAT))?;
     entries
         .iter()
-        .map(|raw| {
-            let entry = parse(raw)?;
-            let sound = is_valid(&entry, stripe, section_end);
+        .map(|bytes| {
+            let entry = parse(bytes)?;
+            // One entry has one encoding: what is unused is zero.
+            let sound =
+                is_valid(&entry, stripe, section_end) && raw(&entry).as_bytes() == bytes.as_bytes();
             sound.then_some(entry).ok_or(FormatError::Malformed(WHAT))
         })
         .collect()

@@ -79,7 +79,8 @@ impl std::str::FromStr for ClusterId {
     type Err = crate::FormatError;
     fn from_str(text: &str) -> Result<ClusterId, crate::FormatError> {
         let malformed = crate::FormatError::Malformed("cluster identity");
-        if text.len() != 32 || !text.is_ascii() {
+        // Digits alone: integers could be parsed with a sign.
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(malformed);
         }
         let mut id = [0; 16];
@@ -119,3 +120,6 @@ impl SliceIndex {
         BlockIndex(u64::from(self.0) * u64::from(crate::layout::SLICE_BLOCKS) + u64::from(within))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,8 @@ mod page;
 pub mod record;
 pub mod slot;
 pub mod superblock;
+#[cfg(test)]
+mod testing;
 pub mod vault;
 
 pub use encoding::{decode, encode};
