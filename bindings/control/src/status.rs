@@ -1,0 +1,481 @@
+//! The schema of `status` and `stats`; docs/STATUS.md describes the JSON for those who read it.
+//!
+//! Within a schema number fields are only added, never renamed, removed or given another meaning;
+//! readers ignore what they do not know. Counters count from the start of the process they
+//! describe. Sizes are bytes, latencies microseconds.
+
+use serde::{Deserialize, Serialize};
+
+/// The number of this schema.
+pub const SCHEMA: u32 = 1;
+
+/// Answer to `status` of a whole cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// 32 hexadecimal digits.
+    pub cluster: String,
+    /// Whether every vdisk can be read and written now.
+    pub ready: bool,
+    /// Whether vdisks are encrypted unless told otherwise.
+    pub encrypted: bool,
+    /// The supervising process.
+    pub supervisor: ProcessStatus,
+    /// Every host, in order of ids.
+    pub hosts: Vec<HostStatus>,
+    /// Every controller, in order of data nodes and controllers.
+    pub controllers: Vec<ControllerStatus>,
+    /// What a person should know, one line each; empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+/// Whether a process runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessState {
+    /// There is no process.
+    #[default]
+    Down,
+    /// It runs, and does not serve yet.
+    Starting,
+    /// It serves.
+    Running,
+    /// It is about to end.
+    Stopping,
+}
+
+/// A process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// The engine's name.
+    pub name: String,
+    /// The process; `null` when it is down.
+    pub pid: Option<u32>,
+    /// Whether it runs.
+    pub state: ProcessState,
+    /// The version of its program; empty when it is down.
+    pub version: String,
+    /// This start of it, never reused; 0 when it has none yet.
+    pub incarnation: u64,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// How often it was started again by its supervisor.
+    pub restarts: u64,
+}
+
+/// A host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its number.
+    pub host: u32,
+    /// Its engine.
+    pub process: ProcessStatus,
+    /// Cores that the engine runs on.
+    pub cores: u32,
+    /// What the engine uses of its memory.
+    pub memory: Fill,
+    /// Whether the coordinator store answers.
+    pub store_connected: bool,
+    /// Each data node's log, as this host sees it.
+    pub logs: Vec<HostLogStatus>,
+    /// Its vdisks, in order of names.
+    pub vdisks: Vec<VdiskStatus>,
+}
+
+/// So much of so much, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// In use.
+    pub used: u64,
+    /// All.
+    pub capacity: u64,
+}
+
+/// A data node's log as a host sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostLogStatus {
+    /// Which data node.
+    pub datanode: u16,
+    /// Whether writes can be mirrored there now.
+    pub writable: bool,
+    /// Unreleased records of this host, of its quota.
+    pub quota: Fill,
+    /// The write buffer: what waits for destage.
+    pub write_buffer: Fill,
+}
+
+/// A vdisk in a list.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VdiskEntry {
+    /// Its name.
+    pub name: String,
+    /// Its number, never reused.
+    pub id: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Whether its blocks are encrypted.
+    pub encrypted: bool,
+    /// Seconds since the Unix epoch when it was created.
+    pub created: u64,
+    /// The host that serves it; `null` when none does.
+    pub host: Option<u32>,
+    /// Where it is served; `null` when it is not.
+    pub socket: Option<String>,
+    /// Whether a front end is connected.
+    pub attached: bool,
+}
+
+/// A vdisk on the host that serves it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VdiskStatus {
+    /// What it is.
+    #[serde(flatten)]
+    pub vdisk: VdiskEntry,
+    /// What it is doing.
+    pub state: VdiskServing,
+    /// Ownership epoch; 0 when the host does not own it.
+    pub epoch: u64,
+    /// Queues that the front end uses.
+    pub queues: u32,
+    /// Requests taken and not completed.
+    pub in_flight: u64,
+    /// Blocks that hold data, times 4096.
+    pub mapped: u64,
+}
+
+/// What a served vdisk is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VdiskServing {
+    /// Not served yet: another engine holds it, or its log is away.
+    #[default]
+    Waiting,
+    /// Its unreleased records are being fetched.
+    Recovering,
+    /// Requests are served.
+    Serving,
+    /// It cannot be served; the engine's log says why.
+    Failed,
+}
+
+/// A controller's part in its data node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// None yet.
+    #[default]
+    None,
+    /// It serves hosts.
+    Active,
+    /// It holds the mirror.
+    Standby,
+    /// It copies the log from its peer.
+    Joining,
+}
+
+/// A controller.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ControllerStatus {
+    /// The data node's number.
+    pub datanode: u16,
+    /// Which of the two.
+    pub controller: u8,
+    /// Its engine.
+    pub process: ProcessStatus,
+    /// Its part.
+    pub role: Role,
+    /// The role's epoch.
+    pub epoch: u64,
+    /// Whether it is in the in-sync set.
+    pub in_sync: bool,
+    /// Whether the link to its peer is up.
+    pub peer_connected: bool,
+    /// Whether the coordinator store answers.
+    pub store_connected: bool,
+    /// The mirrored log.
+    pub log: LogStatus,
+    /// Its stripes.
+    pub stripes: StripeStatus,
+    /// The drives that it has open, in order of ids.
+    pub drives: Vec<DriveStatus>,
+}
+
+/// A controller's log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Memory of the log.
+    pub memory: Fill,
+    /// Records not released.
+    pub records: u64,
+    /// Hosts that are connected.
+    pub hosts: u32,
+}
+
+/// A data node's stripes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StripeStatus {
+    /// Data shards of a new stripe; 0 when drives are too few to write.
+    pub data_shards: u32,
+    /// Parity shards of a stripe.
+    pub parity_shards: u32,
+    /// Committed stripes.
+    pub committed: u64,
+    /// Committed stripes that miss a shard.
+    pub degraded: u64,
+    /// Committed stripes that miss more shards than parity can solve.
+    pub lost: u64,
+}
+
+/// Whether a drive is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriveState {
+    /// In use.
+    Online,
+    /// Gone, or not to be trusted: retired.
+    #[default]
+    Lost,
+}
+
+/// A drive.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DriveStatus {
+    /// Its number in the pool.
+    pub drive: u16,
+    /// Its identity, 32 hexadecimal digits.
+    pub uuid: String,
+    /// Where it is.
+    pub path: String,
+    /// Whether it is used.
+    pub state: DriveState,
+    /// Why it is lost; empty when it is not.
+    pub reason: String,
+    /// Slots in use and all slots, in bytes.
+    pub space: Fill,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Shards whose check failed.
+    pub check_failures: u64,
+}
+
+/// Answer to `stats` of a whole cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatistics {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// 32 hexadecimal digits.
+    pub cluster: String,
+    /// Every host that answered, in order of ids.
+    pub hosts: Vec<HostStatistics>,
+    /// Every controller that answered, in order of data nodes and controllers.
+    pub controllers: Vec<ControllerStatistics>,
+}
+
+/// Percentiles of a latency, microseconds: at most 12.5 % too high, never too low.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// The mean.
+    pub mean: f64,
+    /// Half took no longer.
+    pub p50: f64,
+    /// 90 % took no longer.
+    pub p90: f64,
+    /// 99 % took no longer.
+    pub p99: f64,
+    /// 99.9 % took no longer.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// Operations of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OperationStatistics {
+    /// Completed, failed ones too.
+    pub operations: u64,
+    /// Bytes that they covered.
+    pub bytes: u64,
+    /// Failed.
+    pub errors: u64,
+    /// From taking the request to publishing its completion.
+    pub latency_us: Latency,
+}
+
+/// Guest operations by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestStatistics {
+    /// Reads.
+    pub read: OperationStatistics,
+    /// Writes.
+    pub write: OperationStatistics,
+    /// Flushes.
+    pub flush: OperationStatistics,
+    /// Discards.
+    pub discard: OperationStatistics,
+    /// Write-zeroes.
+    pub write_zeroes: OperationStatistics,
+}
+
+/// A vdisk's operations.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VdiskStatistics {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u64,
+    /// What its guest did.
+    #[serde(flatten)]
+    pub guest: GuestStatistics,
+}
+
+/// What a host engine did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostStatistics {
+    /// Its number.
+    pub host: u32,
+    /// The engine's name.
+    pub name: String,
+    /// The process.
+    pub pid: u32,
+    /// All vdisks together.
+    pub guest: GuestStatistics,
+    /// Each vdisk, in order of names.
+    pub vdisks: Vec<VdiskStatistics>,
+    /// Encoding of blocks.
+    pub codec: CodecStatistics,
+    /// Appends to the logs.
+    pub log: HostLogStatistics,
+    /// Destage.
+    pub destage: DestageStatistics,
+    /// Where reads were served from.
+    pub reads: ReadStatistics,
+}
+
+/// Encoding of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CodecStatistics {
+    /// Blocks encoded.
+    pub blocks: u64,
+    /// All-zero blocks, which are not encoded.
+    pub zero_blocks: u64,
+    /// Blocks that did not shrink.
+    pub stored_blocks: u64,
+    /// Bytes of guest data encoded.
+    pub bytes_in: u64,
+    /// Bytes of frames.
+    pub bytes_out: u64,
+    /// `bytes_in / bytes_out`; 1 when nothing was encoded.
+    pub compression_ratio: f64,
+    /// Frames that failed their check when read; they were solved from redundancy, or failed.
+    pub check_failures: u64,
+}
+
+impl CodecStatistics {
+    /// Sets the ratio from the bytes.
+    pub fn with_ratio(mut self) -> CodecStatistics {
+        self.compression_ratio = match self.bytes_out {
+            0 => 1.0,
+            bytes_out => self.bytes_in as f64 / bytes_out as f64,
+        };
+        self
+    }
+}
+
+/// A host's appends to the logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostLogStatistics {
+    /// Records appended.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Records sent again after a connection was lost.
+    pub resent: u64,
+    /// Records released by commits.
+    pub released: u64,
+    /// Requests that had to wait for room.
+    pub stalls: u64,
+    /// From append to mirrored acknowledgement.
+    pub latency_us: Latency,
+}
+
+/// Destage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DestageStatistics {
+    /// Stripes committed.
+    pub stripes: u64,
+    /// Frames in them.
+    pub frames: u64,
+    /// Bytes of those frames.
+    pub frame_bytes: u64,
+    /// Bytes written to drives: data, parity and headers.
+    pub drive_bytes: u64,
+    /// Frames that a newer write covered before they were destaged.
+    pub covered: u64,
+    /// Stripes that were given up and written anew.
+    pub retries: u64,
+}
+
+/// Blocks read, by the place that served them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReadStatistics {
+    /// Unmapped or zero.
+    pub zero: u64,
+    /// The write buffer.
+    pub write_buffer: u64,
+    /// This host's flash.
+    pub flash: u64,
+    /// Another host's flash.
+    pub peer_flash: u64,
+    /// The pool.
+    pub pool: u64,
+    /// The pool, around a lost or damaged shard.
+    pub solved: u64,
+}
+
+/// What a controller did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ControllerStatistics {
+    /// The data node's number.
+    pub datanode: u16,
+    /// Which of the two.
+    pub controller: u8,
+    /// The engine's name.
+    pub name: String,
+    /// The process.
+    pub pid: u32,
+    /// Records taken from hosts or from its peer.
+    pub appends: OperationStatistics,
+    /// Records refused: fenced, out of order, or without room.
+    pub refused: u64,
+    /// Records released by commits.
+    pub released: u64,
+    /// Commits taken.
+    pub commits: u64,
+    /// Commits, or vdisks of commits, struck because of a newer owner.
+    pub struck: u64,
+    /// From forwarding to the peer's acknowledgement.
+    pub mirror_latency_us: Latency,
+    /// Shard reads served.
+    pub shard_reads: OperationStatistics,
+    /// Shard writes done.
+    pub shard_writes: OperationStatistics,
+    /// Each drive, in order of ids.
+    pub drives: Vec<DriveStatistics>,
+}
+
+/// What a drive did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DriveStatistics {
+    /// Its number in the pool.
+    pub drive: u16,
+    /// Reads.
+    pub read: OperationStatistics,
+    /// Writes.
+    pub write: OperationStatistics,
+    /// Flushes.
+    pub flush: OperationStatistics,
+}
+
+#[cfg(test)]
+mod tests;
