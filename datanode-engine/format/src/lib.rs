@@ -26,3 +26,6 @@ pub mod vault;
 
 pub use encoding::{decode, encode};
 pub use error::FormatError;
+
+#[cfg(test)]
+mod drawings;
