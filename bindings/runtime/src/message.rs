@@ -3,7 +3,7 @@
 //! Whoever consumes a message copies its payload once, straight to where it stays (a log chunk, a
 //! drive's buffer), and reads short headers through [`Message::take`].
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
 /// A received message, consumed from its front.
@@ -85,6 +85,29 @@ impl Message {
         self.length -= filled;
         true
     }
+
+    /// Takes the next `count` bytes to the end of `target`, which is not filled with anything else
+    /// before. False (and nothing taken) when fewer are left.
+    pub fn append_to(&mut self, count: usize, target: &mut BytesMut) -> bool {
+        if count > self.length {
+            return false;
+        }
+        let mut missing = count;
+        while missing > 0 {
+            let front = self.chunks.front_mut().expect("length counts the chunks");
+            if front.len() <= missing {
+                target.extend_from_slice(front);
+                missing -= front.len();
+                self.chunks.pop_front();
+            } else {
+                target.extend_from_slice(&front[..missing]);
+                let _ = front.split_to(missing);
+                missing = 0;
+            }
+        }
+        self.length -= count;
+        true
+    }
 }
 
 impl From<Bytes> for Message {
@@ -113,7 +136,10 @@ mod tests {
             }
             let mut got = Vec::new();
             for (index, cut) in cuts.iter().enumerate() {
-                if index % 2 == 0 {
+                if index % 3 == 2 {
+                    let mut piece = BytesMut::new();
+                    if message.append_to(*cut, &mut piece) { got.extend_from_slice(&piece); }
+                } else if index % 3 == 0 {
                     if let Some(piece) = message.take(*cut) { got.extend_from_slice(&piece); }
                 } else {
                     let mut piece = vec![0; *cut];

@@ -1,0 +1,336 @@
+//! The log against a simple model; chunks that are used again.
+
+use super::*;
+use cleave_format::control::{Commit, CommitVdisk, Release};
+use cleave_format::ids::{Epoch, Incarnation, Sequence, SliceIndex, StripeId, Version};
+use cleave_format::record::{Entry, EntryKind, encode_head};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const SETTINGS: LogSettings =
+    LogSettings { record_bytes_max: 8 * CHUNK as u64, control_bytes_max: 1 << 20 };
+
+type Name = (u64, u32, u64, u64);
+
+fn identity((vdisk, slice, epoch, sequence): Name) -> RecordIdentity {
+    RecordIdentity {
+        vdisk: VdiskId(vdisk),
+        slice: SliceIndex(slice),
+        version: Version { epoch: Epoch(epoch), sequence: Sequence(sequence) },
+        incarnation: Incarnation(1),
+    }
+}
+
+fn record(name: Name, data: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let length = (data / 16 * 16) as u32;
+    let kind = if length == 0 { EntryKind::Zero } else { EntryKind::Frame };
+    encode_head(&identity(name), &[Entry { block: 0, kind, blocks: 1, length }], &mut bytes);
+    bytes.extend((0..length).map(|byte| (u64::from(byte) ^ name.3) as u8));
+    bytes
+}
+
+fn message(bytes: &[u8], cut: usize) -> Message {
+    let mut message = Message::new();
+    let (front, back) = bytes.split_at(cut.min(bytes.len()));
+    message.push(Bytes::copy_from_slice(front));
+    message.push(Bytes::copy_from_slice(back));
+    message
+}
+
+fn append(log: &mut Log, name: Name, data: usize, begins: bool) -> Result<Appended, Refusal> {
+    let bytes = record(name, data);
+    let mut message = message(&bytes, bytes.len() / 3);
+    let outcome = log.append(&mut message, bytes.len(), begins, |_| Ok(()));
+    outcome.map_err(|error| error.expect("a sound record"))
+}
+
+fn commit((vdisk, slice, epoch, first): Name, last: u64, struck: bool) -> Control {
+    let release = Release {
+        slice: SliceIndex(slice),
+        epoch: Epoch(epoch),
+        first: Sequence(first),
+        last: Sequence(last),
+    };
+    Control::Commit(Commit {
+        stripe: StripeId(1),
+        incarnation: Incarnation(1),
+        slots: Vec::new(),
+        shards_missing: 0,
+        vdisks: vec![CommitVdisk {
+            vdisk: VdiskId(vdisk),
+            epoch: Epoch(epoch),
+            struck,
+            in_footer: true,
+            releases: vec![release],
+            entries: Vec::new(),
+            run: None,
+        }],
+    })
+}
+
+/// Everything that a log holds, by walking it.
+fn content(log: &Log) -> BTreeMap<u64, Vec<u8>> {
+    let (mut found, mut from) = (BTreeMap::new(), Position(0));
+    while let Some((position, entry)) = log.next_entry(from, log.next()) {
+        found.insert(position.0, entry.bytes.to_vec());
+        from = Position(position.0 + 1);
+    }
+    found
+}
+
+/// Copies a log as the peer does.
+fn copy(log: &Log) -> Log {
+    let mut copied = Log::new(log.id(), Position(0), SETTINGS);
+    for (position, bytes) in content(log) {
+        let entry = log.entry(Position(position)).unwrap();
+        if entry.kind == LogEntryKind::Control {
+            copied.insert_encoded_control(Position(position), Bytes::from(bytes)).unwrap();
+        } else {
+            let length = bytes.len();
+            let mut message = message(&bytes, 5);
+            copied.insert_record(Position(position), &mut message, length).unwrap();
+        }
+    }
+    copied.finish_copy(log.next(), log.trimmed()).unwrap();
+    copied
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Slice, sequence relative to the host's next, whether the host says begins, data.
+    Append(Name, i64, bool, usize),
+    Control,
+    Commit(Name, u64, bool),
+    Delete(u64),
+    Trim(u64),
+    Copy,
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    (1u64..3, 0u32..3, 1u64..3, 1u64..12)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (name(), -3i64..2, any::<bool>(), 0usize..60_000)
+            .prop_map(|(name, by, begins, data)| Step::Append(name, by, begins, data)),
+        1 => Just(Step::Control),
+        4 => (name(), 0u64..6, any::<bool>()).prop_map(|(name, more, s)| Step::Commit(name, name.3 + more, s)),
+        1 => (1u64..3).prop_map(Step::Delete),
+        1 => (0u64..200).prop_map(Step::Trim),
+        1 => Just(Step::Copy),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// C1, C4, C28: gaps refused, resends recognised, releases with holes; a copy holds the same.
+    #[test]
+    fn follows_the_model(steps in proptest::collection::vec(step(), 1..150)) {
+        let mut log = Log::new(9, Position(1), SETTINGS);
+        let mut held: BTreeMap<Name, u64> = BTreeMap::new();
+        let mut ends: BTreeMap<(u64, u32, u64), u64> = BTreeMap::new();
+        let mut controls: Vec<u64> = Vec::new();
+        let mut bytes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        let mut next = 1;
+        for step in steps {
+            match step {
+                Step::Append((vdisk, slice, epoch, wish), by, begins, data) => {
+                    let of = |name: &Name| (name.0, name.1, name.2) == (vdisk, slice, epoch);
+                    let known = held.keys().any(|name| of(name));
+                    let end = ends.get(&(vdisk, slice, epoch)).copied().filter(|_| known);
+                    let sequence = end.map_or(wish as i64, |end| end as i64 + by).max(0) as u64;
+                    let name = (vdisk, slice, epoch, sequence);
+                    let got = append(&mut log, name, data, begins);
+                    let expected = match end {
+                        _ if sequence == 0 => Err(Refusal::Gap),
+                        None if begins => Ok(Appended::New(Position(next))),
+                        None => Err(Refusal::Gap),
+                        Some(end) if sequence < end => match held.get(&name) {
+                            Some(position) => Ok(Appended::Held(Position(*position))),
+                            None => Ok(Appended::Released),
+                        },
+                        Some(end) if sequence == end || begins => Ok(Appended::New(Position(next))),
+                        Some(_) => Err(Refusal::Gap),
+                    };
+                    if got == Err(Refusal::Full) {
+                        prop_assert!(log.memory().0 + CHUNK as u64 >= log.memory().1);
+                        continue;
+                    }
+                    prop_assert_eq!(got, expected);
+                    if let Ok(Appended::New(position)) = got {
+                        held.insert(name, position.0);
+                        ends.insert((vdisk, slice, epoch), sequence + 1);
+                        bytes.insert(position.0, record(name, data));
+                        next += 1;
+                    }
+                }
+                Step::Control => {
+                    let control = Control::GrantEnd { stripes: vec![StripeId(next)] };
+                    prop_assert_eq!(log.append_control(&control), Position(next));
+                    bytes.insert(next, cleave_format::encode(&control));
+                    controls.push(next);
+                    next += 1;
+                }
+                Step::Commit(name, last, struck) => {
+                    log.release(&commit(name, last, struck));
+                    held.retain(|other, position| {
+                        let same = (other.0, other.1, other.2) == (name.0, name.1, name.2);
+                        let gone = !struck && same && (name.3..=last).contains(&other.3);
+                        if gone { bytes.remove(position); }
+                        !gone
+                    });
+                }
+                Step::Delete(vdisk) => {
+                    log.release(&Control::Delete { vdisk: VdiskId(vdisk), epoch: Epoch(3) });
+                    held.retain(|name, position| {
+                        if name.0 == vdisk { bytes.remove(position); }
+                        name.0 != vdisk
+                    });
+                }
+                Step::Trim(through) => {
+                    log.trim(Position(through));
+                    controls.retain(|position| {
+                        if *position <= through { bytes.remove(position); }
+                        *position > through
+                    });
+                }
+                Step::Copy => {
+                    log = copy(&log);
+                    // What the copy knows of a slice's end is its last held record.
+                    for (of, end) in &mut ends {
+                        let last = held.keys().filter(|name| (name.0, name.1, name.2) == *of).map(|name| name.3).max();
+                        *end = last.map_or(*end, |last| last + 1);
+                    }
+                }
+            }
+            prop_assert_eq!(log.next(), Position(next));
+            prop_assert_eq!(log.len(), bytes.len() as u64);
+            let records = bytes.iter().filter(|(position, _)| !controls.contains(position));
+            prop_assert_eq!(log.record_bytes(), records.map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
+            while log.compact() {}
+        }
+        prop_assert_eq!(content(&log), bytes);
+        let mut seen = Vec::new();
+        let mut after = Position(0);
+        while let Some((position, _)) = log.next_control(after, log.next()) {
+            seen.push(position.0);
+            after = position;
+        }
+        prop_assert_eq!(seen, controls);
+    }
+}
+
+#[test]
+fn memory_is_used_again_whatever_the_order_of_releases() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    // One record in eight stays: without compaction the stragglers would hold every chunk.
+    for round in 1..400u64 {
+        for _ in 0..8 {
+            while log.compact() {}
+            let sequence = log.next().0;
+            append(&mut log, (1, 0, 1, sequence), 30_000, true).unwrap();
+        }
+        let last = log.next().0 - 1;
+        log.release(&commit((1, 0, 1, last - 6), last, false));
+        if round > 100 {
+            let oldest = log.next_entry(Position(0), log.next()).unwrap().0.0;
+            log.release(&commit((1, 0, 1, oldest), oldest, false));
+        }
+        assert!(log.memory().0 <= log.memory().1, "{:?}", log.memory());
+    }
+    for (position, bytes) in content(&log) {
+        assert_eq!(bytes, record((1, 0, 1, position), 30_000));
+    }
+}
+
+#[test]
+fn a_full_log_refuses_and_a_slice_on_its_way_keeps_its_chunk() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let mut sequence = 1;
+    let mut on_its_way = None;
+    loop {
+        match append(&mut log, (1, 0, 1, sequence), 60_000, true) {
+            Ok(_) => sequence += 1,
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::Full);
+                break;
+            }
+        }
+        on_its_way.get_or_insert_with(|| log.entry(Position(1)).unwrap().bytes.clone());
+    }
+    assert!(log.has_control_room(1000)); // C13
+    log.release(&commit((1, 0, 1, 1), sequence, false));
+    assert_eq!(log.record_bytes(), 0);
+    let mut filled = 0;
+    while append(&mut log, (1, 0, 2, filled + 1), 60_000, true).is_ok() {
+        filled += 1;
+    }
+    assert!(filled > 50 && filled < sequence - 1, "{filled} of {sequence}");
+    assert_eq!(on_its_way.take().unwrap(), record((1, 0, 1, 1), 60_000));
+    log.release(&commit((1, 0, 2, 1), filled, false));
+    let mut again = 0;
+    while append(&mut log, (1, 0, 3, again + 1), 60_000, true).is_ok() {
+        again += 1;
+    }
+    assert_eq!(again, sequence - 1);
+}
+
+#[test]
+fn a_record_longer_than_a_chunk_and_a_chunk_filled_to_its_last_byte() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let mut bytes = Vec::new();
+    let entry = |block| Entry { block, kind: EntryKind::Frame, blocks: 1, length: (1 << 19) };
+    encode_head(&identity((1, 0, 1, 1)), &[entry(0), entry(1), entry(2)], &mut bytes);
+    bytes.resize(bytes.len() + 3 * (1 << 19), 7);
+    for sequence in 1..30 {
+        let mut long = bytes.clone();
+        long.truncate(0);
+        encode_head(&identity((1, 0, 1, sequence)), &[entry(0), entry(1), entry(2)], &mut long);
+        long.resize(bytes.len(), 7);
+        let length = long.len();
+        log.append(&mut message(&long, 100), length, true, |_| Ok(())).unwrap();
+        let exact = CHUNK - cleave_format::layout::padded(RECORD_HEADER + 16);
+        append_exact(&mut log, (1, 1, 1, sequence), exact);
+        log.release(&commit((1, 0, 1, sequence), sequence, false));
+        log.release(&commit((1, 1, 1, sequence), sequence, false));
+    }
+    assert!(log.memory().0 <= 4 * CHUNK as u64);
+}
+
+fn append_exact(log: &mut Log, name: Name, data: usize) {
+    let mut bytes = Vec::new();
+    // Frames are below 1 MiB; two make up the rest.
+    let half = (data / 2 / 16 * 16) as u32;
+    let entries = [
+        Entry { block: 0, kind: EntryKind::Frame, blocks: 1, length: half },
+        Entry { block: 1, kind: EntryKind::Frame, blocks: 1, length: data as u32 - half },
+    ];
+    encode_head(&identity(name), &entries, &mut bytes);
+    bytes.resize(bytes.len() + data, 3);
+    let length = bytes.len();
+    assert_eq!(length, CHUNK);
+    log.append(&mut message(&bytes, 0), length, true, |_| Ok(())).unwrap();
+}
+
+#[test]
+fn what_is_no_record_is_refused_and_leaves_nothing() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let good = record((1, 0, 1, 1), 64);
+    let mut bad = good.clone();
+    bad[20] ^= 1;
+    let length = bad.len();
+    assert!(matches!(log.append(&mut message(&bad, 0), length, true, |_| Ok(())), Err(Err(_))));
+    assert!(matches!(
+        log.append(&mut message(&good, 0), length + 1, true, |_| Ok(())),
+        Err(Err(_))
+    ));
+    let sealed = |_: &RecordIdentity| Err(Refusal::Sealed);
+    let refused = log.append(&mut message(&good, 0), length, true, sealed);
+    assert_eq!(refused.unwrap_err().unwrap(), Refusal::Sealed);
+    assert!(log.is_empty() && log.record_bytes() == 0);
+    append(&mut log, (1, 0, 1, 1), 64, true).unwrap();
+    assert_eq!(content(&log)[&1], good);
+}
