@@ -87,9 +87,15 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(shelf) = self.home.upgrade() {
             let mut shelf = shelf.borrow_mut();
+            let pages = std::mem::take(&mut self.pages);
             if shelf.free.len() < shelf.kept_max {
-                let pages = std::mem::take(&mut self.pages);
                 shelf.free.push((pages, self.registered));
+            } else if self.registered.is_some() {
+                // Registered memory must stay in place, and a pool keeps as many as it registered:
+                // so a full shelf holds a surplus one, which gives way.
+                let surplus = shelf.free.iter().position(|(_, registered)| registered.is_none());
+                let surplus = surplus.expect("a full shelf without this one has a surplus one");
+                shelf.free[surplus] = (pages, self.registered);
             }
         }
     }
@@ -172,6 +178,19 @@ mod tests {
             let index = usize::from(buffer.registered().unwrap()) - 5;
             assert_eq!(places[index], buffer.as_ptr() as usize);
         }
+    }
+
+    #[test]
+    fn surplus_buffers_give_way_to_registered_ones() {
+        let pool = BufferPool::registered(PAGE, 2, 0, |_, _| {});
+        let registered = [pool.take(1), pool.take(1)];
+        let surplus = [pool.take(1), pool.take(1)];
+        drop(surplus);
+        drop(registered);
+        let kept = [pool.take(1), pool.take(1)];
+        let mut indices = kept.each_ref().map(Buffer::registered);
+        indices.sort();
+        assert_eq!(indices, [Some(0), Some(1)]);
     }
 
     #[test]
