@@ -179,6 +179,10 @@ impl Disk {
         let Some(mut frontend) = self.frontend.take() else { return false };
         let worked = self.take_from(&mut frontend, requests);
         self.frontend = Some(frontend);
+        if worked {
+            // Some may have been answered here, without the engine.
+            self.flush_notifications();
+        }
         worked
     }
 
@@ -445,6 +449,7 @@ impl Disk {
     /// already, so the core must not sleep. [`disarm`](Disk::disarm) ends it, whatever it said.
     pub fn arm(&mut self) -> bool {
         self.socket_turns = 0;
+        self.flush_notifications();
         let Some(frontend) = &mut self.frontend else { return true };
         for ring in &mut frontend.rings {
             ring.drain_kick();

@@ -42,6 +42,8 @@ pub use request::{BlockRange, BufferSource, Outcome, Request, RequestKind, Tag};
 
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 use rig::step;

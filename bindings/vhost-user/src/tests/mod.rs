@@ -1,0 +1,5 @@
+//! The device against a front end and a guest by hand: what well-behaved ones never do.
+
+mod hostile;
+mod messages;
+mod resume;
