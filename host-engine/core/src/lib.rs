@@ -1,1 +1,47 @@
-//! Being built.
+//! A host core: everything between a guest's request and the controllers, over the contracts.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`core`](HostCore) | the handle, the connections |
+//! | `state` | what a core knows; what messages do to it |
+//! | `write`, `publish` | taking writes, merging, encoding; the order of completions (C6, C23) |
+//! | `sequence`, `log_client` | identities, appends, resends (C1, C7) |
+//! | `buffer` | records until they are released, and what a block's newest content is (C4) |
+//! | `read`, `pool`, `solve` | reads from buffer and pool; lost and damaged shards (C3) |
+//! | `map`, `handles` | where blocks lie (C2) |
+//! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
+//! | `open` | seal, map, replay; close, delete, resize (C8) |
+//!
+//! A core is one thread and shares nothing. Its owner calls [`HostCore::turn`], runs the tasks of the
+//! executor, and takes completions and events.
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod config;
+mod core;
+mod destage;
+mod error;
+mod handles;
+mod hash;
+mod log_client;
+mod map;
+mod open;
+mod pool;
+mod publish;
+mod read;
+mod request;
+mod runs;
+mod sequence;
+mod solve;
+mod state;
+mod stats;
+mod write;
+
+pub use config::{DestageConfig, HostCoreConfig};
+pub use core::HostCore;
+pub use error::HostError;
+pub use open::OpenRequest;
+pub use request::{
+    GuestCompletion, GuestError, GuestRequest, Operation, RANGE_MAX, SECTOR, TRANSFER_MAX,
+};
+pub use stats::{CoreStats, Event, VdiskStats};

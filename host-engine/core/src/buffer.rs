@@ -1,0 +1,586 @@
+//! The write buffer: every record that the log may still hold, and which of its blocks count.
+//!
+//! A record is *pending* until both controllers hold it, then *mirrored*; its write is published a
+//! little later. Each block that a record gives content to is a node in the block's chain, newest
+//! first. A node is dead, and gone from its chain, once a newer mirrored record covers its block or
+//! its content is committed. A record without live nodes is listed for release by the next commit (C4); until the
+//! log has released it, its bytes stay here, because a log that lost everything is filled from here
+//! (C7), and because both ends count the same bytes against the quota.
+//!
+//! Invariants: per slice, records are mirrored in the order of their versions, so what a mirrored
+//! node covers is mirrored; at most one node of a chain is mirrored, and it is the last.
+//!
+//! A crash loses the buffer; the log has what is mirrored.
+
+use crate::hash::Map;
+use bytes::Bytes;
+use cleave_format::footer::{FOOTER_ENTRY, Fingerprint};
+use cleave_format::ids::{BlockIndex, SliceIndex, VdiskId, Version};
+use cleave_format::record::{Entry, EntryKind, RecordIdentity, encode_head};
+use cleave_runtime::time::Moment;
+use slab::Slab;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Names a record; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordKey {
+    number: u64,
+    index: u32,
+}
+
+/// Names a guest's write while it is unpublished.
+pub type WriteKey = u64;
+
+/// A block's part in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeName {
+    /// The record.
+    pub record: RecordKey,
+    /// Which of its entries.
+    pub entry: u16,
+    /// The block, within the slice.
+    pub block: u16,
+}
+
+/// One entry of a buffered record.
+#[derive(Clone, Debug)]
+pub struct BufferedEntry {
+    /// As in the record.
+    pub entry: Entry,
+    /// Where its data begins in the record's data.
+    pub start: u32,
+    /// Of the plaintext, once it was computed.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// A buffered record.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Who it is.
+    pub identity: RecordIdentity,
+    /// Header and entry table.
+    pub head: Bytes,
+    /// The entries' data, as it follows the head.
+    pub data: Bytes,
+    /// The entries.
+    pub entries: Vec<BufferedEntry>,
+    /// The write that it belongs to, until that is published.
+    pub unpublished: Option<WriteKey>,
+    /// When it was taken.
+    pub taken: Moment,
+    /// Both controllers held it once.
+    pub mirrored: bool,
+    /// The present log holds it: it can be released.
+    pub in_log: bool,
+    number: u64,
+    live: u32,
+    planned: u32,
+    releasing: bool,
+}
+
+impl Record {
+    /// A record that was taken now.
+    pub fn new(identity: RecordIdentity, data: Bytes, entries: &[Entry], taken: Moment) -> Record {
+        let mut head = Vec::with_capacity(64 + entries.len() * 8 + 16);
+        encode_head(&identity, entries, &mut head);
+        let mut start = 0;
+        let place = |entry: &Entry| {
+            let placed = BufferedEntry { entry: *entry, start, fingerprint: None };
+            start += entry.length;
+            placed
+        };
+        let entries: Vec<_> = entries.iter().map(place).collect();
+        assert_eq!(start as usize, data.len(), "a record's data is that of its entries");
+        Record {
+            identity,
+            head: Bytes::from(head),
+            data,
+            entries,
+            unpublished: None,
+            taken,
+            mirrored: false,
+            in_log: false,
+            number: 0,
+            live: 0,
+            planned: 0,
+            releasing: false,
+        }
+    }
+
+    /// Bytes of the encoded record.
+    pub fn length(&self) -> usize {
+        self.head.len() + self.data.len()
+    }
+
+    /// An entry's data.
+    pub fn frame(&self, entry: usize) -> Bytes {
+        let found = &self.entries[entry];
+        let start = found.start as usize;
+        self.data.slice(start..start + found.entry.length as usize)
+    }
+
+    fn memory(&self) -> usize {
+        self.length() + size_of::<Record>() + self.entries.len() * size_of::<BufferedEntry>()
+    }
+
+    fn key(&self, index: u32) -> RecordKey {
+        RecordKey { number: self.number, index }
+    }
+
+    fn unplanned(&self) -> u32 {
+        if self.mirrored { self.live - self.planned } else { 0 }
+    }
+}
+
+struct Node {
+    record: u32,
+    entry: u16,
+    block: u16,
+    older: u32,
+    planned: bool,
+}
+
+const NONE: u32 = u32::MAX;
+/// What a node without a frame weighs in a stripe, roughly: runs of them share a footer entry.
+const ZERO_WEIGHT: u64 = 8;
+
+/// What a read of a block finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Visible {
+    /// Nothing: the map decides.
+    Map,
+    /// Zeros.
+    Zero,
+    /// A frame, with the log's checksum.
+    Frame(Bytes),
+    /// Mirrored and not published: the read waits for that write (C23).
+    Unpublished(WriteKey),
+}
+
+/// The buffer of a core.
+#[derive(Default)]
+pub struct WriteBuffer {
+    records: Slab<Record>,
+    nodes: Slab<Node>,
+    chains: Map<(VdiskId, BlockIndex), u32>,
+    slices: Map<(VdiskId, SliceIndex), VecDeque<RecordKey>>,
+    /// Mirrored records with live nodes that are in no stripe yet, oldest first.
+    queue: BTreeMap<u64, u32>,
+    /// Records without live nodes.
+    releasable: BTreeMap<u64, u32>,
+    releasable_bytes: u64,
+    unplanned_weight: u64,
+    bytes: u64,
+    memory: u64,
+    next: u64,
+}
+
+impl WriteBuffer {
+    /// Puts a record in, as the newest content of those of its blocks for which `live` holds.
+    pub fn insert(&mut self, mut record: Record, live: impl Fn(u16) -> bool) -> RecordKey {
+        self.next += 1;
+        record.number = self.next;
+        self.bytes += record.length() as u64;
+        self.memory += record.memory() as u64;
+        let (vdisk, slice) = (record.identity.vdisk, record.identity.slice);
+        let mirrored = record.mirrored;
+        let index = self.records.insert(record) as u32;
+        let mut count = 0;
+        for number in 0..self.records[index as usize].entries.len() {
+            let entry = self.records[index as usize].entries[number].entry;
+            for block in entry.block..entry.block + entry.blocks {
+                if !live(block) {
+                    continue;
+                }
+                let older = self.chains.get(&(vdisk, slice.block(block))).copied();
+                let node = Node {
+                    record: index,
+                    entry: number as u16,
+                    block,
+                    older: older.unwrap_or(NONE),
+                    planned: false,
+                };
+                let node = self.nodes.insert(node) as u32;
+                self.chains.insert((vdisk, slice.block(block)), node);
+                count += 1;
+            }
+        }
+        let record = &mut self.records[index as usize];
+        record.live = count;
+        let key = record.key(index);
+        self.slices.entry((vdisk, slice)).or_default().push_back(key);
+        if mirrored {
+            self.records[index as usize].mirrored = false;
+            self.mirrored(key);
+        }
+        key
+    }
+
+    /// A record, unless it was released or forgotten.
+    pub fn get(&self, key: RecordKey) -> Option<&Record> {
+        self.records.get(key.index as usize).filter(|record| record.number == key.number)
+    }
+
+    /// Remembers the fingerprint of an entry's block.
+    pub fn set_fingerprint(&mut self, key: RecordKey, entry: usize, fingerprint: Fingerprint) {
+        if let Some(record) = self.get_mut(key) {
+            record.entries[entry].fingerprint = Some(fingerprint);
+        }
+    }
+
+    fn get_mut(&mut self, key: RecordKey) -> Option<&mut Record> {
+        self.records.get_mut(key.index as usize).filter(|record| record.number == key.number)
+    }
+
+    /// The log holds the record on both controllers: it covers what is older.
+    pub fn mirrored(&mut self, key: RecordKey) {
+        let Some(record) = self.get_mut(key) else { return };
+        record.in_log = true;
+        if !record.mirrored {
+            record.mirrored = true;
+            let (vdisk, slice) = (record.identity.vdisk, record.identity.slice);
+            let weight: u64 = self.live_nodes(key).map(|(_, node)| self.weight(node)).sum();
+            self.unplanned_weight += weight;
+            for entry in 0..self.records[key.index as usize].entries.len() {
+                let entry = self.records[key.index as usize].entries[entry].entry;
+                for block in entry.block..entry.block + entry.blocks {
+                    self.cover(vdisk, slice.block(block), key.index);
+                }
+            }
+        }
+        self.settle(key.index);
+    }
+
+    /// Ends every node below that of the record `by` in the block's chain.
+    fn cover(&mut self, vdisk: VdiskId, block: BlockIndex, by: u32) {
+        let mut node = self.chains.get(&(vdisk, block)).copied().unwrap_or(NONE);
+        while node != NONE && self.nodes[node as usize].record != by {
+            node = self.nodes[node as usize].older;
+        }
+        if node == NONE {
+            return;
+        }
+        let mut older = std::mem::replace(&mut self.nodes[node as usize].older, NONE);
+        while older != NONE {
+            let next = self.nodes[older as usize].older;
+            self.end_node(older);
+            older = next;
+        }
+    }
+
+    /// Takes a node, which is out of its chain, off its record.
+    fn end_node(&mut self, index: u32) {
+        let weight = self.weight(&self.nodes[index as usize]);
+        let node = self.nodes.remove(index as usize);
+        let record = &mut self.records[node.record as usize];
+        debug_assert!(record.mirrored, "only mirrored content is covered or committed");
+        record.live -= 1;
+        if node.planned {
+            record.planned -= 1;
+        } else {
+            self.unplanned_weight -= weight;
+        }
+        self.settle(node.record);
+    }
+
+    /// Puts a record where its state belongs: into the queue, or among the releasable ones.
+    fn settle(&mut self, index: u32) {
+        let record = &self.records[index as usize];
+        if record.unplanned() > 0 {
+            self.queue.insert(record.number, index);
+        } else {
+            self.queue.remove(&record.number);
+        }
+        let releasable =
+            record.mirrored && record.in_log && record.live == 0 && !record.releasing;
+        let (number, length) = (record.number, record.length() as u64);
+        let known = self.releasable.contains_key(&number);
+        if releasable && !known {
+            self.releasable.insert(number, index);
+            self.releasable_bytes += length;
+        } else if !releasable && known {
+            self.releasable.remove(&number);
+            self.releasable_bytes -= length;
+        }
+    }
+
+    fn weight(&self, node: &Node) -> u64 {
+        let length = self.records[node.record as usize].entries[usize::from(node.entry)].entry.length;
+        if length == 0 { ZERO_WEIGHT } else { u64::from(length) + FOOTER_ENTRY as u64 }
+    }
+
+    /// The write that the record belongs to is published.
+    pub fn published(&mut self, key: RecordKey) {
+        if let Some(record) = self.get_mut(key) {
+            record.unpublished = None;
+        }
+    }
+
+    /// What a read of the block finds now (C23): the newest published content, or older content
+    /// while newer is unmirrored; where mirrored content is unpublished, it waits.
+    pub fn visible(&self, vdisk: VdiskId, block: BlockIndex) -> Visible {
+        let mut at = self.chains.get(&(vdisk, block)).copied().unwrap_or(NONE);
+        while at != NONE {
+            let node = &self.nodes[at as usize];
+            let record = &self.records[node.record as usize];
+            if record.mirrored {
+                return match record.unpublished {
+                    Some(write) => Visible::Unpublished(write),
+                    None => self.content(node),
+                };
+            }
+            at = node.older;
+        }
+        Visible::Map
+    }
+
+    /// The newest content taken, mirrored or not (C6).
+    pub fn newest(&self, vdisk: VdiskId, block: BlockIndex) -> Visible {
+        match self.chains.get(&(vdisk, block)) {
+            Some(node) => self.content(&self.nodes[*node as usize]),
+            None => Visible::Map,
+        }
+    }
+
+    fn content(&self, node: &Node) -> Visible {
+        let record = &self.records[node.record as usize];
+        match record.entries[usize::from(node.entry)].entry.kind {
+            EntryKind::Zero | EntryKind::Discard => Visible::Zero,
+            EntryKind::Frame | EntryKind::Reference => {
+                Visible::Frame(record.frame(usize::from(node.entry)))
+            }
+        }
+    }
+
+    /// Whether any content of the block is here.
+    pub fn holds(&self, vdisk: VdiskId, block: BlockIndex) -> bool {
+        self.chains.contains_key(&(vdisk, block))
+    }
+
+    /// The slice's oldest unreleased record (C2).
+    pub fn oldest(&mut self, vdisk: VdiskId, slice: SliceIndex) -> Option<Version> {
+        let records = self.slices.get_mut(&(vdisk, slice))?;
+        while let Some(key) = records.front().copied() {
+            match self.records.get(key.index as usize) {
+                Some(record) if record.number == key.number => {
+                    return Some(record.identity.version);
+                }
+                _ => records.pop_front(),
+            };
+        }
+        self.slices.remove(&(vdisk, slice));
+        None
+    }
+
+    /// Mirrored records with content that is in no stripe yet, oldest first.
+    pub fn queue(&self) -> impl Iterator<Item = (RecordKey, &Record)> {
+        self.queue.values().map(|index| {
+            let record = &self.records[*index as usize];
+            (record.key(*index), record)
+        })
+    }
+
+    /// The record's live nodes that are in no stripe yet, in order.
+    pub fn unplanned(&self, key: RecordKey) -> impl Iterator<Item = NodeName> {
+        let unplanned = self.live_nodes(key).filter(|(_, node)| !node.planned);
+        unplanned.map(move |(_, node)| NodeName { record: key, entry: node.entry, block: node.block })
+    }
+
+    fn live_nodes(&self, key: RecordKey) -> impl Iterator<Item = (u32, &Node)> {
+        let record = self.get(key);
+        let entries = record.into_iter().flat_map(|r| r.entries.iter().enumerate());
+        entries
+            .flat_map(|(number, e)| {
+                let blocks = e.entry.block..e.entry.block + e.entry.blocks;
+                blocks.map(move |block| (number as u16, block))
+            })
+            .filter_map(move |(entry, block)| {
+                let index = self.find(&NodeName { record: key, entry, block })?;
+                Some((index, &self.nodes[index as usize]))
+            })
+    }
+
+    fn find(&self, name: &NodeName) -> Option<u32> {
+        let record = self.get(name.record)?;
+        let block = record.identity.slice.block(name.block);
+        let mut at = self.chains.get(&(record.identity.vdisk, block)).copied()?;
+        while at != NONE {
+            let node = &self.nodes[at as usize];
+            if node.record == name.record.index && node.entry == name.entry {
+                return Some(at);
+            }
+            at = node.older;
+        }
+        None
+    }
+
+    /// Whether the node still counts.
+    pub fn is_live(&self, name: &NodeName) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// A stripe takes the node in, or gives it back.
+    pub fn set_planned(&mut self, name: &NodeName, planned: bool) {
+        let Some(index) = self.find(name) else { return };
+        let weight = self.weight(&self.nodes[index as usize]);
+        let node = &mut self.nodes[index as usize];
+        assert_ne!(node.planned, planned, "a node is in one stripe");
+        node.planned = planned;
+        let record = &mut self.records[node.record as usize];
+        if planned {
+            record.planned += 1;
+            self.unplanned_weight -= weight;
+        } else {
+            record.planned -= 1;
+            self.unplanned_weight += weight;
+        }
+        self.settle(name.record.index);
+    }
+
+    /// The node's content is committed: the map has it.
+    pub fn committed(&mut self, name: &NodeName) {
+        let Some(index) = self.find(name) else { return };
+        let record = &self.records[name.record.index as usize];
+        let block = (record.identity.vdisk, record.identity.slice.block(name.block));
+        let older = self.nodes[index as usize].older;
+        debug_assert_eq!(older, NONE, "what is below a mirrored node is covered");
+        let head = self.chains[&block];
+        if head == index {
+            self.chains.remove(&block);
+        } else {
+            let mut above = head;
+            while self.nodes[above as usize].older != index {
+                above = self.nodes[above as usize].older;
+            }
+            self.nodes[above as usize].older = older;
+        }
+        self.end_node(index);
+    }
+
+    /// Records that the next commit can release, oldest first (C4).
+    pub fn releasable(&self) -> impl Iterator<Item = RecordKey> {
+        self.releasable.iter().map(|(number, index)| RecordKey { number: *number, index: *index })
+    }
+
+    /// Whether a commit of `nodes` live nodes of the record releases it.
+    pub fn ends_with(&self, key: RecordKey, nodes: u32) -> bool {
+        let ends = |r: &Record| r.mirrored && r.in_log && !r.releasing && r.live == nodes;
+        self.get(key).is_some_and(ends)
+    }
+
+    /// A commit lists the record, or does not after all.
+    pub fn set_releasing(&mut self, key: RecordKey, releasing: bool) {
+        if let Some(record) = self.get_mut(key) {
+            record.releasing = releasing;
+            self.settle(key.index);
+        }
+    }
+
+    /// The log has released the record, if a commit still lists it: one that was appended to
+    /// another log since (C7) stays.
+    pub fn release(&mut self, key: RecordKey) {
+        let Some(record) = self.get(key).filter(|record| record.releasing) else { return };
+        assert_eq!(record.live, 0, "a record is released when nothing of it counts any more");
+        self.remove(key.index);
+    }
+
+    fn remove(&mut self, index: u32) -> Record {
+        let record = self.records.remove(index as usize);
+        self.bytes -= record.length() as u64;
+        self.memory -= record.memory() as u64;
+        self.queue.remove(&record.number);
+        if self.releasable.remove(&record.number).is_some() {
+            self.releasable_bytes -= record.length() as u64;
+        }
+        record
+    }
+
+    /// Forgets a vdisk; the log has what is mirrored of it.
+    pub fn forget(&mut self, vdisk: VdiskId) {
+        let (nodes, weight) = (&mut self.nodes, &mut self.unplanned_weight);
+        let records = &self.records;
+        self.chains.retain(|(owner, _), head| {
+            let mut at = if *owner == vdisk { *head } else { NONE };
+            while at != NONE {
+                let node = nodes.remove(at as usize);
+                let record = &records[node.record as usize];
+                if record.mirrored && !node.planned {
+                    let length = record.entries[usize::from(node.entry)].entry.length;
+                    *weight -= match length {
+                        0 => ZERO_WEIGHT,
+                        _ => u64::from(length) + FOOTER_ENTRY as u64,
+                    };
+                }
+                at = node.older;
+            }
+            *owner != vdisk
+        });
+        let of_it = self.records.iter().filter(|(_, record)| record.identity.vdisk == vdisk);
+        let indices: Vec<u32> = of_it.map(|(index, _)| index as u32).collect();
+        indices.into_iter().for_each(|index| drop(self.remove(index)));
+        self.slices.retain(|(owner, _), _| *owner != vdisk);
+    }
+
+    /// The log is another one and holds nothing (C7): drops what does not count, and gives every
+    /// other record a new version by `version`, in order. Returns them, in the order in which they are to
+    /// be appended.
+    pub fn renumber(
+        &mut self,
+        mut version: impl FnMut(VdiskId, SliceIndex) -> Version,
+    ) -> Vec<RecordKey> {
+        let mut keys: Vec<RecordKey> =
+            self.records.iter().map(|(index, record)| record.key(index as u32)).collect();
+        keys.sort_unstable();
+        keys.retain(|key| {
+            if self.records[key.index as usize].live == 0 {
+                self.remove(key.index);
+                return false;
+            }
+            let record = &mut self.records[key.index as usize];
+            let identity = &mut record.identity;
+            identity.version = version(identity.vdisk, identity.slice);
+            let entries: Vec<Entry> = record.entries.iter().map(|e| e.entry).collect();
+            let mut head = Vec::with_capacity(record.head.len());
+            encode_head(&record.identity, &entries, &mut head);
+            record.head = Bytes::from(head);
+            record.in_log = false;
+            record.releasing = false;
+            self.settle(key.index);
+            true
+        });
+        keys
+    }
+
+    /// Bytes of records, as the log counts them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes of records that only wait for a commit to release them.
+    pub fn releasable_bytes(&self) -> u64 {
+        self.releasable_bytes
+    }
+
+    /// Bytes that the unplanned mirrored content takes in stripes.
+    pub fn unplanned_weight(&self) -> u64 {
+        self.unplanned_weight
+    }
+
+    /// Blocks with buffered content, counting versions.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Bytes of memory, about.
+    pub fn memory(&self) -> u64 {
+        self.memory + self.nodes.len() as u64 * 56
+    }
+}
+
+#[cfg(test)]
+mod tests;

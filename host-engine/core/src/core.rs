@@ -1,0 +1,313 @@
+//! A host core: what its owner calls, and the connections to the controllers.
+//!
+//! The owner (the reactor's loop, or the simulator) calls [`HostCore::turn`] and runs the executor's tasks; between
+//! turns nothing happens. Dropping all handles and clearing the executor ends the core; what it
+//! acknowledged is in the log.
+
+use crate::config::HostCoreConfig;
+use crate::request::{GuestCompletion, GuestError, GuestRequest, Operation};
+use crate::state::{Asked, ClassLink, Reply, State, class_index};
+use crate::stats::{CoreStats, Event, VdiskStats};
+use crate::write;
+use bytes::Bytes;
+use cleave_erasure::{Encoder, Solver};
+use cleave_format::ids::VdiskId;
+use cleave_runtime::executor::{Executor, Priority};
+use cleave_runtime::links::{Class, LinkEvent, Links};
+use cleave_runtime::random::Random;
+use cleave_runtime::sync::promise;
+use cleave_wire::{Hello, HostMessage, RequestNumber, WIRE_VERSION, encode_header};
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// Between two attempts to reach a controller.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long an attempt may take until the controller's welcome.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Working memory for parity.
+pub(crate) struct Coder {
+    pub encoder: Encoder,
+    pub solver: Solver,
+}
+
+/// What the turn and the tasks of a core share.
+pub(crate) struct Shared {
+    pub config: Rc<HostCoreConfig>,
+    pub executor: Executor,
+    pub links: Rc<dyn Links>,
+    pub random: Rc<dyn Random>,
+    pub state: RefCell<State>,
+    pub coder: RefCell<Coder>,
+    pub this: Weak<Shared>,
+    events: RefCell<Vec<LinkEvent>>,
+}
+
+/// A host core; clones are the same one.
+#[derive(Clone)]
+pub struct HostCore(pub(crate) Rc<Shared>);
+
+impl HostCore {
+    /// A core that begins to connect at once, and serves no vdisk yet. All connections of `links` are
+    /// its own.
+    pub fn new(
+        links: Rc<dyn Links>,
+        executor: Executor,
+        random: Rc<dyn Random>,
+        config: HostCoreConfig,
+    ) -> HostCore {
+        let config = Rc::new(config);
+        let state = State::new(Rc::clone(&config), Rc::clone(&links));
+        let shared = Rc::new_cyclic(|this| Shared {
+            config,
+            executor,
+            links,
+            random,
+            state: RefCell::new(state),
+            coder: RefCell::new(Coder { encoder: Encoder::new(), solver: Solver::new() }),
+            this: Weak::clone(this),
+            events: RefCell::default(),
+        });
+        for class in [Class::Log, Class::Bulk, Class::Read] {
+            let task = Rc::clone(&shared);
+            shared.executor.spawn(Priority::Foreground, async move { task.connect(class).await });
+        }
+        crate::destage::start(&shared);
+        HostCore(shared)
+    }
+
+    /// Takes what the links have, and sends what came together. True when there was anything; the
+    /// executor's tasks run between turns.
+    pub fn turn(&self) -> bool {
+        let shared = &self.0;
+        let mut events = shared.events.borrow_mut();
+        shared.links.poll(&mut events);
+        let any = !events.is_empty();
+        let mut state = shared.state.borrow_mut();
+        state.now = shared.executor.now();
+        for event in events.drain(..) {
+            shared.on_link(&mut state, event);
+        }
+        let sent = state.flush();
+        drop(state);
+        let slow = shared.start_slow_reads();
+        any || sent || slow || !shared.state.borrow().completions.is_empty()
+    }
+
+    /// Takes a request. Gives it back when the write buffer has no room: the owner keeps it and tries
+    /// again after a turn (rule 8). Reads are never given back.
+    pub fn submit(&self, request: GuestRequest) -> Result<(), GuestRequest> {
+        let mut state = self.0.state.borrow_mut();
+        let GuestRequest { token, vdisk, operation } = request;
+        let serving = state.vdisks.get_mut(&vdisk).filter(|vdisk| vdisk.serving);
+        let Some(found) = serving else {
+            return state.finish(token, Err(GuestError::NotServed));
+        };
+        let size = found.size;
+        match operation {
+            Operation::Flush => return state.finish(token, Ok(())),
+            Operation::Read { offset, length } => {
+                found.stats.reads += 1;
+                found.stats.read_bytes += u64::from(length);
+                state.take_read(token, vdisk, offset, length);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let original = match &operation {
+            Operation::WriteZeroes { offset, length, .. }
+            | Operation::Discard { offset, length } => (*offset, *length),
+            _ => (0, 0),
+        };
+        let discard = !matches!(operation, Operation::Write { .. });
+        let bytes = match &operation {
+            Operation::Write { data, .. } => data.len() as u64,
+            _ => 0,
+        };
+        match write::request(operation, size) {
+            Err(error) => {
+                found.stats.errors += 1;
+                state.finish(token, Err(error))
+            }
+            Ok(request) if !state.has_room(request.cost()) => {
+                state.stats.refused += 1;
+                let operation = write::undo(request, original);
+                Err(GuestRequest { token, vdisk, operation })
+            }
+            Ok(request) => {
+                let stats = &mut state.vdisks.get_mut(&vdisk).expect("it was there").stats;
+                stats.discards += u64::from(discard);
+                stats.writes += u64::from(!discard);
+                stats.write_bytes += bytes;
+                state.take_write(token, vdisk, request);
+                Ok(())
+            }
+        }
+    }
+
+    /// Appends what was completed, in the order in which guests must be told (C23).
+    pub fn completions(&self, completions: &mut Vec<GuestCompletion>) {
+        completions.append(&mut self.0.state.borrow_mut().completions);
+    }
+
+    /// The next thing that the owner should know.
+    pub fn next_event(&self) -> Option<Event> {
+        self.0.state.borrow_mut().events.pop_front()
+    }
+
+    /// Figures of the core.
+    pub fn stats(&self) -> CoreStats {
+        self.0.state.borrow().figures()
+    }
+
+    /// Figures of a vdisk that is open.
+    pub fn vdisk_stats(&self, vdisk: VdiskId) -> Option<VdiskStats> {
+        let state = self.0.state.borrow();
+        let found = state.vdisks.get(&vdisk)?;
+        let commits_after_frontier = found.commits.len() as u64;
+        let (size, epoch) = (found.size, found.epoch.0);
+        Some(VdiskStats { commits_after_frontier, size, epoch, ..found.stats.clone() })
+    }
+
+    /// Requests taken and not completed, of all vdisks.
+    pub fn in_flight(&self) -> usize {
+        let state = self.0.state.borrow();
+        let writes: usize = state.vdisks.keys().map(|vdisk| state.writes.of(*vdisk)).sum();
+        writes + state.reads.len()
+    }
+}
+
+impl State {
+    fn finish(
+        &mut self,
+        token: cleave_runtime::Token,
+        result: Result<(), GuestError>,
+    ) -> Result<(), GuestRequest> {
+        self.completions.push(GuestCompletion { token, result, data: None });
+        Ok(())
+    }
+
+    /// Whether the buffer has room for that many bytes and blocks. A request that is larger than the
+    /// buffer is taken when nothing else is in it.
+    fn has_room(&self, (bytes, blocks): (u64, u64)) -> bool {
+        let held = self.buffer.bytes() + self.reserved;
+        let limit = self.limit();
+        let blocks_max = (limit / 256).max(1024);
+        held == 0 || (held + bytes <= limit && self.buffer.nodes() as u64 + blocks <= blocks_max)
+    }
+}
+
+impl Shared {
+    fn on_link(&self, state: &mut State, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected { .. } => {}
+            LinkEvent::Accepted { connection, .. } => {
+                self.links.close(connection, "a host takes no connections");
+            }
+            LinkEvent::Received { connection, lane, message } => {
+                let Some(class) = state.class_of(connection) else { return };
+                if let Err(reason) = state.received(class, lane, message) {
+                    tracing::info!(?class, reason, "closing a connection");
+                    state.disconnected(class);
+                    self.links.close(connection, &reason);
+                }
+            }
+            LinkEvent::Closed { connection, reason } => {
+                let Some(class) = state.class_of(connection) else { return };
+                tracing::info!(?class, reason, "connection closed");
+                state.disconnected(class);
+            }
+        }
+    }
+
+    /// Keeps one class connected to whichever controller is active.
+    async fn connect(self: Rc<Shared>, class: Class) {
+        let index = class_index(class);
+        let changed = self.state.borrow().class_links[index].changed.clone();
+        for number in 1.. {
+            let controllers = &self.config.controllers;
+            let attempt = self.state.borrow().class_links[index].attempts;
+            let Some(controller) = controllers.get(attempt % controllers.len().max(1)) else {
+                return;
+            };
+            let connection = self.links.connect(controller, class);
+            {
+                let mut state = self.state.borrow_mut();
+                let link = &mut state.class_links[index];
+                let attempts = link.attempts;
+                let changed = link.changed.clone();
+                *link = ClassLink { connection: Some(connection), changed, attempts, ..ClassLink::default() };
+            }
+            let hello = HostMessage::Hello(Hello {
+                version: WIRE_VERSION,
+                cluster: self.config.cluster,
+                host: self.config.host,
+                incarnation: self.config.incarnation,
+                core: self.config.core,
+                connection: number,
+            });
+            // A send that fails is followed by the report that the connection is closed.
+            let _ = self.links.send(connection, 0, &[encode_header(&hello)]);
+            let decided = changed.until(|| {
+                let link = &self.state.borrow().class_links[index];
+                let settled = link.ready || link.refused.is_some() || link.connection != Some(connection);
+                settled.then_some(link.ready)
+            });
+            match self.executor.timeout(ATTEMPT, decided).await {
+                Some(true) => {
+                    tracing::info!(?class, controller = controller.name, "connected");
+                    let gone = || {
+                        let link = &self.state.borrow().class_links[index];
+                        (link.connection != Some(connection)).then_some(())
+                    };
+                    changed.until(gone).await;
+                }
+                Some(false) | None => {
+                    let mut state = self.state.borrow_mut();
+                    if let Some((reason, _)) = &state.class_links[index].refused {
+                        tracing::debug!(?class, controller = controller.name, reason, "refused");
+                    }
+                    state.class_links[index].attempts += 1;
+                    if state.class_links[index].connection == Some(connection) {
+                        state.disconnected(class);
+                        self.links.close(connection, "no welcome");
+                    }
+                }
+            }
+            let jitter = Duration::from_micros(self.random.below(5_000));
+            self.executor.sleep(RETRY + jitter).await;
+        }
+    }
+
+    /// Asks a controller and waits for its answer, over as many connections as it takes.
+    pub async fn request(
+        &self,
+        class: Class,
+        lane: u8,
+        mut ask: impl FnMut(RequestNumber) -> HostMessage,
+        payload: &[Bytes],
+    ) -> Reply {
+        let changed = self.state.borrow().class_links[class_index(class)].changed.clone();
+        loop {
+            changed.until(|| self.state.borrow().ready(class)).await;
+            let number = self.state.borrow_mut().request_number();
+            let mut parts = Vec::with_capacity(1 + payload.len());
+            parts.push(encode_header(&ask(number)));
+            parts.extend_from_slice(payload);
+            let (promise, outcome) = promise();
+            {
+                let mut state = self.state.borrow_mut();
+                let Some(connection) = state.ready(class) else { continue };
+                state.asked.insert(number, (class, Asked::Flow(promise)));
+                if self.links.send(connection, lane, &parts).is_err() {
+                    // Its end will be reported; what was asked on it is forgotten then.
+                    tracing::debug!(?class, "a connection does not take a request");
+                }
+            }
+            if let Some(reply) = outcome.wait().await {
+                return reply;
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Destage: when a stripe is written, and the way of one stripe: grant, pack, shards, commit, apply.
+//!
+//! ```text
+//! content: mirrored -> planned -> (shards durable) -> committed, in the map -> record released
+//! ```
+//! Invariants: a stripe is written under a grant that nothing else uses; a commit names only shards
+//! that are durable (C10); commits of a core are sent one after the other, so the map applies them in
+//! the order of their positions; what a stripe held counts as unplanned again when the stripe is
+//! given up. A crash loses the plan; the grant ends with the incarnation (C15), and the log still has the
+//! records.
+
+pub(crate) mod commit;
+mod pack;
+pub mod plan;
+
+use crate::core::Shared;
+use crate::runs::PlannedPiece;
+use crate::state::State;
+use crate::stats::Event;
+use cleave_format::control::GrantedStripe;
+use cleave_format::ids::StripeId;
+use cleave_format::layout::{PARITY_SHARDS, SHARD};
+use cleave_runtime::executor::Priority;
+use cleave_runtime::links::Class;
+use cleave_runtime::sync::Signal;
+use cleave_wire::{ControllerMessage, HostMessage, encode_header};
+use plan::Item;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often the age of content is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// After a shortage or a stripe that was given up.
+const BACK_OFF: Duration = Duration::from_secs(1);
+/// Grants that are kept ahead.
+const STOCK: u16 = 2;
+
+/// What a stripe is made of.
+pub(crate) struct Plan {
+    pub items: Vec<Item>,
+    pub pieces: Vec<PlannedPiece>,
+}
+
+/// Why a stripe was given up.
+pub(crate) enum GivenUp {
+    /// Shards could not be written, or the commit was refused: at once again under another grant.
+    Again,
+    /// There is no space: later.
+    NoSpace(String),
+}
+
+/// Grants, and what the tasks of destage share.
+pub(crate) struct Destage {
+    pub shared: Rc<Shared>,
+    stripes: RefCell<VecDeque<GrantedStripe>>,
+    identities: RefCell<VecDeque<StripeId>>,
+    on_their_way: Cell<usize>,
+    committing: Cell<bool>,
+    freed: Signal,
+}
+
+/// Starts the core's destage.
+pub(crate) fn start(shared: &Rc<Shared>) {
+    let destage = Rc::new(Destage {
+        shared: Rc::clone(shared),
+        stripes: RefCell::default(),
+        identities: RefCell::default(),
+        on_their_way: Cell::new(0),
+        committing: Cell::new(false),
+        freed: Signal::new(),
+    });
+    let executor = &shared.executor;
+    let ticking = Rc::clone(shared);
+    executor.spawn(Priority::Background, async move {
+        loop {
+            ticking.executor.sleep(TICK).await;
+            let progress = ticking.state.borrow().progress.clone();
+            progress.notify();
+        }
+    });
+    executor.spawn(Priority::Background, async move { destage.run().await });
+}
+
+/// Why a stripe is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// There is a full one.
+    Full,
+    /// The log fills up, or content is old: also a part of one.
+    Partial,
+    /// Only a commit that releases records.
+    Release,
+}
+
+impl State {
+    /// Whether a stripe should be written now. `capacity`: bytes of a data section.
+    pub(crate) fn stripe_wanted(&self, on_their_way: usize) -> Option<Reason> {
+        let config = &self.config.destage;
+        let capacity = u64::from(self.data_shards.max(1)) * SHARD as u64;
+        let weight = self.buffer.unplanned_weight();
+        let limit = self.limit().max(1);
+        let blocks_max = (limit / 256).max(1024);
+        let fill = (self.buffer.bytes() * 100 / limit)
+            .max(self.buffer.nodes() as u64 * 100 / blocks_max);
+        let oldest = self.buffer.queue().next().map(|(_, record)| record.taken);
+        let age = oldest.map_or(Duration::ZERO, |taken| self.now.since(taken));
+        if weight >= capacity && (fill >= config.fill_percent || age >= config.full_after) {
+            return Some(Reason::Full);
+        }
+        // What follows may be less than a stripe: only when that is not on its way already.
+        if on_their_way > 0 {
+            return None;
+        }
+        if self.buffer.releasable_bytes() * 8 >= limit && fill >= config.fill_percent {
+            return Some(Reason::Release);
+        }
+        let filled = fill >= config.fill_percent && (weight * 4 >= limit || fill >= 90);
+        let aged = age >= config.age_after && weight * 4 >= capacity;
+        if (weight > 0 && (filled || aged)) || self.run_waits() {
+            return Some(Reason::Partial);
+        }
+        (fill >= 90 && self.buffer.releasable_bytes() > 0).then_some(Reason::Release)
+    }
+}
+
+impl Destage {
+    async fn run(self: Rc<Destage>) {
+        let shared = &self.shared;
+        let progress = shared.state.borrow().progress.clone();
+        loop {
+            let reason = progress
+                .until(|| {
+                    let mut state = shared.state.borrow_mut();
+                    state.begin_run_if_due();
+                    if self.on_their_way.get() >= state.config.destage.stripes_max {
+                        return None;
+                    }
+                    state.stripe_wanted(self.on_their_way.get())
+                })
+                .await;
+            let outcome = match reason {
+                Reason::Release => self.release().await,
+                Reason::Full | Reason::Partial => self.begin_stripe().await,
+            };
+            if let Err(GivenUp::NoSpace(reason)) = outcome {
+                self.shortage(Some(reason));
+                shared.executor.sleep(BACK_OFF).await;
+            }
+        }
+    }
+
+    /// Begins a stripe, which goes on as a task of its own.
+    async fn begin_stripe(self: &Rc<Destage>) -> Result<(), GivenUp> {
+        let grant = self.grant().await?;
+        let plan = self.plan(&grant);
+        if plan.items.iter().all(|item| item.frame.is_empty()) && plan.pieces.is_empty() {
+            // Entries only (C5): no stripe is needed.
+            self.stripes.borrow_mut().push_front(grant);
+            return self.commit_entries(plan).await;
+        }
+        self.on_their_way.set(self.on_their_way.get() + 1);
+        let destage = Rc::clone(self);
+        self.shared.executor.spawn(Priority::Background, async move {
+            let stripe = grant.stripe;
+            let outcome = destage.stripe(&grant, plan).await;
+            if let Err(given_up) = outcome {
+                destage.shared.state.borrow_mut().stats.stripes_abandoned += 1;
+                destage.return_grant(stripe).await;
+                if let GivenUp::NoSpace(reason) = given_up {
+                    destage.shortage(Some(reason));
+                }
+                destage.shared.executor.sleep(BACK_OFF).await;
+            } else {
+                destage.shortage(None);
+            }
+            destage.on_their_way.set(destage.on_their_way.get() - 1);
+            let progress = destage.shared.state.borrow().progress.clone();
+            progress.notify();
+        });
+        Ok(())
+    }
+
+    /// Chooses what the stripe holds, and marks it.
+    fn plan(&self, grant: &GrantedStripe) -> Plan {
+        let capacity = grant.data_shards() * SHARD;
+        let mut state = self.shared.state.borrow_mut();
+        let mut pieces = state.take_pieces(capacity / 2);
+        let objects: Vec<usize> = pieces.iter().map(|piece| piece.frame.len()).collect();
+        let (items, offsets) = plan::choose(&state.buffer, &objects, capacity);
+        for (piece, offset) in pieces.iter_mut().zip(offsets) {
+            piece.offset = offset;
+        }
+        let plan = Plan { items, pieces };
+        state.mark(&plan, true);
+        plan
+    }
+
+    /// The stripe's way from the plan to the map.
+    async fn stripe(&self, grant: &GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
+        let packed = pack::pack(&self.shared, grant, &plan).await;
+        let written = match packed {
+            Some(images) => self.write_shards(grant, images).await,
+            // Everything in it was forgotten meanwhile.
+            None => Err(GivenUp::Again),
+        };
+        let committed = match written {
+            Ok(missing) => self.commit_stripe(grant, missing, &plan).await,
+            Err(given_up) => Err(given_up),
+        };
+        let mut state = self.shared.state.borrow_mut();
+        state.unmark(&plan);
+        if committed.is_err() {
+            state.mark(&plan, false);
+            state.return_pieces(plan.pieces);
+        }
+        state.progress.notify();
+        committed
+    }
+
+    /// A stripe with slots on drives that are in use.
+    async fn grant(&self) -> Result<GrantedStripe, GivenUp> {
+        loop {
+            let next = self.stripes.borrow_mut().pop_front();
+            let Some(grant) = next else {
+                self.ask_grants().await?;
+                continue;
+            };
+            let lost = {
+                let state = self.shared.state.borrow();
+                grant.slots.iter().any(|place| state.lost_drives.contains(&place.drive))
+            };
+            if lost {
+                // Written now it would lack a shard from the beginning.
+                self.return_grant(grant.stripe).await;
+                continue;
+            }
+            return Ok(grant);
+        }
+    }
+
+    async fn identity(&self) -> Result<StripeId, GivenUp> {
+        loop {
+            if let Some(identity) = self.identities.borrow_mut().pop_front() {
+                return Ok(identity);
+            }
+            self.ask_grants().await?;
+        }
+    }
+
+    async fn ask_grants(&self) -> Result<(), GivenUp> {
+        let ask = |request| HostMessage::Grant { request, stripes: STOCK, identities: STOCK };
+        let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
+        let ControllerMessage::Granted { stripes, identities, shortage, .. } = reply.message else {
+            return Err(GivenUp::NoSpace("the controller answers a grant with something else".into()));
+        };
+        let any = !stripes.is_empty();
+        let sound = |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS;
+        self.stripes.borrow_mut().extend(stripes.into_iter().filter(sound));
+        self.identities.borrow_mut().extend(identities);
+        match any {
+            true => Ok(()),
+            false => Err(GivenUp::NoSpace(shortage.unwrap_or_else(|| "no slots are free".into()))),
+        }
+    }
+
+    /// Gives a grant back; if the connection is away it ends with this incarnation.
+    async fn return_grant(&self, stripe: StripeId) {
+        let state = self.shared.state.borrow();
+        if let Some(connection) = state.ready(Class::Log) {
+            let message = encode_header(&HostMessage::ReturnGrant { stripes: vec![stripe] });
+            // A grant whose return is lost ends with the incarnation.
+            let _ = self.shared.links.send(connection, 0, &[message]);
+        }
+    }
+
+    fn shortage(&self, reason: Option<String>) {
+        let mut state = self.shared.state.borrow_mut();
+        if let Some(reason) = reason.as_ref().filter(|_| state.stats.shortage.is_none()) {
+            tracing::warn!(reason, "destage has no space: writes will stall when the log is full");
+            state.events.push_back(Event::Shortage { reason: reason.clone() });
+        }
+        state.stats.shortage = reason;
+    }
+}
+
+impl State {
+    /// Takes the plan's content into a stripe, or gives it back.
+    fn mark(&mut self, plan: &Plan, planned: bool) {
+        for item in &plan.items {
+            item.nodes().for_each(|node| self.buffer.set_planned(&node, planned));
+        }
+        if planned {
+            for vdisk in plan.vdisks() {
+                if let Some(vdisk) = self.vdisks.get_mut(&vdisk) {
+                    vdisk.in_stripes += 1;
+                }
+            }
+        }
+    }
+
+    /// The plan's stripe ended, one way or the other.
+    fn unmark(&mut self, plan: &Plan) {
+        for vdisk in plan.vdisks() {
+            if let Some(vdisk) = self.vdisks.get_mut(&vdisk) {
+                vdisk.in_stripes = vdisk.in_stripes.saturating_sub(1);
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// The vdisks with anything in it, in order.
+    pub fn vdisks(&self) -> std::collections::BTreeSet<cleave_format::ids::VdiskId> {
+        let items = self.items.iter().map(|item| item.vdisk);
+        items.chain(self.pieces.iter().map(|piece| piece.vdisk)).collect()
+    }
+}

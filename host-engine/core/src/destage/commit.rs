@@ -1,0 +1,335 @@
+//! Commits: what a stripe, or a list of entries, changes in the map, and which records it releases (C4).
+//!
+//! A commit releases a record whose last live block it brings into the map, and those that were
+//! covered before. What it lists is fixed when it is first sent: a commit that is sent again after a
+//! break may have taken effect the first time (it is idempotent by its stripe).
+
+use super::{Destage, GivenUp, Plan};
+use crate::buffer::RecordKey;
+use crate::core::Shared;
+use crate::handles::Places;
+use crate::map::MapChange;
+use crate::state::State;
+use cleave_format::address::Address;
+use cleave_format::control::{CommitVdisk, GrantedStripe, InlineEntry, Release};
+use cleave_format::ids::{Epoch, Position, SliceIndex, StripeId, VdiskId};
+use cleave_runtime::links::Class;
+use cleave_wire::{ControllerMessage, HostMessage, Refusal};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Most records that one commit releases beside those of its content.
+const RELEASES_MAX: usize = 16 << 10;
+/// Between two attempts when the log has no room even for a commit.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A commit, as it is sent and applied.
+struct Prepared {
+    vdisks: Vec<CommitVdisk>,
+    records: Vec<RecordKey>,
+    pieces: Vec<(u32, Address)>,
+    run: Option<u64>,
+    ends_run: bool,
+    log: Option<u64>,
+}
+
+/// Holds back other commits of the core.
+struct Turn<'a>(&'a Destage);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.committing.set(false);
+        self.0.freed.notify();
+    }
+}
+
+impl Destage {
+    async fn commit_turn(&self) -> Turn<'_> {
+        self.freed.until(|| (!self.committing.replace(true)).then_some(())).await;
+        Turn(self)
+    }
+
+    /// Commits a stripe whose shards are durable.
+    pub(super) async fn commit_stripe(
+        &self,
+        grant: &GrantedStripe,
+        missing: u16,
+        plan: &Plan,
+    ) -> Result<(), GivenUp> {
+        let _turn = self.commit_turn().await;
+        let prepared = self.shared.state.borrow_mut().prepare(plan, Some(grant.stripe));
+        let sent = self.send_commit(grant.stripe, missing, &prepared).await;
+        let mut state = self.shared.state.borrow_mut();
+        match sent {
+            Ok((position, struck)) => {
+                let places: Places = grant.slots.clone().into();
+                state.apply(plan, &prepared, position, &struck, Some((grant.stripe, places)));
+                state.stats.stripes_committed += 1;
+                let frames = plan.items.iter().map(|item| item.frame.len());
+                let pieces = plan.pieces.iter().map(|piece| piece.frame.len());
+                state.stats.stripe_bytes += frames.chain(pieces).sum::<usize>() as u64;
+                Ok(())
+            }
+            Err(refusal) => {
+                tracing::warn!(stripe = %grant.stripe, %refusal, "a commit was refused");
+                state.unprepare(&prepared);
+                Err(GivenUp::Again)
+            }
+        }
+    }
+
+    /// Commits entries that need no stripe (C5).
+    pub(super) async fn commit_entries(&self, plan: Plan) -> Result<(), GivenUp> {
+        let outcome = self.commit_without_stripe(&plan).await;
+        let mut state = self.shared.state.borrow_mut();
+        state.unmark(&plan);
+        if outcome.is_err() {
+            state.mark(&plan, false);
+        }
+        outcome
+    }
+
+    /// Releases covered records.
+    pub(super) async fn release(&self) -> Result<(), GivenUp> {
+        self.commit_without_stripe(&Plan { items: Vec::new(), pieces: Vec::new() }).await
+    }
+
+    async fn commit_without_stripe(&self, plan: &Plan) -> Result<(), GivenUp> {
+        let identity = self.identity().await?;
+        let _turn = self.commit_turn().await;
+        let prepared = self.shared.state.borrow_mut().prepare(plan, None);
+        if prepared.vdisks.is_empty() {
+            self.identities.borrow_mut().push_front(identity);
+            return Ok(());
+        }
+        let sent = self.send_commit(identity, 0, &prepared).await;
+        let mut state = self.shared.state.borrow_mut();
+        match sent {
+            Ok((position, struck)) => {
+                state.apply(plan, &prepared, position, &struck, None);
+                state.stats.stripeless_commits += 1;
+                Ok(())
+            }
+            Err(refusal) => {
+                tracing::warn!(%identity, %refusal, "a commit without a stripe was refused");
+                state.unprepare(&prepared);
+                drop(state);
+                self.shared.executor.sleep(RETRY).await;
+                Err(GivenUp::Again)
+            }
+        }
+    }
+
+    /// Sends a commit until there is an answer.
+    async fn send_commit(
+        &self,
+        stripe: StripeId,
+        missing: u16,
+        prepared: &Prepared,
+    ) -> Result<(Position, Vec<VdiskId>), Refusal> {
+        loop {
+            let ask = |request| {
+                let vdisks = self.shared.releasable_now(prepared);
+                HostMessage::Commit { request, stripe, shards_missing: missing, vdisks }
+            };
+            let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
+            match reply.message {
+                ControllerMessage::Committed { result: Ok(position), struck, .. } => {
+                    return Ok((position, struck));
+                }
+                ControllerMessage::Committed { result: Err(Refusal::Full), .. } => {
+                    self.shared.executor.sleep(RETRY).await;
+                }
+                ControllerMessage::Committed { result: Err(refusal), .. } => return Err(refusal),
+                _ => return Err(Refusal::Malformed),
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The commit's vdisks; without releases when the log that held the records is gone (C7).
+    fn releasable_now(&self, prepared: &Prepared) -> Vec<CommitVdisk> {
+        let mut vdisks = prepared.vdisks.clone();
+        if self.state.borrow().log_identity != prepared.log {
+            vdisks.iter_mut().for_each(|vdisk| vdisk.releases.clear());
+        }
+        vdisks
+    }
+}
+
+impl State {
+    /// What the commit of a plan says. `stripe` is `None` when the entries go inline.
+    fn prepare(&mut self, plan: &Plan, stripe: Option<StripeId>) -> Prepared {
+        let mut vdisks: BTreeMap<VdiskId, CommitVdisk> = BTreeMap::new();
+        let mut touched: BTreeMap<RecordKey, u32> = BTreeMap::new();
+        for item in &plan.items {
+            let part = self.part(&mut vdisks, item.vdisk);
+            match stripe {
+                Some(_) => part.in_footer = true,
+                None => part.entries.push(InlineEntry {
+                    slice: item.slice,
+                    block: item.block,
+                    blocks: item.blocks,
+                    version: item.version,
+                    reference: None,
+                }),
+            }
+            let live = item.nodes().filter(|node| self.buffer.is_live(node)).count();
+            *touched.entry(item.record).or_default() += live as u32;
+        }
+        let ends = |(key, nodes): &(&RecordKey, &u32)| self.buffer.ends_with(**key, **nodes);
+        let mut records: Vec<RecordKey> =
+            touched.iter().filter(ends).map(|(key, _)| *key).collect();
+        let covered = self.buffer.releasable().take(RELEASES_MAX);
+        records.extend(covered.filter(|key| !touched.contains_key(key)).collect::<Vec<_>>());
+        let mut identities = Vec::with_capacity(records.len());
+        for key in &records {
+            self.buffer.set_releasing(*key, true);
+            let record = self.buffer.get(*key).expect("a releasable record is there");
+            identities.push(record.identity);
+        }
+        identities.sort_unstable();
+        for identity in identities {
+            let releases = &mut self.part(&mut vdisks, identity.vdisk).releases;
+            let (slice, version) = (identity.slice, identity.version);
+            match releases.last_mut() {
+                Some(last)
+                    if (last.slice, last.epoch) == (slice, version.epoch)
+                        && last.last.0 + 1 == version.sequence.0 =>
+                {
+                    last.last = version.sequence;
+                }
+                _ => releases.push(Release {
+                    slice,
+                    epoch: version.epoch,
+                    first: version.sequence,
+                    last: version.sequence,
+                }),
+            }
+        }
+        let mut prepared = Prepared {
+            vdisks: Vec::new(),
+            records,
+            pieces: Vec::new(),
+            run: None,
+            ends_run: false,
+            log: self.log_identity,
+        };
+        self.prepare_run(plan, stripe, &mut vdisks, &mut prepared);
+        prepared.vdisks = vdisks.into_values().collect();
+        prepared
+    }
+
+    fn prepare_run(
+        &mut self,
+        plan: &Plan,
+        stripe: Option<StripeId>,
+        vdisks: &mut BTreeMap<VdiskId, CommitVdisk>,
+        prepared: &mut Prepared,
+    ) {
+        let Some(run) = self.run.as_ref().map(|run| run.number) else { return };
+        prepared.run = Some(run);
+        if let Some(stripe) = stripe {
+            let own = plan.pieces.iter().filter(|piece| piece.run == run);
+            let address = |offset, length| Address { stripe, offset, length };
+            prepared.pieces =
+                own.map(|p| (p.group, address(p.offset, p.frame.len() as u32))).collect();
+        }
+        for piece in &plan.pieces {
+            self.part(vdisks, piece.vdisk);
+        }
+        if let Some((vdisk, run)) = self.completed_run(&prepared.pieces) {
+            self.part(vdisks, vdisk).run = Some(run);
+            prepared.ends_run = true;
+        }
+    }
+
+    fn part<'a>(
+        &self,
+        vdisks: &'a mut BTreeMap<VdiskId, CommitVdisk>,
+        vdisk: VdiskId,
+    ) -> &'a mut CommitVdisk {
+        let epoch = self.vdisks.get(&vdisk).map_or(Epoch(0), |vdisk| vdisk.epoch);
+        vdisks.entry(vdisk).or_insert_with(|| CommitVdisk {
+            vdisk,
+            epoch,
+            struck: false,
+            in_footer: false,
+            releases: Vec::new(),
+            entries: Vec::new(),
+            run: None,
+        })
+    }
+
+    /// The commit was refused: its records wait for another one.
+    fn unprepare(&mut self, prepared: &Prepared) {
+        prepared.records.iter().for_each(|key| self.buffer.set_releasing(*key, false));
+    }
+
+    /// The commit is mirrored: brings it into the map and releases what it released.
+    fn apply(
+        &mut self,
+        plan: &Plan,
+        prepared: &Prepared,
+        position: Position,
+        struck: &[VdiskId],
+        stripe: Option<(StripeId, Places)>,
+    ) {
+        for vdisk in struck {
+            self.fence(*vdisk);
+        }
+        // A vdisk that was closed, or opened again since, has this commit from the catalog.
+        let parts = prepared.vdisks.iter();
+        let current: BTreeSet<VdiskId> = parts
+            .filter(|part| {
+                self.vdisks.get(&part.vdisk).is_some_and(|open| open.epoch == part.epoch)
+            })
+            .map(|part| part.vdisk)
+            .collect();
+        for item in plan.items.iter().filter(|item| current.contains(&item.vdisk)) {
+            let oldest = self.buffer.oldest(item.vdisk, item.slice);
+            let frame = stripe.as_ref().filter(|_| !item.frame.is_empty()).map(|(stripe, _)| {
+                let length = item.frame.len() as u32;
+                (Address { stripe: *stripe, offset: item.offset, length }, 0)
+            });
+            let change = MapChange {
+                slice: item.slice,
+                block: item.block,
+                blocks: item.blocks,
+                version: item.version,
+                frame,
+            };
+            self.map.apply(item.vdisk, &change, oldest);
+            item.nodes().for_each(|node| self.buffer.committed(&node));
+        }
+        if let Some((stripe, places)) = &stripe {
+            self.map.learn(*stripe, places);
+        }
+        let mut slices: BTreeSet<(VdiskId, SliceIndex)> = BTreeSet::new();
+        for key in &prepared.records {
+            let Some(record) = self.buffer.get(*key) else { continue };
+            slices.insert((record.identity.vdisk, record.identity.slice));
+            self.buffer.release(*key);
+            self.stats.records_released += 1;
+        }
+        for (vdisk, slice) in slices {
+            let oldest = self.buffer.oldest(vdisk, slice);
+            self.map.trim(vdisk, slice, oldest);
+        }
+        let bytes: u64 = plan.items.iter().map(|item| item.frame.len() as u64).sum();
+        for part in &prepared.vdisks {
+            let open = self.vdisks.get_mut(&part.vdisk);
+            let Some(vdisk) = open.filter(|_| current.contains(&part.vdisk)) else { continue };
+            vdisk.applied = vdisk.applied.max(position);
+            if part.in_footer || !part.entries.is_empty() {
+                vdisk.commits.push_back(position);
+                vdisk.committed_bytes += bytes;
+            }
+        }
+        if let Some(run) = prepared.run {
+            self.pieces_committed(run, &prepared.pieces, prepared.ends_run);
+        }
+        self.progress.notify();
+    }
+}

@@ -1,0 +1,310 @@
+//! The maps of the core's vdisks: for every block the frame that the newest applied commit gave
+//! it.
+//!
+//! Invariants: a leaf reflects exactly the commits applied so far, whatever the write buffer
+//! holds. A block keeps its version beside the leaf while the slice has an unreleased record that
+//! is not newer (C2), so that a change is applied only where it is newer, in whatever order
+//! commits and replays come. A run's snapshot reflects the map as it was when the run began: a
+//! piece is copied before the first change after that.
+//!
+//! A crash leaves nothing: pieces, footers and the log bring it back (`open`).
+
+use crate::handles::{Handles, Places};
+use crate::hash::Map as HashMap;
+use cleave_format::address::{Address, MapEntry};
+use cleave_format::ids::{BlockIndex, SliceIndex, StripeId, VdiskId, Version};
+use cleave_format::layout::{PIECE_SLICES, SLICE_BLOCKS};
+use cleave_format::map_piece::{Leaf, MapPiece};
+use std::collections::{BTreeMap, BTreeSet};
+
+const BLOCKS: usize = SLICE_BLOCKS as usize;
+
+/// What a commit says about blocks of one slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapChange {
+    /// The slice.
+    pub slice: SliceIndex,
+    /// First block in it.
+    pub block: u16,
+    /// Blocks; 1 when there is a frame.
+    pub blocks: u16,
+    /// Age (C2).
+    pub version: Version,
+    /// The frame and the number of the block in it; `None` for zeros.
+    pub frame: Option<(Address, u8)>,
+}
+
+struct SliceMap {
+    entries: Box<[MapEntry; BLOCKS]>,
+    /// Entries that are not empty.
+    used: u16,
+    /// By block; only those that an unreleased record could still meet.
+    versions: Vec<(u16, Version)>,
+    newest: Version,
+}
+
+impl SliceMap {
+    fn new() -> SliceMap {
+        SliceMap {
+            entries: Box::new([MapEntry::EMPTY; BLOCKS]),
+            used: 0,
+            versions: Vec::new(),
+            newest: Version::default(),
+        }
+    }
+
+    fn version(&self, block: u16) -> Option<Version> {
+        let found = self.versions.binary_search_by_key(&block, |(block, _)| *block);
+        found.ok().map(|index| self.versions[index].1)
+    }
+
+    fn keep_version(&mut self, block: u16, version: Version) {
+        match self.versions.binary_search_by_key(&block, |(block, _)| *block) {
+            Ok(index) => self.versions[index].1 = version,
+            Err(index) => self.versions.insert(index, (block, version)),
+        }
+    }
+
+    fn forget_version(&mut self, block: u16) {
+        if let Ok(index) = self.versions.binary_search_by_key(&block, |(block, _)| *block) {
+            self.versions.remove(index);
+        }
+    }
+}
+
+/// A run in progress: the pieces of one vdisk as they were when it began.
+#[derive(Default)]
+struct Snapshot {
+    /// Not yet taken and not changed since.
+    remaining: BTreeSet<u32>,
+    /// Changed since: copied before.
+    copied: BTreeMap<u32, Option<MapPiece>>,
+}
+
+/// All maps of a core.
+#[derive(Default)]
+pub struct Map {
+    slices: HashMap<(VdiskId, SliceIndex), SliceMap>,
+    handles: Handles,
+    /// Groups that changed since the last run began.
+    dirty: BTreeMap<VdiskId, BTreeSet<u32>>,
+    snapshots: BTreeMap<VdiskId, Snapshot>,
+    versions_kept: usize,
+}
+
+/// The group of pieces that a slice belongs to.
+pub fn group_of(slice: SliceIndex) -> u32 {
+    slice.0 / PIECE_SLICES
+}
+
+impl Map {
+    /// A block's entry.
+    pub fn get(&self, vdisk: VdiskId, block: BlockIndex) -> MapEntry {
+        let leaf = self.slices.get(&(vdisk, block.slice()));
+        leaf.map_or(MapEntry::EMPTY, |leaf| leaf.entries[usize::from(block.within_slice())])
+    }
+
+    /// Whether no block of the slice has a frame.
+    pub fn is_empty(&self, vdisk: VdiskId, slice: SliceIndex) -> bool {
+        self.slices.get(&(vdisk, slice)).is_none_or(|leaf| leaf.used == 0)
+    }
+
+    /// The age of a block's content, while it is kept.
+    pub fn version(&self, vdisk: VdiskId, block: BlockIndex) -> Option<Version> {
+        self.slices.get(&(vdisk, block.slice()))?.version(block.within_slice())
+    }
+
+    /// The stripe that an entry names, and its slots where they are known.
+    pub fn resolve(&self, entry: MapEntry) -> Option<(Address, Option<Places>)> {
+        let (stripe, places) = self.handles.resolve(entry.handle()?);
+        Some((Address { stripe, offset: entry.offset(), length: entry.length() }, places))
+    }
+
+    /// Remembers where a stripe lies.
+    pub fn learn(&mut self, stripe: StripeId, places: &Places) {
+        self.handles.learn(stripe, places);
+    }
+
+    /// Applies a change where it is newer (C2). Versions not older than `oldest`, the slice's oldest
+    /// unreleased record, are kept; `None`: there is none.
+    pub fn apply(&mut self, vdisk: VdiskId, change: &MapChange, oldest: Option<Version>) {
+        let end = u32::from(change.block) + u32::from(change.blocks);
+        assert!(end <= SLICE_BLOCKS && (change.frame.is_none() || change.blocks == 1));
+        self.before_change(vdisk, change.slice);
+        self.mark_dirty(vdisk, group_of(change.slice));
+        let leaf = self.slices.entry((vdisk, change.slice)).or_insert_with(SliceMap::new);
+        let kept_before = leaf.versions.len();
+        let keep = oldest.is_some_and(|oldest| change.version >= oldest);
+        leaf.newest = leaf.newest.max(change.version);
+        for block in change.block..end as u16 {
+            if leaf.version(block).is_some_and(|known| change.version <= known) {
+                continue;
+            }
+            if keep {
+                leaf.keep_version(block, change.version);
+            } else {
+                leaf.forget_version(block);
+            }
+            let entry = match change.frame {
+                None => MapEntry::EMPTY,
+                Some((address, block_in_frame)) => {
+                    let handle = self.handles.reference(address.stripe);
+                    MapEntry::new(handle, address.offset, address.length, block_in_frame)
+                }
+            };
+            let old = std::mem::replace(&mut leaf.entries[usize::from(block)], entry);
+            leaf.used += u16::from(!entry.is_empty());
+            if let Some(handle) = old.handle() {
+                leaf.used -= 1;
+                self.handles.release(handle);
+            }
+        }
+        self.versions_kept = self.versions_kept + leaf.versions.len() - kept_before;
+    }
+
+    /// Forgets versions that no unreleased record of the slice can meet any more.
+    pub fn trim(&mut self, vdisk: VdiskId, slice: SliceIndex, oldest: Option<Version>) {
+        let unneeded = |version: &Version| oldest.is_none_or(|oldest| *version < oldest);
+        let found = self.slices.get(&(vdisk, slice));
+        if !found.is_some_and(|leaf| leaf.versions.iter().any(|(_, version)| unneeded(version))) {
+            return;
+        }
+        self.before_change(vdisk, slice);
+        self.mark_dirty(vdisk, group_of(slice));
+        let leaf = self.slices.get_mut(&(vdisk, slice)).expect("it was there");
+        let kept_before = leaf.versions.len();
+        leaf.versions.retain(|(_, version)| !unneeded(version));
+        self.versions_kept -= kept_before - leaf.versions.len();
+        if leaf.used == 0 && leaf.versions.is_empty() {
+            self.slices.remove(&(vdisk, slice));
+        }
+    }
+
+    /// Puts a piece in that a run wrote; its slices are empty so far.
+    pub fn load(&mut self, piece: &MapPiece) {
+        for stored in &piece.leaves {
+            let mut leaf = SliceMap::new();
+            leaf.newest = stored.newest;
+            leaf.versions.clone_from(&stored.versions);
+            for (entry, found) in leaf.entries.iter_mut().zip(stored.entries.iter()) {
+                let Some(address) = piece.address(*found) else { continue };
+                let handle = self.handles.reference(address.stripe);
+                *entry = MapEntry::new(
+                    handle,
+                    address.offset,
+                    address.length,
+                    found.block_in_frame(),
+                );
+                leaf.used += 1;
+            }
+            self.versions_kept += leaf.versions.len();
+            let old = self.slices.insert((piece.vdisk, stored.slice), leaf);
+            assert!(old.is_none(), "a piece is loaded once, before commits are applied");
+        }
+    }
+
+    /// Forgets everything of a vdisk.
+    pub fn forget(&mut self, vdisk: VdiskId) {
+        let (handles, versions_kept) = (&mut self.handles, &mut self.versions_kept);
+        self.slices.retain(|(owner, _), leaf| {
+            if *owner == vdisk {
+                leaf.entries.iter().filter_map(|e| e.handle()).for_each(|h| handles.release(h));
+                *versions_kept -= leaf.versions.len();
+            }
+            *owner != vdisk
+        });
+        self.dirty.remove(&vdisk);
+        self.snapshots.remove(&vdisk);
+    }
+
+    /// Pieces that changed since the last run began.
+    pub fn dirty(&self, vdisk: VdiskId) -> usize {
+        self.dirty.get(&vdisk).map_or(0, BTreeSet::len)
+    }
+
+    /// Marks a group as one that the next run must write.
+    pub fn mark_dirty(&mut self, vdisk: VdiskId, group: u32) {
+        self.dirty.entry(vdisk).or_default().insert(group);
+    }
+
+    /// Begins a run: from here on [`next_piece`](Map::next_piece) gives what changed since the last
+    /// one, as it is now.
+    pub fn begin_run(&mut self, vdisk: VdiskId) {
+        let remaining = self.dirty.remove(&vdisk).unwrap_or_default();
+        let old = self.snapshots.insert(vdisk, Snapshot { remaining, copied: BTreeMap::new() });
+        assert!(old.is_none(), "a vdisk has one run at a time");
+    }
+
+    /// Takes a piece out of the run; `None` inside for a group that has no entries any more.
+    pub fn next_piece(&mut self, vdisk: VdiskId) -> Option<(u32, Option<MapPiece>)> {
+        let snapshot = self.snapshots.get_mut(&vdisk)?;
+        if let Some(copied) = snapshot.copied.pop_first() {
+            return Some(copied);
+        }
+        let group = snapshot.remaining.pop_first()?;
+        Some((group, self.piece(vdisk, group)))
+    }
+
+    /// Ends a run; what it did not take is dirty again.
+    pub fn end_run(&mut self, vdisk: VdiskId) {
+        if let Some(snapshot) = self.snapshots.remove(&vdisk) {
+            let groups = snapshot.remaining.into_iter().chain(snapshot.copied.into_keys());
+            groups.for_each(|group| self.mark_dirty(vdisk, group));
+        }
+    }
+
+    fn before_change(&mut self, vdisk: VdiskId, slice: SliceIndex) {
+        let group = group_of(slice);
+        let Some(snapshot) = self.snapshots.get_mut(&vdisk) else { return };
+        if snapshot.remaining.remove(&group) {
+            let piece = self.piece(vdisk, group);
+            let snapshot = self.snapshots.get_mut(&vdisk).expect("it was there");
+            snapshot.copied.insert(group, piece);
+        }
+    }
+
+    /// A group as it is now; `None` when it has neither entries nor versions.
+    pub fn piece(&self, vdisk: VdiskId, group: u32) -> Option<MapPiece> {
+        let mut stripes = Vec::new();
+        let mut known: HashMap<StripeId, u32> = HashMap::default();
+        let mut leaves = Vec::new();
+        for slice in group * PIECE_SLICES..(group + 1) * PIECE_SLICES {
+            let slice = SliceIndex(slice);
+            let Some(leaf) = self.slices.get(&(vdisk, slice)) else { continue };
+            if leaf.used == 0 && leaf.versions.is_empty() {
+                continue;
+            }
+            let mut entries = Box::new([MapEntry::EMPTY; BLOCKS]);
+            for (entry, found) in entries.iter_mut().zip(leaf.entries.iter()) {
+                let Some(handle) = found.handle() else { continue };
+                let (stripe, _) = self.handles.resolve(handle);
+                let index = *known.entry(stripe).or_insert_with(|| {
+                    stripes.push(stripe);
+                    stripes.len() as u32
+                });
+                *entry = MapEntry::new(
+                    cleave_format::address::Handle(index),
+                    found.offset(),
+                    found.length(),
+                    found.block_in_frame(),
+                );
+            }
+            let versions = leaf.versions.clone();
+            leaves.push(Leaf { slice, entries, versions, newest: leaf.newest });
+        }
+        (!leaves.is_empty()).then_some(MapPiece { vdisk, group, stripes, leaves })
+    }
+
+    /// Bytes that the maps take, about.
+    pub fn memory(&self) -> usize {
+        self.slices.len() * (BLOCKS * 8 + 96) + self.versions_kept * 24 + self.handles.memory()
+    }
+
+    /// Blocks with a frame, for figures: all vdisks.
+    pub fn stripes(&self) -> usize {
+        self.handles.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

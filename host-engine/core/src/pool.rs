@@ -1,0 +1,242 @@
+//! Reading frames from the pool, as state machines without a task: the direct reads.
+//!
+//! Frames of one part that are close to each other are one range. A range goes to the shard's
+//! drive; each of its frames is checked at its address (C3). What cannot be read that way (slots
+//! unknown, drive lost, a fault, a failed check) is left to a task (`solve`). Ranges stay here until answered: while the
+//! controller is away they wait, and so does the guest.
+
+use crate::buffer::WriteKey;
+use crate::handles::Places;
+use crate::publish::ReadKey;
+use crate::request::GuestError;
+use crate::state::{Asked, State};
+use cleave_format::address::Address;
+use cleave_format::frame;
+use cleave_format::ids::{BlockIndex, StripeId, VdiskId};
+use cleave_format::layout::{PART, SHARD};
+use cleave_runtime::links::Class;
+use cleave_runtime::message::Message;
+use cleave_wire::{HostMessage, ShardFault, encode_header};
+
+/// Names a range that is being read.
+pub type RangeKey = u64;
+
+/// Frames that lie at most this far apart are read together, in bytes.
+const GAP_MAX: u32 = 8 << 10;
+
+/// Who gets a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sink {
+    /// A guest's read.
+    Read {
+        /// Which.
+        read: ReadKey,
+        /// Its block.
+        block: BlockIndex,
+    },
+    /// A write that merges a partial block.
+    Merge {
+        /// Which.
+        write: WriteKey,
+        /// Whose.
+        vdisk: VdiskId,
+        /// The block.
+        block: BlockIndex,
+    },
+}
+
+/// A frame to read.
+pub(crate) struct Wanted {
+    pub address: Address,
+    places: Option<Places>,
+    sink: Sink,
+}
+
+/// A range of a data shard, with the frames that are wanted of it.
+pub(crate) struct RangeRead {
+    pub stripe: StripeId,
+    pub places: Option<Places>,
+    /// Sorted by address.
+    pub frames: Vec<Wanted>,
+    /// The slots were asked for again since the range was begun.
+    relocated: bool,
+}
+
+/// What a range needs that does not go directly.
+pub(crate) enum SlowRead {
+    /// To know where the stripe lies.
+    Locate(RangeRead),
+    /// To be solved from other shards.
+    Solve(RangeRead),
+}
+
+impl RangeRead {
+    /// The data shard.
+    pub fn shard(&self) -> usize {
+        self.frames[0].address.shard()
+    }
+
+    /// First byte in the shard, and bytes.
+    pub fn range(&self) -> (u32, u32) {
+        let (first, last) = (&self.frames[0].address, &self.frames[self.frames.len() - 1].address);
+        (first.shard_offset() as u32, last.offset + last.length - first.offset)
+    }
+
+    /// The frame within the range's bytes, if it passes its check (C3).
+    pub fn check<'a>(&self, wanted: &Wanted, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let start = (wanted.address.offset - self.frames[0].address.offset) as usize;
+        let frame = bytes.get(start..start + wanted.address.length as usize)?;
+        frame::check_at(frame, &wanted.address).is_ok().then_some(frame)
+    }
+}
+
+impl State {
+    /// The frame that the map names for a block; `None`: it reads as zeros.
+    pub fn wanted(&self, vdisk: VdiskId, block: BlockIndex, sink: Sink) -> Option<Wanted> {
+        let (address, places) = self.map.resolve(self.map.get(vdisk, block))?;
+        Some(Wanted { address, places, sink })
+    }
+
+    /// Reads one block's frame, which the map has.
+    pub fn read_frame(&mut self, vdisk: VdiskId, block: BlockIndex, sink: Sink) {
+        let wanted = self.wanted(vdisk, block, sink);
+        self.read_frames(wanted.into_iter().collect());
+    }
+
+    /// Reads frames, those of one part together.
+    pub fn read_frames(&mut self, mut wanted: Vec<Wanted>) {
+        wanted.sort_by_key(|wanted| wanted.address);
+        self.stats.reads_pool += wanted.len() as u64;
+        let mut range: Option<RangeRead> = None;
+        for next in wanted {
+            if let Some(open) = &mut range {
+                let last = open.frames[open.frames.len() - 1].address;
+                let near = open.stripe == next.address.stripe
+                    && last.offset as usize / PART == next.address.offset as usize / PART
+                    && next.address.offset.saturating_sub(last.offset + last.length) <= GAP_MAX;
+                if near {
+                    open.frames.push(next);
+                    continue;
+                }
+            }
+            let begun = RangeRead {
+                stripe: next.address.stripe,
+                places: next.places.clone(),
+                frames: vec![next],
+                relocated: false,
+            };
+            if let Some(done) = range.replace(begun) {
+                self.start_range(done);
+            }
+        }
+        if let Some(done) = range {
+            self.start_range(done);
+        }
+    }
+
+    /// Begins a range, or gives it to a task.
+    pub fn start_range(&mut self, range: RangeRead) {
+        let Some(places) = &range.places else {
+            return self.slow.push_back(SlowRead::Locate(range));
+        };
+        match places.get(range.shard()) {
+            Some(place) if !self.lost_drives.contains(&place.drive) => {
+                self.next_range += 1;
+                self.ranges.insert(self.next_range, range);
+                self.unsent_ranges.push_back(self.next_range);
+                self.send_ranges();
+            }
+            _ => self.slow.push_back(SlowRead::Solve(range)),
+        }
+    }
+
+    /// Sends ranges that wait for the connection.
+    pub fn send_ranges(&mut self) {
+        let Some(connection) = self.ready(Class::Read) else { return };
+        while let Some(key) = self.unsent_ranges.pop_front() {
+            let Some(range) = self.ranges.get(&key) else { continue };
+            let (offset, length) = range.range();
+            let (stripe, shard) = (range.stripe, range.shard());
+            let places = range.places.as_ref().expect("a range that is begun has its places");
+            let place = places[shard];
+            let request = self.request_number();
+            let message =
+                HostMessage::Read { request, place, stripe, shard: shard as u8, offset, length };
+            let lane = (key % u64::from(cleave_runtime::links::LANES)) as u8;
+            let header = encode_header(&message);
+            if self.links.send(connection, lane, &[header]).is_err() {
+                return self.unsent_ranges.push_front(key);
+            }
+            self.asked.insert(request, (Class::Read, Asked::Range(key)));
+        }
+    }
+
+    /// The answer to a range.
+    pub fn range_read(
+        &mut self,
+        key: RangeKey,
+        result: Result<(), ShardFault>,
+        mut payload: Message,
+    ) {
+        let Some(mut range) = self.ranges.remove(&key) else { return };
+        match result {
+            Ok(()) => {
+                let bytes = payload.take_rest();
+                self.stats.pool_bytes += bytes.len() as u64;
+                self.distribute(range, &bytes);
+            }
+            // The slot was given to another stripe: this one lies elsewhere by now (C16).
+            Err(ShardFault::Identity) if !range.relocated => {
+                range.relocated = true;
+                self.slow.push_back(SlowRead::Locate(range));
+            }
+            Err(_) => self.slow.push_back(SlowRead::Solve(range)),
+        }
+    }
+
+    /// Gives each frame to who wants it; what fails its check is solved from other shards.
+    fn distribute(&mut self, mut range: RangeRead, bytes: &[u8]) {
+        let mut failed = Vec::new();
+        let mut good = Vec::with_capacity(range.frames.len());
+        for (index, wanted) in range.frames.iter().enumerate() {
+            match range.check(wanted, bytes) {
+                Some(frame) => good.push((wanted.sink, frame)),
+                None => failed.push(index),
+            }
+        }
+        for (sink, frame) in good {
+            self.deliver(sink, Ok(frame));
+        }
+        if !failed.is_empty() {
+            self.stats.checks_failed += failed.len() as u64;
+            let mut index = 0;
+            range.frames.retain(|_| {
+                index += 1;
+                failed.contains(&(index - 1))
+            });
+            self.slow.push_back(SlowRead::Solve(range));
+        }
+    }
+
+    /// All frames of a range, from bytes that were checked, or the error for all of them.
+    pub fn deliver_range(&mut self, range: &RangeRead, bytes: Result<&[u8], GuestError>) {
+        for wanted in &range.frames {
+            let frame = bytes.and_then(|b| range.check(wanted, b).ok_or(GuestError::Unreadable));
+            self.deliver(wanted.sink, frame);
+        }
+    }
+
+    fn deliver(&mut self, sink: Sink, frame: Result<&[u8], GuestError>) {
+        match sink {
+            Sink::Read { read, block } => self.fill(read, block, frame),
+            Sink::Merge { write, vdisk, block } => self.merge_read(write, vdisk, block, frame),
+        }
+    }
+}
+
+/// The range of whole 64-byte chunks around a range of a shard.
+pub(crate) fn chunks_around(offset: u32, length: u32) -> (u32, u32) {
+    let start = offset / 64 * 64;
+    let end = (offset + length).next_multiple_of(64).min(SHARD as u32);
+    (start, end - start)
+}

@@ -1,0 +1,110 @@
+//! Figures of a core and of its vdisks: counters since the start, and the present state.
+
+/// Of one vdisk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VdiskStats {
+    /// Reads, and bytes that they gave.
+    pub reads: u64,
+    /// See [`reads`](VdiskStats::reads).
+    pub read_bytes: u64,
+    /// Writes, and bytes that they brought.
+    pub writes: u64,
+    /// See [`writes`](VdiskStats::writes).
+    pub write_bytes: u64,
+    /// Discards and write-zeroes.
+    pub discards: u64,
+    /// Bytes of blocks that became frames, and bytes of these frames.
+    pub encoded_bytes: u64,
+    /// See [`encoded_bytes`](VdiskStats::encoded_bytes).
+    pub frame_bytes: u64,
+    /// Blocks that were all zeros.
+    pub zero_blocks: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Commits after the map's frontier.
+    pub commits_after_frontier: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Ownership epoch.
+    pub epoch: u64,
+}
+
+/// Of one core.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoreStats {
+    /// Bytes of records in the write buffer, which the log still holds or is about to.
+    pub buffer_bytes: u64,
+    /// What these may be at most at present.
+    pub buffer_limit: u64,
+    /// Records in the write buffer.
+    pub buffer_records: u64,
+    /// Memory of the write buffer, about, in bytes.
+    pub buffer_memory: u64,
+    /// Memory of the maps, about, in bytes.
+    pub map_memory: u64,
+    /// Stripes that the maps name.
+    pub map_stripes: u64,
+    /// Records mirrored.
+    pub records_mirrored: u64,
+    /// Blocks read from the write buffer, the pool, and without a frame.
+    pub reads_buffer: u64,
+    /// See [`reads_buffer`](CoreStats::reads_buffer).
+    pub reads_pool: u64,
+    /// See [`reads_buffer`](CoreStats::reads_buffer).
+    pub reads_zero: u64,
+    /// Bytes of ranges that the pool gave.
+    pub pool_bytes: u64,
+    /// Ranges that were solved from other shards.
+    pub reads_solved: u64,
+    /// Frames and ranges whose check failed (C3); they were solved from other shards.
+    pub checks_failed: u64,
+    /// Stripes committed, and bytes of their data sections that were used.
+    pub stripes_committed: u64,
+    /// See [`stripes_committed`](CoreStats::stripes_committed).
+    pub stripe_bytes: u64,
+    /// Stripes that were given up and packed again.
+    pub stripes_abandoned: u64,
+    /// Commits without a stripe.
+    pub stripeless_commits: u64,
+    /// Records released.
+    pub records_released: u64,
+    /// Map runs begun, completed, and pieces that they wrote.
+    pub runs_begun: u64,
+    /// See [`runs_begun`](CoreStats::runs_begun).
+    pub runs: u64,
+    /// See [`runs_begun`](CoreStats::runs_begun).
+    pub pieces: u64,
+    /// Requests that were not taken at first, because the write buffer was full.
+    pub refused: u64,
+    /// Connections that became good.
+    pub connections: u64,
+    /// Whether the log connection is good.
+    pub connected: bool,
+    /// Why destage waits, when it does.
+    pub shortage: Option<String>,
+}
+
+/// Something that whoever runs the core should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A newer owner took the vdisk, or it was deleted: it is not served any more (C8).
+    Fenced {
+        /// The vdisk.
+        vdisk: cleave_format::ids::VdiskId,
+    },
+    /// The controllers will never talk to this process: it should end.
+    Rejected {
+        /// Why.
+        reason: String,
+    },
+    /// The data node began an empty log; what this core holds was sent again (C7).
+    LogReplaced {
+        /// Records that were sent again.
+        records: usize,
+    },
+    /// The pool gives no slots, or takes no shards: writes will stall when the log is full.
+    Shortage {
+        /// Why.
+        reason: String,
+    },
+}
