@@ -54,6 +54,9 @@ pub struct DiskConfig {
     pub write_zeroes_max: u64,
     /// Ranges of one discard or write-zeroes request, at most.
     pub ranges_max: u32,
+    /// The last running ring stops only after [`Disk::released`](crate::Disk::released): for owners
+    /// that let go of the vdisk before a migration's destination may take it (C26).
+    pub confirm_release: bool,
     /// Bytes of write data that may be with the engine before no more requests are taken.
     pub write_bytes_max: u64,
 }
@@ -77,6 +80,7 @@ impl DiskConfig {
             discard_max: 1 << 30,
             write_zeroes_max: 1 << 30,
             ranges_max: 32,
+            confirm_release: false,
             write_bytes_max: 64 << 20,
         }
     }
@@ -98,7 +102,9 @@ impl DiskConfig {
             "serial must have at most 20 bytes"
         } else if self.segments_max == 0 || self.segments_max > 1022 {
             "segments_max must be 1 to 1022"
-        } else if self.transfer_max < 4096 * self.segments_max || self.transfer_max % 4096 != 0 {
+        } else if self.transfer_max < 4096 * self.segments_max
+            || !self.transfer_max.is_multiple_of(4096)
+        {
             "transfer_max must be a multiple of 4096, and 4096 for each segment at least"
         } else if ranges < 4096 || self.discard_max.max(self.write_zeroes_max) > (1 << 40) {
             "discard_max and write_zeroes_max must be 4096 bytes to 1 TiB"

@@ -391,6 +391,19 @@ impl Disk {
         self.paused = false;
     }
 
+    /// Whether the last running ring is drained and its stop waits for
+    /// [`released`](Disk::released); see [`DiskConfig::confirm_release`].
+    pub fn wants_release(&self) -> bool {
+        self.frontend.as_ref().is_some_and(|frontend| frontend.wants_release())
+    }
+
+    /// The owner let go of the vdisk: the last ring may stop. Forgotten when a ring starts.
+    pub fn released(&mut self) {
+        if let Some(frontend) = &mut self.frontend {
+            frontend.released = true;
+        }
+    }
+
     /// Requests that the engine has not answered, those of earlier connections included.
     pub fn in_flight(&self) -> usize {
         self.slots.in_use()

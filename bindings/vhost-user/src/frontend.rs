@@ -57,6 +57,8 @@ pub(crate) struct Frontend {
     pub(crate) counter: u64,
     /// A message that waits for a ring to drain, and the ring.
     pub(crate) waiting: Option<(u16, Message)>,
+    /// The owner let go of the vdisk since a ring last started, or does not want to be asked.
+    pub(crate) released: bool,
     features: u64,
     protocol: VhostUserProtocolFeatures,
     region: Option<Rc<Region>>,
@@ -76,6 +78,7 @@ impl Frontend {
             rings: (0..config.queues).map(|_| Ring::new(config.queue_size_max)).collect(),
             counter: 0,
             waiting: None,
+            released: !config.confirm_release,
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
             region: None,
@@ -122,6 +125,7 @@ impl Frontend {
         if !self.resuming {
             self.unfinished.make_contiguous().sort_unstable();
             self.resuming = true;
+            tracing::info!(requests = self.unfinished.len(), "resuming what was in flight");
         }
         self.unfinished.pop_front()
     }
@@ -132,10 +136,22 @@ impl Frontend {
         self.rings[usize::from(index)].in_flight() == 0 && !(self.resuming && pending)
     }
 
+    /// Whether a ring is the last one that runs, and its stop needs the owner's word.
+    fn needs_release(&self, index: u16) -> bool {
+        let running = self.rings.iter().filter(|ring| ring.started()).count();
+        !self.released && running == 1 && self.rings[usize::from(index)].started()
+    }
+
+    /// Whether the owner's word is all that the last ring's stop waits for.
+    pub(crate) fn wants_release(&self) -> bool {
+        let waits = |(ring, _): &(u16, _)| self.drained(*ring) && self.needs_release(*ring);
+        self.waiting.as_ref().is_some_and(waits)
+    }
+
     /// Whether the connection has something to do that no readable descriptor will tell of.
     pub(crate) fn can_go_on(&self) -> bool {
-        let waited = self.waiting.as_ref().is_some_and(|(ring, _)| self.drained(*ring));
-        waited || self.channel.unsent()
+        let ready = |(ring, _): &(u16, _)| self.drained(*ring) && !self.needs_release(*ring);
+        self.waiting.as_ref().is_some_and(ready) || self.channel.unsent()
     }
 
     /// Reads and handles a message. True when there was one.
@@ -204,7 +220,7 @@ impl Frontend {
             | FrontendReq::SET_VRING_ADDR => self.set_ring(&message),
             FrontendReq::SET_VRING_KICK
             | FrontendReq::SET_VRING_CALL
-            | FrontendReq::SET_VRING_ERR => self.set_ring_file(&mut message),
+            | FrontendReq::SET_VRING_ERR => self.set_ring_file(&mut message, device.config),
             _ => return Err(message.wrong("a request of a feature that was not offered")),
         };
         // The front end learns of it, then the connection goes: half a setup serves nobody.
@@ -297,7 +313,7 @@ impl Frontend {
         }
     }
 
-    fn set_ring_file(&mut self, message: &mut Message) -> Result<(), String> {
+    fn set_ring_file(&mut self, message: &mut Message, config: &DiskConfig) -> Result<(), String> {
         let text = |error: Hangup| error.to_string();
         let value = message.body::<VhostUserU64>().map_err(text)?.value;
         let file = match value & NO_FILE {
@@ -306,7 +322,10 @@ impl Frontend {
         };
         let index = value & 0xff;
         match message.code {
-            FrontendReq::SET_VRING_KICK => self.start(index as u16, file),
+            FrontendReq::SET_VRING_KICK => {
+                self.released = !config.confirm_release;
+                self.start(index as u16, file)
+            }
             FrontendReq::SET_VRING_CALL => self.ring(index)?.set_call(file),
             _ => self.ring(index)?.set_fault_event(file),
         }
@@ -341,7 +360,7 @@ impl Frontend {
         let Some(index) = known else { return Err(message.wrong("there is no such ring")) };
         let mine = |(_, ring, _): &Unfinished| *ring == index;
         let pending = self.unfinished.iter().any(mine);
-        if !self.drained(index) {
+        if !self.drained(index) || self.needs_release(index) {
             self.rings[usize::from(index)].draining = true;
             return Ok(Handled::Later(index, message));
         }

@@ -182,11 +182,17 @@ pub(crate) struct Rig {
 impl Rig {
     /// A device of 1 MiB, connected; nothing is negotiated yet.
     pub(crate) fn connect() -> Rig {
+        Rig::connect_with(|_| {})
+    }
+
+    /// As [`connect`](Rig::connect), with another configuration.
+    pub(crate) fn connect_with(adjust: impl FnOnce(&mut DiskConfig)) -> Rig {
         let folder = tempfile::tempdir().unwrap();
         let mut config = DiskConfig::new("rig", folder.path().join("s"), 1 << 20);
         config.queues = RINGS;
         config.queue_size_max = SIZE;
         config.serial = "rig".into();
+        adjust(&mut config);
         let disk = Disk::bind(config, BufferPool::new(4096, 4)).unwrap();
         let stream = UnixStream::connect(&disk.config().socket).unwrap();
         let calls = (0..RINGS).map(|_| event()).collect();
@@ -342,11 +348,16 @@ impl Rig {
     /// A connection with one guest's memory and all rings running from 0.
     pub(crate) fn running(guest: &Guest, features: u64) -> Rig {
         let mut rig = Rig::connect();
-        rig.negotiate(features);
-        rig.add_memory(guest);
-        for ring in 0..RINGS {
-            rig.start_ring(ring, 0);
-        }
+        rig.run(guest, features);
         rig
+    }
+
+    /// Negotiates, and starts all rings from 0.
+    pub(crate) fn run(&mut self, guest: &Guest, features: u64) {
+        self.negotiate(features);
+        self.add_memory(guest);
+        for ring in 0..RINGS {
+            self.start_ring(ring, 0);
+        }
     }
 }

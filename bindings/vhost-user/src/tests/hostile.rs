@@ -56,10 +56,22 @@ fn an_indirect_table_inside_of_one_stops_the_ring() {
     let guest = Guest::new();
     let mut rig = Rig::running(&guest, 0);
     guest.descriptor(0, 0, (HEADER, 32, INDIRECT, 0));
-    guest.describe(DATA, (HEADER, 32, INDIRECT, 0));
+    guest.describe(DATA, (HEADER + 0x1000, 32, INDIRECT, 0));
+    // The inner one would be a good flush.
+    guest.describe(DATA + 0x1000, (HEADER + 0x2000, 16, NEXT, 1));
+    guest.describe(DATA + 0x1010, (HEADER + 0x2010, 1, WRITE, 0));
+    guest.write(DATA + 0x2000, &4u32.to_le_bytes());
     guest.offer(0, 0);
     rig.turn();
-    assert_eq!(rig.disk.statistics().faults, 1);
+    assert_eq!((rig.disk.statistics().faults, rig.requests.len()), (1, 0));
+    // By itself it is, also as the end of a chain.
+    guest.descriptor(1, 0, (HEADER + 0x2000, 8, NEXT, 5));
+    guest.descriptor(1, 5, (HEADER + 0x3000, 32, INDIRECT, 0));
+    guest.describe(DATA + 0x3000, (HEADER + 0x2008, 8, NEXT, 1));
+    guest.describe(DATA + 0x3010, (HEADER + 0x2010, 1, WRITE, 0));
+    guest.offer(1, 0);
+    rig.turn();
+    assert_eq!((rig.disk.statistics().faults, rig.disk.statistics().flushes), (1, 1));
 }
 
 #[test]
