@@ -1,2 +1,43 @@
-//! Being built.
-fn main() {}
+//! `cleave`: a whole cluster on one machine (`cleave dev`), and the operator's commands.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`arguments`] | the command line |
+//! | [`dev`] | the supervisor of a cluster on one machine |
+//! | [`commands`] | what an operator asks a running cluster |
+//! | [`error`] | every failure: one line, and what to do |
+//!
+//! Only a cluster's supervisor writes in its directory; commands speak to it over its control socket.
+//! Exit status: 0 done, 1 not done, 2 the command line is wrong.
+
+mod arguments;
+mod commands;
+mod dev;
+mod error;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let dir = arguments.dir;
+    let result = match arguments.command {
+        Command::Dev(options) => dev::run(dir, &options),
+        command => commands::run(dir, command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cleave: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -79,6 +79,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cleave",
         &[
+            "cleave-codec",
             "cleave-control",
             "cleave-coordinator",
             "cleave-format",

@@ -1,0 +1,238 @@
+//! The command line. Values are checked while it is parsed, so that nothing has happened when one is wrong.
+
+use clap::{Args, Parser, Subcommand};
+use cleave_control::config::{DRIVES_MAX, DRIVES_MIN, MEMORY_BYTES_MIN, NVLOG_BYTES_MIN};
+use cleave_control::names::parse_vdisk;
+use cleave_control::size::{format_size, parse_size, parse_vdisk_size};
+use cleave_format::superblock::DRIVE_SIZE_MIN;
+use std::path::PathBuf;
+
+/// Cleave: split block storage for KVM.
+#[derive(Debug, Parser)]
+#[command(name = "cleave", version, propagate_version = true)]
+pub struct Arguments {
+    /// The cluster's directory.
+    #[arg(long, global = true, env = "CLEAVE_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster on this machine, until SIGINT or SIGTERM.
+    ///
+    /// Creates the cluster in DIR at the first start; prints a line `ready` when every vdisk is served at
+    /// DIR/vhost/NAME.sock. Sizes take K, M, G and T (powers of 1024).
+    Dev(DevOptions),
+    /// Show what there is and how it is.
+    Status {
+        /// As JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what was done since the engines started.
+    Stats {
+        /// As JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create, list, change and attach vdisks.
+    #[command(subcommand)]
+    Vdisk(VdiskCommand),
+    /// Start an engine that has ended, or end and start one that runs.
+    Restart {
+        /// Its name, such as host-1.
+        name: String,
+    },
+    /// Start a data node with an empty log after both controllers lost it.
+    ///
+    /// Acknowledged writes that were not destaged are lost, except those that a running host engine still holds.
+    StartEmpty {
+        /// The data node's number.
+        #[arg(long, default_value_t = crate::dev::settings::DATANODE_ID)]
+        datanode: u16,
+        /// Yes, what only the log held is to be lost.
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
+}
+
+/// Options of `cleave dev`.
+#[derive(Args, Debug, Default)]
+pub struct DevOptions {
+    /// Create this vdisk if it is not there yet; may be given several times.
+    #[arg(long = "vdisk", value_name = "NAME:SIZE", value_parser = vdisk)]
+    pub vdisks: Vec<(String, u64)>,
+    /// Encrypt vdisks unless told otherwise when they are created.
+    #[arg(long)]
+    pub encrypt: bool,
+    /// The data key: 32 bytes or 64 hexadecimal digits, mode 0600. Without it --encrypt makes one in DIR/keys.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Drives, at least 3 [default: 12]
+    #[arg(long, value_name = "N", value_parser = drives)]
+    pub drives: Option<u16>,
+    /// Size of each drive; files are sparse [default: 16G]
+    #[arg(long, value_name = "SIZE", value_parser = drive_size)]
+    pub drive_size: Option<u64>,
+    /// Keep drives in memory: nothing survives the end of this command.
+    #[arg(long)]
+    pub memory_drives: bool,
+    /// Start a child again when it ends.
+    #[arg(long)]
+    pub restart: bool,
+    /// Memory that the host engine may use [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = host_memory)]
+    pub host_memory: Option<u64>,
+    /// Size of the mirrored log, in each controller [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = log_size)]
+    pub log_size: Option<u64>,
+}
+
+/// What to do with vdisks.
+#[derive(Debug, Subcommand)]
+pub enum VdiskCommand {
+    /// Create a vdisk.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its size.
+        #[arg(value_parser = vdisk_size)]
+        size: u64,
+        /// Encrypt it; without this, as the cluster does.
+        #[arg(long)]
+        encrypt: bool,
+    },
+    /// List all vdisks.
+    List {
+        /// As JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change a vdisk's size.
+    Resize {
+        /// Its name.
+        name: String,
+        /// The new size.
+        #[arg(value_parser = vdisk_size)]
+        size: u64,
+        /// Yes, what lies beyond a smaller size is to be lost.
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
+    /// Delete a vdisk and what it holds.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+    /// Print QEMU arguments and libvirt XML that attach a vdisk to a guest.
+    Attach {
+        /// Its name.
+        name: String,
+        /// Queues for the guest.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+        queues: u16,
+        /// The guest's memory, which must be shared with the engine.
+        #[arg(long, default_value = "1G", value_parser = size)]
+        memory: u64,
+    },
+}
+
+fn vdisk(text: &str) -> Result<(String, u64), String> {
+    parse_vdisk(text).map_err(|error| error.to_string())
+}
+
+fn vdisk_size(text: &str) -> Result<u64, String> {
+    parse_vdisk_size(text).map_err(|error| error.to_string())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
+fn at_least(text: &str, least: u64) -> Result<u64, String> {
+    let bytes = size(text)?;
+    if bytes < least {
+        return Err(format!("it must be at least {}", format_size(least)));
+    }
+    Ok(bytes)
+}
+
+fn drive_size(text: &str) -> Result<u64, String> {
+    at_least(text, DRIVE_SIZE_MIN)
+}
+
+fn host_memory(text: &str) -> Result<u64, String> {
+    at_least(text, MEMORY_BYTES_MIN)
+}
+
+fn log_size(text: &str) -> Result<u64, String> {
+    at_least(text, NVLOG_BYTES_MIN)
+}
+
+fn drives(text: &str) -> Result<u16, String> {
+    let count: usize = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    if !(DRIVES_MIN..=DRIVES_MAX).contains(&count) {
+        return Err(format!("there can be {DRIVES_MIN} to {DRIVES_MAX} drives"));
+    }
+    Ok(count as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_line_of_dev_is_understood() {
+        let line =
+            "cleave dev --dir /d --vdisk a:1G --vdisk b:512M --encrypt --drives 3 --drive-size 64M";
+        let arguments = parse(line).unwrap();
+        assert_eq!(arguments.dir, Some("/d".into()));
+        let Command::Dev(options) = arguments.command else { panic!("it is dev") };
+        assert_eq!(options.vdisks, [("a".to_owned(), 1 << 30), ("b".to_owned(), 512 << 20)]);
+        assert_eq!((options.drives, options.drive_size), (Some(3), Some(64 << 20)));
+        assert!(options.encrypt && !options.restart);
+        assert!(parse("cleave --dir /d vdisk create a 1G --encrypt").is_ok());
+        assert!(parse("cleave vdisk list --dir /d --json").is_ok());
+    }
+
+    #[test]
+    fn wrong_values_and_unknown_options_are_refused() {
+        for line in [
+            "cleave",
+            "cleave dev --nonsense",
+            "cleave nonsense",
+            "cleave dev extra",
+            "cleave dev --vdisk a",
+            "cleave dev --vdisk a:0",
+            "cleave dev --vdisk a:1000",
+            "cleave dev --vdisk ../a:1G",
+            "cleave dev --drives 2",
+            "cleave dev --drives 121",
+            "cleave dev --drives -1",
+            "cleave dev --drive-size 1M",
+            "cleave dev --drive-size 16GB",
+            "cleave dev --host-memory 1M",
+            "cleave dev --log-size 1M",
+            "cleave vdisk create a",
+            "cleave vdisk create a 65T",
+            "cleave vdisk attach a --queues 0",
+        ] {
+            let error = parse(line).err().unwrap_or_else(|| panic!("{line} was accepted"));
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

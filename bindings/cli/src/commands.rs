@@ -1,0 +1,107 @@
+//! What an operator asks a running cluster: each command is one request on its control socket.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`attach`] | QEMU arguments and libvirt XML for a vdisk |
+//! | [`text`] | status and statistics for people |
+
+pub mod attach;
+pub mod text;
+
+use crate::arguments::{Command, VdiskCommand};
+use crate::dev::directory::control_socket;
+use crate::error::{Error, Result};
+use cleave_control::names::check_name;
+use cleave_control::protocol::{Reply, Request, call};
+use serde::Serialize;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a cluster may take to answer: a restart waits for a clean stop.
+const ANSWER: Duration = Duration::from_secs(180);
+
+/// Carries a command out and prints what comes of it.
+pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
+    let dir = dir.ok_or(Error::NoDirectory)?;
+    let dir = std::path::absolute(&dir).map_err(crate::error::file("find", &dir))?;
+    match command {
+        Command::Dev(_) => unreachable!("dev is not a command to a running cluster"),
+        Command::Status { json } => match ask(&dir, &Request::Status {})? {
+            Reply::Status(status) if json => print_json(&status),
+            Reply::Status(status) => print(&text::status(&status)),
+            _ => Err(Error::UnknownAnswer),
+        },
+        Command::Stats { json } => match ask(&dir, &Request::Stats {})? {
+            Reply::Statistics(statistics) if json => print_json(&statistics),
+            Reply::Statistics(statistics) => print(&text::statistics(&statistics)),
+            _ => Err(Error::UnknownAnswer),
+        },
+        Command::Vdisk(command) => vdisk(&dir, command),
+        Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
+        Command::StartEmpty { datanode, accept_data_loss } => {
+            if !accept_data_loss {
+                let what = format!("starting data node {datanode} with an empty log");
+                return Err(Error::NoConsent { what });
+            }
+            done(&dir, &Request::StartEmptyLog { datanode, accept_data_loss })
+        }
+    }
+}
+
+fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
+    match command {
+        VdiskCommand::Create { name, size, encrypt } => {
+            check_name(&name)?;
+            // Without the option the cluster decides.
+            let encrypted = encrypt.then_some(true);
+            match ask(dir, &Request::CreateVdisk { name, size, encrypted })? {
+                Reply::Vdisk(_) => Ok(()),
+                _ => Err(Error::UnknownAnswer),
+            }
+        }
+        VdiskCommand::List { json } => match ask(dir, &Request::ListVdisks {})? {
+            Reply::Vdisks { vdisks } if json => print_json(&vdisks),
+            Reply::Vdisks { vdisks } => print(&text::vdisks(&vdisks)),
+            _ => Err(Error::UnknownAnswer),
+        },
+        VdiskCommand::Resize { name, size, accept_data_loss } => {
+            done(dir, &Request::ResizeVdisk { name, size, accept_data_loss })
+        }
+        VdiskCommand::Delete { name } => done(dir, &Request::DeleteVdisk { name }),
+        VdiskCommand::Attach { name, queues, memory } => {
+            let Reply::Vdisks { vdisks } = ask(dir, &Request::ListVdisks {})? else {
+                return Err(Error::UnknownAnswer);
+            };
+            let vdisk = vdisks.into_iter().find(|vdisk| vdisk.name == name);
+            let socket = vdisk.and_then(|vdisk| vdisk.socket).ok_or_else(|| {
+                let reason = "there is none of that name that is served".to_owned();
+                Error::Vdisk { name: name.clone(), reason }
+            })?;
+            print(&attach::text(&attach::Guest { name: &name, socket: &socket, queues, memory }))
+        }
+    }
+}
+
+fn done(dir: &Path, request: &Request) -> Result<()> {
+    match ask(dir, request)? {
+        Reply::Done {} => Ok(()),
+        _ => Err(Error::UnknownAnswer),
+    }
+}
+
+fn ask(dir: &Path, request: &Request) -> Result<Reply> {
+    Ok(call(&control_socket(dir), request, ANSWER)?)
+}
+
+fn print_json<T: Serialize>(value: &T) -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value).expect("answers are plain data")))
+}
+
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(crate::error::system("print")),
+    }
+}

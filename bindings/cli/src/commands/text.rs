@@ -1,0 +1,286 @@
+//! Status and statistics as people read them. Scripts read the JSON.
+
+use cleave_control::status::{
+    ClusterStatistics, ClusterStatus, DriveState, Fill, OperationStatistics, ProcessState,
+    ProcessStatus, Role, VdiskEntry, VdiskServing,
+};
+use std::fmt::Write;
+
+/// What there is and how it is.
+pub fn status(status: &ClusterStatus) -> String {
+    let mut out = String::new();
+    let ready = if status.ready { "ready" } else { "not ready" };
+    let encrypted = if status.encrypted { ", encrypted" } else { "" };
+    line(&mut out, format_args!("cluster {}: {ready}{encrypted}", status.cluster));
+    line(&mut out, format_args!("  {}", process(&status.supervisor)));
+    for host in &status.hosts {
+        line(&mut out, format_args!("host {}: {}", host.host, process(&host.process)));
+        if host.process.state != ProcessState::Running {
+            continue;
+        }
+        line(&mut out, format_args!("  memory {}", fill(host.memory)));
+        for log in &host.logs {
+            let writable = if log.writable { "writable" } else { "not writable" };
+            line(
+                &mut out,
+                format_args!(
+                    "  log of data node {}: {writable}, quota {}, write buffer {}",
+                    log.datanode,
+                    fill(log.quota),
+                    fill(log.write_buffer)
+                ),
+            );
+        }
+        for vdisk in &host.vdisks {
+            let state = match vdisk.state {
+                VdiskServing::Waiting => "waiting",
+                VdiskServing::Recovering => "recovering",
+                VdiskServing::Serving => "serving",
+                VdiskServing::Failed => "failed",
+            };
+            let attached = if vdisk.vdisk.attached { ", attached" } else { "" };
+            line(
+                &mut out,
+                format_args!(
+                    "  vdisk {}: {state}{attached}, {} of {} hold data",
+                    vdisk.vdisk.name,
+                    bytes(vdisk.mapped),
+                    bytes(vdisk.vdisk.size)
+                ),
+            );
+        }
+    }
+    for controller in &status.controllers {
+        let (datanode, running) = (controller.datanode, process(&controller.process));
+        line(&mut out, format_args!("data node {datanode}: {running}"));
+        if controller.process.state != ProcessState::Running {
+            continue;
+        }
+        let role = match controller.role {
+            Role::None => "no role",
+            Role::Active => "active",
+            Role::Standby => "standby",
+            Role::Joining => "joining",
+        };
+        let in_sync = if controller.in_sync { "in sync" } else { "not in sync" };
+        let memory = fill(controller.log.memory);
+        line(&mut out, format_args!("  {role}, {in_sync}, log {memory}"));
+        let stripes = &controller.stripes;
+        if controller.role == Role::Active {
+            line(
+                &mut out,
+                format_args!(
+                    "  stripes of {}+{}: {} committed, {} degraded, {} lost",
+                    stripes.data_shards,
+                    stripes.parity_shards,
+                    stripes.committed,
+                    stripes.degraded,
+                    stripes.lost
+                ),
+            );
+            let online = controller.drives.iter().filter(|one| one.state == DriveState::Online);
+            let (used, capacity) = online.clone().fold((0, 0), |(used, capacity), drive| {
+                (used + drive.space.used, capacity + drive.space.capacity)
+            });
+            let (count, all) = (online.count(), controller.drives.len());
+            let space = fill(Fill { used, capacity });
+            line(&mut out, format_args!("  drives: {count} of {all} online, {space}"));
+        }
+    }
+    for warning in &status.warnings {
+        line(&mut out, format_args!("warning: {warning}"));
+    }
+    out
+}
+
+/// What was done.
+pub fn statistics(statistics: &ClusterStatistics) -> String {
+    let mut out = String::new();
+    for host in &statistics.hosts {
+        line(&mut out, format_args!("{} (process {})", host.name, host.pid));
+        let guest = &host.guest;
+        for (name, operations) in [
+            ("reads", &guest.read),
+            ("writes", &guest.write),
+            ("flushes", &guest.flush),
+            ("discards", &guest.discard),
+            ("write-zeroes", &guest.write_zeroes),
+        ] {
+            operation(&mut out, name, operations);
+        }
+        let codec = &host.codec;
+        line(
+            &mut out,
+            format_args!(
+                "  codec: {} blocks and {} all-zero ones, {} to {}, ratio {:.2}",
+                codec.blocks,
+                codec.zero_blocks,
+                bytes(codec.bytes_in),
+                bytes(codec.bytes_out),
+                codec.compression_ratio
+            ),
+        );
+        let log = &host.log;
+        line(
+            &mut out,
+            format_args!(
+                "  log: {} records, {}; {} released, {} resent, {} stalls; mirrored in p50 {:.0} us, p99 {:.0} us",
+                log.records,
+                bytes(log.bytes),
+                log.released,
+                log.resent,
+                log.stalls,
+                log.latency_us.p50,
+                log.latency_us.p99
+            ),
+        );
+        let destage = &host.destage;
+        line(
+            &mut out,
+            format_args!(
+                "  destage: {} stripes, {} of frames, {} to drives, {} frames covered by newer ones",
+                destage.stripes,
+                bytes(destage.frame_bytes),
+                bytes(destage.drive_bytes),
+                destage.covered
+            ),
+        );
+        let reads = &host.reads;
+        line(
+            &mut out,
+            format_args!(
+                "  blocks read: {} zero, {} write buffer, {} pool, {} solved around lost shards",
+                reads.zero, reads.write_buffer, reads.pool, reads.solved
+            ),
+        );
+    }
+    for controller in &statistics.controllers {
+        line(&mut out, format_args!("{} (process {})", controller.name, controller.pid));
+        operation(&mut out, "appends", &controller.appends);
+        operation(&mut out, "shard writes", &controller.shard_writes);
+        operation(&mut out, "shard reads", &controller.shard_reads);
+        line(
+            &mut out,
+            format_args!("  {} commits, {} released", controller.commits, controller.released),
+        );
+    }
+    out
+}
+
+/// A table.
+pub fn vdisks(vdisks: &[VdiskEntry]) -> String {
+    let mut out = String::new();
+    for vdisk in vdisks {
+        let encrypted = if vdisk.encrypted { "encrypted" } else { "plain" };
+        let attached = if vdisk.attached { "attached" } else { "detached" };
+        let size = cleave_control::size::format_size(vdisk.size);
+        let socket = vdisk.socket.as_deref().unwrap_or("not served");
+        line(&mut out, format_args!("{}\t{size}\t{encrypted}\t{attached}\t{socket}", vdisk.name));
+    }
+    out
+}
+
+fn operation(out: &mut String, name: &str, operations: &OperationStatistics) {
+    if operations.operations == 0 {
+        return;
+    }
+    let latency = &operations.latency_us;
+    line(
+        out,
+        format_args!(
+            "  {name}: {}, {}, {} failed; p50 {:.0} us, p99 {:.0} us, longest {:.0} us",
+            operations.operations,
+            bytes(operations.bytes),
+            operations.errors,
+            latency.p50,
+            latency.p99,
+            latency.max
+        ),
+    );
+}
+
+fn process(process: &ProcessStatus) -> String {
+    let restarts = match process.restarts {
+        0 => String::new(),
+        1 => ", started again once".to_owned(),
+        times => format!(", started again {times} times"),
+    };
+    let state = match process.state {
+        ProcessState::Down => "down",
+        ProcessState::Starting => "starting",
+        ProcessState::Running => "running",
+        ProcessState::Stopping => "stopping",
+    };
+    match process.pid {
+        Some(pid) => {
+            let seconds = process.uptime_seconds;
+            format!("{} {state}, process {pid} for {seconds} s{restarts}", process.name)
+        }
+        None => format!("{} {state}{restarts}", process.name),
+    }
+}
+
+fn fill(fill: Fill) -> String {
+    format!("{} of {}", bytes(fill.used), bytes(fill.capacity))
+}
+
+/// Three digits and a unit.
+fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {}", units[unit])
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    writeln!(out, "{text}").expect("writing to a string does not fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_three_digits() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1024, "1.00 KiB"),
+            (10 << 20, "10.0 MiB"),
+            (700 << 30, "700 GiB"),
+            (1000 << 30, "0.98 TiB"),
+        ];
+        for (count, text) in cases {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_down_is_described() {
+        let status = ClusterStatus {
+            schema: 1,
+            cluster: "0".repeat(32),
+            ready: false,
+            encrypted: true,
+            supervisor: ProcessStatus::default(),
+            hosts: vec![Default::default()],
+            controllers: vec![Default::default()],
+            warnings: vec!["all is lost".to_owned()],
+        };
+        let text = super::status(&status);
+        for part in ["not ready, encrypted", "host 0:  down", "warning: all is lost"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `cleave dev`: a whole cluster on one machine, supervised by this process.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`directory`] | who holds a cluster's directory, and where things lie in it |
+//! | [`settings`] | how it was created, and what its engines run with |
+//! | [`cluster`] | creating one, and checking one that exists |
+//! | [`drives`] | drive files and drives in memory |
+//! | [`engines`] | the engines' configuration files and ports |
+//! | [`child`] | one child process: start, signals, end, its last words |
+//! | [`namespace`] | vdisks in the store |
+//! | [`overview`] | status and statistics, gathered from the engines |
+//! | [`requests`] | what the control socket answers |
+//! | [`supervisor`] | the loop: children, signals, requests, the order of a stop |
+//!
+//! The supervisor owns the coordinator store. It keeps no state of its own outside of the directory,
+//! so it can be killed at any time: its children get SIGTERM from the kernel and stop cleanly.
+
+pub mod child;
+pub mod cluster;
+pub mod directory;
+pub mod drives;
+pub mod engines;
+pub mod namespace;
+pub mod overview;
+pub mod requests;
+pub mod settings;
+pub mod supervisor;
+
+use crate::arguments::DevOptions;
+use crate::error::{Error, Result};
+use cluster::Cluster;
+use directory::Directory;
+use settings::Asked;
+use std::path::PathBuf;
+
+/// Runs a cluster until a signal or a request ends it.
+pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
+    let directory = Directory::create(&dir.ok_or(Error::NoDirectory)?)?;
+    for (name, _) in &options.vdisks {
+        directory.vhost_socket(name)?;
+    }
+    let held = directory::hold(&directory)?;
+    let asked = Asked {
+        drives: options.drives,
+        drive_size: options.drive_size,
+        memory_drives: options.memory_drives,
+        encrypted: options.encrypt,
+        key_file: options.key_file.as_deref().map(absolute).transpose()?,
+        host_memory: options.host_memory,
+        log_size: options.log_size,
+    };
+    let cluster = Cluster::open(directory, &asked)?;
+    for (name, size) in &options.vdisks {
+        cluster.keep_vdisk(name, *size)?;
+    }
+    let result = supervisor::supervise(cluster, options.restart);
+    drop(held);
+    result
+}
+
+fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(crate::error::file("find", path))
+}

@@ -1,0 +1,291 @@
+//! Status and statistics of the whole cluster, gathered from its engines over their control sockets.
+//!
+//! An engine that does not answer is described by what its supervisor knows of it. Engines are asked at
+//! the same time, so that one that hangs delays the answer once.
+
+use crate::dev::cluster::Cluster;
+use crate::dev::namespace::Found;
+use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
+use crate::error::Result;
+use cleave_control::protocol::{Reply, Request, call};
+use cleave_control::records::VdiskState;
+use cleave_control::status::{
+    ClusterStatistics, ClusterStatus, ControllerStatus, DriveState, HostStatus, ProcessState,
+    ProcessStatus, Role, SCHEMA, VdiskEntry, VdiskServing,
+};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// How long an engine may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// What the supervisor knows of a child.
+#[derive(Clone, Debug, Default)]
+pub struct ChildView {
+    /// Its process, while it runs.
+    pub running: Option<(u32, Instant)>,
+    /// Whether it was told to end.
+    pub stopping: bool,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// How it ended the last time.
+    pub obituary: Option<String>,
+}
+
+/// What answers of the control socket are made of.
+pub struct Overview {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Its children, by name; the supervisor keeps this up to date.
+    pub children: Mutex<BTreeMap<&'static str, ChildView>>,
+    /// When the supervisor started.
+    pub since: Instant,
+}
+
+impl Overview {
+    /// No child has been started yet.
+    pub fn new(cluster: Cluster) -> Overview {
+        let children = ENGINES.map(|name| (name, ChildView::default()));
+        Overview { cluster, children: Mutex::new(children.into()), since: Instant::now() }
+    }
+
+    /// Changes what is known of a child.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut ChildView)) {
+        let mut children = self.children.lock().expect("no thread panics while it holds this");
+        change(children.get_mut(name).expect("children have the names of engines"));
+    }
+
+    fn child(&self, name: &str) -> ChildView {
+        let children = self.children.lock().expect("no thread panics while it holds this");
+        children[name].clone()
+    }
+
+    /// The host engine, if it answers.
+    pub fn host(&self) -> Option<HostStatus> {
+        match self.ask(HOST, &Request::Status {}) {
+            Some(Reply::Host(status)) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// Everything.
+    pub fn status(&self) -> Result<ClusterStatus> {
+        let vdisks = self.cluster.namespace().list()?;
+        let mut hosts = Vec::new();
+        let mut controllers = Vec::new();
+        for (name, reply) in self.ask_all(&Request::Status {}) {
+            let known = self.process(name, reply.is_some());
+            match (name, reply) {
+                (HOST, Some(Reply::Host(mut status))) => {
+                    status.process = merged(known, status.process);
+                    hosts.push(status);
+                }
+                (HOST, _) => {
+                    let status =
+                        HostStatus { host: HOST_ID, process: known, ..HostStatus::default() };
+                    hosts.push(status);
+                }
+                (_, Some(Reply::Controller(mut status))) => {
+                    status.process = merged(known, status.process);
+                    controllers.push(status);
+                }
+                (name, _) => controllers.push(ControllerStatus {
+                    datanode: DATANODE_ID,
+                    controller: u8::from(name == CONTROLLERS[1]),
+                    process: known,
+                    ..ControllerStatus::default()
+                }),
+            }
+        }
+        let missing = missing(&vdisks, &hosts);
+        let warnings = self.warnings(&hosts, &controllers);
+        Ok(ClusterStatus {
+            schema: SCHEMA,
+            cluster: self.cluster.record.uuid.clone(),
+            ready: missing.is_empty(),
+            encrypted: self.cluster.record.encrypted,
+            supervisor: self.supervisor(),
+            hosts,
+            controllers,
+            warnings,
+        })
+    }
+
+    /// What keeps vdisks from being read and written; empty when nothing does.
+    pub fn missing(&self) -> Result<Vec<String>> {
+        let status = self.status()?;
+        let mut missing = missing(&self.cluster.namespace().list()?, &status.hosts);
+        let down =
+            status.controllers.iter().filter(|one| one.process.state != ProcessState::Running);
+        missing.extend(down.map(|one| format!("{} does not answer", one.process.name)));
+        Ok(missing)
+    }
+
+    /// What was done, by engines that answer.
+    pub fn statistics(&self) -> ClusterStatistics {
+        let (mut hosts, mut controllers) = (Vec::new(), Vec::new());
+        for (_, reply) in self.ask_all(&Request::Stats {}) {
+            match reply {
+                Some(Reply::HostStatistics(statistics)) => hosts.push(statistics),
+                Some(Reply::ControllerStatistics(statistics)) => controllers.push(statistics),
+                _ => {}
+            }
+        }
+        let cluster = self.cluster.record.uuid.clone();
+        ClusterStatistics { schema: SCHEMA, cluster, hosts, controllers }
+    }
+
+    /// All vdisks as lists show them.
+    pub fn vdisks(&self) -> Result<Vec<VdiskEntry>> {
+        let host = self.host();
+        let vdisks = self.cluster.namespace().list()?;
+        Ok(vdisks.iter().map(|found| self.entry(found, host.as_ref())).collect())
+    }
+
+    /// A vdisk as lists show it.
+    pub fn entry(&self, found: &Found, host: Option<&HostStatus>) -> VdiskEntry {
+        let record = &found.record;
+        let served = host.and_then(|host| {
+            host.vdisks.iter().find(|vdisk| vdisk.vdisk.id == record.id).map(|vdisk| &vdisk.vdisk)
+        });
+        let socket = self.cluster.directory.vhost_socket(&found.name).ok();
+        VdiskEntry {
+            name: found.name.clone(),
+            id: record.id,
+            size: record.size,
+            encrypted: record.encrypted,
+            created: record.created,
+            host: record.host,
+            socket: socket.map(|path| path.display().to_string()),
+            attached: served.is_some_and(|vdisk| vdisk.attached),
+        }
+    }
+
+    fn ask_all(&self, request: &Request) -> Vec<(&'static str, Option<Reply>)> {
+        std::thread::scope(|scope| {
+            let asked = ENGINES.map(|name| (name, scope.spawn(move || self.ask(name, request))));
+            let answer = |(name, thread): (_, std::thread::ScopedJoinHandle<'_, _>)| {
+                (name, thread.join().expect("asking an engine does not panic"))
+            };
+            asked.into_iter().map(answer).collect()
+        })
+    }
+
+    fn ask(&self, name: &str, request: &Request) -> Option<Reply> {
+        self.child(name).running?;
+        let socket = self.cluster.directory.engine_socket(name);
+        match call(&socket, request, ANSWER) {
+            Ok(reply) => Some(reply),
+            Err(error) => {
+                tracing::debug!("{name} does not answer: {error}");
+                None
+            }
+        }
+    }
+
+    fn process(&self, name: &str, answers: bool) -> ProcessStatus {
+        let child = self.child(name);
+        let state = match child.running {
+            None => ProcessState::Down,
+            Some(_) if child.stopping => ProcessState::Stopping,
+            Some(_) if answers => ProcessState::Running,
+            Some(_) => ProcessState::Starting,
+        };
+        ProcessStatus {
+            name: name.to_owned(),
+            pid: child.running.map(|(pid, _)| pid),
+            state,
+            uptime_seconds: child.running.map_or(0, |(_, since)| since.elapsed().as_secs()),
+            restarts: child.restarts,
+            ..ProcessStatus::default()
+        }
+    }
+
+    fn supervisor(&self) -> ProcessStatus {
+        ProcessStatus {
+            name: "cleave".to_owned(),
+            pid: Some(std::process::id()),
+            state: ProcessState::Running,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.since.elapsed().as_secs(),
+            ..ProcessStatus::default()
+        }
+    }
+
+    fn warnings(&self, hosts: &[HostStatus], controllers: &[ControllerStatus]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for name in ENGINES {
+            let child = self.child(name);
+            if child.running.is_none()
+                && let Some(obituary) = &child.obituary
+            {
+                let dir = self.cluster.directory.path().display();
+                warnings.push(format!(
+                    "{name} {obituary}; start it with: cleave --dir {dir} restart {name}"
+                ));
+            }
+        }
+        let mut lost = BTreeMap::new();
+        for number in &self.cluster.missing {
+            lost.insert(*number, "its file is missing".to_owned());
+        }
+        for drive in controllers.iter().flat_map(|controller| &controller.drives) {
+            if drive.state == DriveState::Lost {
+                lost.insert(drive.drive, drive.reason.clone());
+            }
+        }
+        for (number, reason) in lost {
+            warnings.push(format!("drive {number} is lost: {reason}"));
+        }
+        let all_up = controllers.iter().all(|one| one.process.state == ProcessState::Running);
+        if all_up && controllers.iter().all(|one| one.role == Role::None && !one.in_sync) {
+            warnings.push(no_log(DATANODE_ID));
+        }
+        for vdisk in hosts.iter().flat_map(|host| &host.vdisks) {
+            if vdisk.state == VdiskServing::Failed {
+                let name = &vdisk.vdisk.name;
+                warnings
+                    .push(format!("vdisk {name} cannot be served; the log of its host says why"));
+            }
+        }
+        warnings
+    }
+}
+
+/// What is said of a data node whose log is gone.
+fn no_log(datanode: u16) -> String {
+    format!(
+        "data node {datanode} has no log: no controller holds it and there is no vault. Writes that were \
+         acknowledged and not destaged are lost, except those that a running host engine still holds; to go \
+         on without them: cleave start-empty --accept-data-loss"
+    )
+}
+
+fn merged(known: ProcessStatus, told: ProcessStatus) -> ProcessStatus {
+    ProcessStatus { version: told.version, incarnation: told.incarnation, ..known }
+}
+
+fn missing(vdisks: &[Found], hosts: &[HostStatus]) -> Vec<String> {
+    let Some(host) = hosts.iter().find(|host| host.process.state == ProcessState::Running) else {
+        return vec![format!("{HOST} does not answer")];
+    };
+    let mut missing: Vec<String> = Vec::new();
+    for log in host.logs.iter().filter(|log| !log.writable) {
+        missing.push(format!("the log of data node {} cannot be written", log.datanode));
+    }
+    for found in vdisks.iter().filter(|found| found.record.state == VdiskState::Ready) {
+        let serving = host.vdisks.iter().find(|vdisk| vdisk.vdisk.id == found.record.id);
+        match serving.map(|vdisk| vdisk.state) {
+            Some(VdiskServing::Serving) => {}
+            Some(VdiskServing::Failed) => missing.push(format!("vdisk {} failed", found.name)),
+            Some(VdiskServing::Recovering) => {
+                missing.push(format!("vdisk {} is being recovered", found.name));
+            }
+            Some(VdiskServing::Waiting) | None => {
+                missing.push(format!("vdisk {} is not served", found.name));
+            }
+        }
+    }
+    missing
+}

@@ -1,0 +1,187 @@
+//! What the supervisor's control socket answers. Called from the threads of connections.
+//!
+//! Reading and the namespace are done right here; what concerns children goes to the supervisor's
+//! loop, which answers through a channel.
+
+use crate::dev::overview::Overview;
+use crate::dev::settings::{DATANODE_ID, ENGINES};
+use crate::dev::supervisor::Event;
+use crate::error::{Error, Result};
+use cleave_control::protocol::{Reply, Request, Response};
+use cleave_control::records::VdiskState;
+use cleave_control::status::{ProcessState, VdiskEntry};
+use cleave_coordinator::encoding::{decode, encode};
+use cleave_coordinator::records::datanode_key;
+use cleave_coordinator::{Answer, LogRole, Operation, Transaction};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+/// How long an engine may take to let go of a vdisk.
+const LET_GO: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Answers requests.
+pub struct Requests {
+    overview: Arc<Overview>,
+    events: Sender<Event>,
+}
+
+impl Requests {
+    /// For a supervisor that takes these events.
+    pub fn new(overview: Arc<Overview>, events: Sender<Event>) -> Requests {
+        Requests { overview, events }
+    }
+
+    /// Carries a request out.
+    pub fn answer(&self, request: Request) -> Response {
+        match self.carry_out(request) {
+            Ok(reply) => Response::Ok(reply),
+            Err(error) => Response::error(error),
+        }
+    }
+
+    fn carry_out(&self, request: Request) -> Result<Reply> {
+        let overview = &self.overview;
+        match request {
+            Request::Status {} => Ok(Reply::Status(overview.status()?)),
+            Request::Stats {} => Ok(Reply::Statistics(overview.statistics())),
+            Request::ListVdisks {} => Ok(Reply::Vdisks { vdisks: overview.vdisks()? }),
+            Request::Stop {} => {
+                self.tell(Event::Stop)?;
+                Ok(Reply::Done {})
+            }
+            Request::CreateVdisk { name, size, encrypted } => {
+                Ok(Reply::Vdisk(self.create(&name, size, encrypted)?))
+            }
+            Request::ResizeVdisk { name, size, accept_data_loss } => {
+                self.resize(&name, size, accept_data_loss)
+            }
+            Request::DeleteVdisk { name } => self.delete(&name),
+            Request::RestartChild { name } => self.restart(&name),
+            Request::StartEmptyLog { datanode, accept_data_loss } => {
+                self.start_empty(datanode, accept_data_loss)
+            }
+        }
+    }
+
+    fn create(&self, name: &str, size: u64, encrypted: Option<bool>) -> Result<VdiskEntry> {
+        let cluster = &self.overview.cluster;
+        cluster.directory.vhost_socket(name)?;
+        let encrypted = encrypted.unwrap_or(cluster.record.encrypted);
+        if encrypted && cluster.record.key_check.is_none() {
+            let reason = "it cannot be encrypted, because the cluster was created without a key";
+            return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
+        }
+        let found = cluster.namespace().create(name, size, encrypted)?;
+        Ok(self.overview.entry(&found, None))
+    }
+
+    fn resize(&self, name: &str, size: u64, accept_data_loss: bool) -> Result<Reply> {
+        let namespace = self.overview.cluster.namespace();
+        if let Some(found) = namespace.find(name)?
+            && size < found.record.size
+        {
+            self.refuse_attached(name, found.record.id, "it cannot shrink while it is attached")?;
+        }
+        namespace.resize(name, size, accept_data_loss)?;
+        Ok(Reply::Done {})
+    }
+
+    fn delete(&self, name: &str) -> Result<Reply> {
+        let overview = &self.overview;
+        let namespace = overview.cluster.namespace();
+        if let Some(found) = namespace.find(name)? {
+            self.refuse_attached(name, found.record.id, "it is attached; detach it first")?;
+        }
+        let marked = match namespace.find(name)? {
+            // An earlier request marked it and did not see the end.
+            Some(found) if found.record.state == VdiskState::Deleting => found,
+            _ => namespace.begin_delete(name)?,
+        };
+        let deadline = Instant::now() + LET_GO;
+        while self.is_served(marked.record.id) {
+            if Instant::now() > deadline {
+                let reason = "its host engine still holds it; delete it again later".to_owned();
+                return Err(Error::Vdisk { name: name.to_owned(), reason });
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        namespace.finish_delete(&marked)?;
+        Ok(Reply::Done {})
+    }
+
+    fn is_served(&self, id: u64) -> bool {
+        let host = self.overview.host();
+        host.is_some_and(|host| host.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id))
+    }
+
+    fn refuse_attached(&self, name: &str, id: u64, reason: &str) -> Result<()> {
+        let host = self.overview.host();
+        let attached = host.is_some_and(|host| {
+            host.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached)
+        });
+        if attached {
+            return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn restart(&self, name: &str) -> Result<Reply> {
+        let Some(name) = ENGINES.into_iter().find(|engine| *engine == name) else {
+            return Err(Error::UnknownEngine { name: name.to_owned(), known: ENGINES.join(", ") });
+        };
+        let (answer, answered) = channel();
+        self.tell(Event::Restart { name, answer })?;
+        answered.recv().unwrap_or_else(|_| Err(stopping()))?;
+        Ok(Reply::Done {})
+    }
+
+    fn start_empty(&self, datanode: u16, accept_data_loss: bool) -> Result<Reply> {
+        let option = |reason: &str| {
+            let (option, value) = ("--datanode", datanode.to_string());
+            Err(Error::Option { option, value, reason: reason.to_owned() })
+        };
+        if datanode != DATANODE_ID {
+            return option("there is no such data node");
+        }
+        if !accept_data_loss {
+            return Err(Error::NoConsent { what: format!("an empty log of data node {datanode}") });
+        }
+        let status = self.overview.status()?;
+        if status.controllers.iter().any(|one| one.process.state != ProcessState::Running) {
+            return option("a controller does not answer, and may hold the log; start it first");
+        }
+        if status.controllers.iter().any(|one| one.in_sync) {
+            return option("a controller holds the log; nothing needs to be given up");
+        }
+        let store = &self.overview.cluster.store;
+        let key = datanode_key(u64::from(datanode));
+        let Answer::Value(value) = store.execute(Operation::Get { key: key.clone() })? else {
+            unreachable!("a get is answered by a value")
+        };
+        let Some(value) = value else {
+            return option("it never had a log, so it starts with an empty one by itself");
+        };
+        let role: LogRole = decode(&value.value).map_err(|error| {
+            let reason = error.to_string();
+            cleave_coordinator::StoreError::Malformed { key: key.clone(), reason }
+        })?;
+        // The operator's word (C7) names the epoch that it is about, and is void for any other: a
+        // record of that one field, which is encoded as the field.
+        let word = encode(&role.epoch);
+        let transaction = Transaction::new()
+            .require(key, value.revision)
+            .put(format!("start-empty/{datanode}"), word);
+        store.execute(Operation::Transact(transaction))?;
+        Ok(Reply::Done {})
+    }
+
+    fn tell(&self, event: Event) -> Result<()> {
+        self.events.send(event).map_err(|_| stopping())
+    }
+}
+
+fn stopping() -> Error {
+    Error::Engine { name: "the cluster".to_owned(), what: "is stopping".to_owned() }
+}

@@ -1,0 +1,205 @@
+//! `DIR/dev.toml`: how a cluster was created, and what its engines run with.
+//!
+//! What lies in drives and store cannot be changed afterwards: drives, their size, whether
+//! they are in memory, encryption. The rest is taken from the options of each start, and kept for the next one.
+
+use crate::dev::directory::{Directory, write_private};
+use crate::error::{Error, Result, file};
+use cleave_control::size::format_size;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The engines of a cluster: the host engine, then both controllers.
+pub const ENGINES: [&str; 3] = [HOST, CONTROLLERS[0], CONTROLLERS[1]];
+/// The host engine.
+pub const HOST: &str = "host-1";
+/// The controllers, the one with the active role first.
+pub const CONTROLLERS: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
+/// Number of the host.
+pub const HOST_ID: u32 = 1;
+/// Number of the data node.
+pub const DATANODE_ID: u16 = 1;
+
+/// Drives unless told otherwise.
+pub const DRIVES: u16 = 12;
+/// Bytes of a drive unless told otherwise.
+pub const DRIVE_SIZE: u64 = 16 << 30;
+/// Bytes that the host engine may use unless told otherwise.
+pub const HOST_MEMORY: u64 = 512 << 20;
+/// Bytes of the mirrored log unless told otherwise.
+pub const LOG_SIZE: u64 = 256 << 20;
+
+const VERSION: u32 = 1;
+
+/// The settings of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Of this file.
+    pub version: u32,
+    /// Drives.
+    pub drives: u16,
+    /// Bytes of each.
+    pub drive_size: u64,
+    /// Whether the drives are memory, and nothing survives the supervisor.
+    pub memory_drives: bool,
+    /// Whether vdisks are encrypted unless told otherwise.
+    pub encrypted: bool,
+    /// The data key's file; without it nothing can be encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Bytes that the host engine may use.
+    pub host_memory: u64,
+    /// Bytes of the mirrored log.
+    pub log_size: u64,
+    /// Loopback ports of the controllers, then of the host engine.
+    pub ports: [u16; 3],
+}
+
+/// What the options of a start say; `None` where they say nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Drives.
+    pub drives: Option<u16>,
+    /// Bytes of each.
+    pub drive_size: Option<u64>,
+    /// Drives in memory.
+    pub memory_drives: bool,
+    /// Encryption.
+    pub encrypted: bool,
+    /// The data key's file.
+    pub key_file: Option<PathBuf>,
+    /// Bytes for the host engine.
+    pub host_memory: Option<u64>,
+    /// Bytes of the log.
+    pub log_size: Option<u64>,
+}
+
+impl Settings {
+    /// For a new cluster.
+    pub fn new(asked: &Asked) -> Settings {
+        Settings {
+            version: VERSION,
+            drives: asked.drives.unwrap_or(DRIVES),
+            drive_size: asked.drive_size.unwrap_or(DRIVE_SIZE),
+            memory_drives: asked.memory_drives,
+            encrypted: asked.encrypted,
+            key_file: asked.key_file.clone(),
+            host_memory: asked.host_memory.unwrap_or(HOST_MEMORY),
+            log_size: asked.log_size.unwrap_or(LOG_SIZE),
+            ports: [0; 3],
+        }
+    }
+
+    /// Those of a complete cluster; `None` where there is none.
+    pub fn load(directory: &Directory) -> Result<Option<Settings>> {
+        let path = directory.settings();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(file("read", &path)(error)),
+        };
+        let wrong = |reason: String| Error::Settings { path: path.clone(), reason };
+        let settings: Settings =
+            toml::from_str(&text).map_err(|error| wrong(error.message().replace('\n', " ")))?;
+        if settings.version != VERSION {
+            let version = settings.version;
+            return Err(wrong(format!(
+                "version {version} is not {VERSION}, which this program knows"
+            )));
+        }
+        Ok(Some(settings))
+    }
+
+    /// Writes them; from then on the cluster is complete.
+    pub fn save(&self, directory: &Directory) -> Result<()> {
+        let text = toml::to_string(self).expect("settings are plain data");
+        write_private(&directory.settings(), text.as_bytes())
+    }
+
+    /// Takes over what may change from start to start; refuses what may not.
+    pub fn apply(&mut self, asked: &Asked, directory: &Directory) -> Result<()> {
+        let differs = |created: String, asked: String, advice| {
+            let dir = directory.path().to_owned();
+            Err(Error::CreatedOtherwise { dir, created, asked, advice })
+        };
+        const ELSEWHERE: &str = "use another directory for another cluster";
+        if let Some(drives) = asked.drives.filter(|&drives| drives != self.drives) {
+            let created = format!("{} drives", self.drives);
+            return differs(created, format!("--drives {drives}"), ELSEWHERE);
+        }
+        if let Some(size) = asked.drive_size.filter(|&size| size != self.drive_size) {
+            let created = format!("drives of {}", format_size(self.drive_size));
+            return differs(created, format!("--drive-size {}", format_size(size)), ELSEWHERE);
+        }
+        if asked.memory_drives && !self.memory_drives {
+            let created = "drive files".to_owned();
+            return differs(created, "--memory-drives".to_owned(), ELSEWHERE);
+        }
+        if asked.encrypted && !self.encrypted {
+            let advice = "leave --encrypt out, or use another directory for an encrypted cluster";
+            return differs("no encryption".to_owned(), "--encrypt".to_owned(), advice);
+        }
+        if let Some(path) = &asked.key_file {
+            if self.key_file.is_none() {
+                let asked = format!("--key-file {}", path.display());
+                return differs("no key".to_owned(), asked, ELSEWHERE);
+            }
+            self.key_file = Some(path.clone());
+        }
+        self.host_memory = asked.host_memory.unwrap_or(self.host_memory);
+        self.log_size = asked.log_size.unwrap_or(self.log_size);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, Directory) {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::create(folder.path()).unwrap();
+        (folder, directory)
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_strangers_are_refused() {
+        let (_folder, directory) = directory();
+        assert_eq!(Settings::load(&directory).unwrap(), None);
+        let asked = Asked { key_file: Some("/k".into()), encrypted: true, ..Asked::default() };
+        let settings = Settings::new(&asked);
+        settings.save(&directory).unwrap();
+        assert_eq!(Settings::load(&directory).unwrap(), Some(settings.clone()));
+        Settings { version: 9, ..settings }.save(&directory).unwrap();
+        assert!(Settings::load(&directory).unwrap_err().to_string().contains("version 9"));
+        std::fs::write(directory.settings(), "x = [").unwrap();
+        let error = Settings::load(&directory).unwrap_err().to_string();
+        assert!(error.contains("dev.toml") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn what_lies_on_drives_cannot_be_changed() {
+        let (_folder, directory) = directory();
+        let mut settings = Settings::new(&Asked::default());
+        let refused = [
+            Asked { drives: Some(5), ..Asked::default() },
+            Asked { drive_size: Some(1 << 30), ..Asked::default() },
+            Asked { memory_drives: true, ..Asked::default() },
+            Asked { encrypted: true, ..Asked::default() },
+            Asked { key_file: Some("/k".into()), ..Asked::default() },
+        ];
+        for asked in refused {
+            let error = settings.apply(&asked, &directory).unwrap_err().to_string();
+            assert!(error.contains("was created with") && !error.contains('\n'), "{error}");
+        }
+        let asked = Asked {
+            drives: Some(DRIVES),
+            host_memory: Some(1 << 30),
+            log_size: Some(64 << 20),
+            ..Asked::default()
+        };
+        settings.apply(&asked, &directory).unwrap();
+        assert_eq!((settings.host_memory, settings.log_size), (1 << 30, 64 << 20));
+    }
+}

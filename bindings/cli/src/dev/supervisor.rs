@@ -1,0 +1,393 @@
+//! The supervisor's loop: children, signals, requests, readiness, and the order of a stop.
+//!
+//! ```text
+//! starting ──ready──▶ serving ──signal or request──▶ stopping the host engine ──▶ stopping controllers ──▶ end
+//!     └── a child ends, or 30 s pass ────────────────────────▲
+//! ```
+//! The host engine goes first, so that controllers hold all that it had acknowledged; then both
+//! controllers at once, which write the log to their vaults. A child that does not end in time is
+//! killed, and the stop is reported as failed. While serving, the end of a child ends nothing else; it is
+//! started again when that was asked for, by option or by request.
+
+use crate::dev::child::{self, Running, failed};
+use crate::dev::cluster::Cluster;
+use crate::dev::engines;
+use crate::dev::overview::Overview;
+use crate::dev::requests::Requests;
+use crate::dev::settings::{CONTROLLERS, ENGINES, HOST};
+use crate::error::{Error, Result, system};
+use cleave_control::server::ControlServer;
+use rustix::process::Signal;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// Everything must be served within this.
+const READY: Duration = Duration::from_secs(30);
+const READY_LOOK: Duration = Duration::from_millis(50);
+/// How long engines may take to stop: a vault can be large.
+const STOP: Duration = Duration::from_secs(120);
+/// A child that ends again soon is started again later and later.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A child that ran this long is healthy.
+const HEALTHY: Duration = Duration::from_secs(30);
+
+/// What the loop reacts to.
+pub enum Event {
+    /// A signal asks for the end.
+    Signal,
+    /// A request asks for the end.
+    Stop,
+    /// A child ended.
+    Ended {
+        /// Which.
+        name: &'static str,
+        /// How.
+        status: ExitStatus,
+    },
+    /// Every vdisk is served.
+    Ready,
+    /// A child is to be started, or ended and started.
+    Restart {
+        /// Which.
+        name: &'static str,
+        /// Is told when it has been started.
+        answer: Sender<Result<()>>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Serving,
+    StoppingHost,
+    StoppingControllers,
+}
+
+#[derive(Default)]
+struct Slot {
+    running: Option<Running>,
+    /// When it is to be started again.
+    due: Option<Instant>,
+    pause: Duration,
+    /// Who asked for a restart.
+    asked: Vec<Sender<Result<()>>>,
+}
+
+struct Supervisor {
+    overview: Arc<Overview>,
+    events: Sender<Event>,
+    slots: BTreeMap<&'static str, Slot>,
+    restart: bool,
+    phase: Phase,
+    /// When the phase has lasted too long.
+    deadline: Option<Instant>,
+    result: Result<()>,
+}
+
+/// Runs the cluster until it is told to stop.
+pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
+    for name in ENGINES {
+        crate::dev::cluster::program(crate::dev::cluster::program_of(name))?;
+    }
+    for found in cluster.namespace().list()? {
+        // Nobody serves anything yet, so a deletion that was interrupted can end.
+        if found.record.state == cleave_control::records::VdiskState::Deleting {
+            cluster.namespace().finish_delete(&found)?;
+        }
+    }
+    engines::configure(&mut cluster)?;
+    let (events, inbox) = channel();
+    watch_signals(events.clone())?;
+    let overview = Arc::new(Overview::new(cluster));
+    let requests = Requests::new(Arc::clone(&overview), events.clone());
+    let socket = overview.cluster.directory.control_socket();
+    let control = ControlServer::start(&socket, move |request| requests.answer(request))?;
+    let mut supervisor = Supervisor {
+        overview: Arc::clone(&overview),
+        events: events.clone(),
+        slots: ENGINES.map(|name| (name, Slot::default())).into(),
+        restart,
+        phase: Phase::Starting,
+        deadline: Some(Instant::now() + READY),
+        result: Ok(()),
+    };
+    let over = Arc::new(AtomicBool::new(false));
+    let looking = watch_readiness(Arc::clone(&overview), events, Arc::clone(&over))?;
+    supervisor.start_all();
+    supervisor.run(&inbox);
+    // Requests that wait for the loop get an error now; the server waits for them.
+    drop(inbox);
+    drop(control);
+    over.store(true, Ordering::Relaxed);
+    looking.join().expect("looking at engines does not panic");
+    supervisor.result
+}
+
+fn watch_signals(events: Sender<Event>) -> Result<()> {
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system("watch for signals"))?;
+    let watching = move || {
+        for _ in signals.forever() {
+            if events.send(Event::Signal).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(watching).map_err(system("start a thread"))?;
+    Ok(())
+}
+
+fn watch_readiness(
+    overview: Arc<Overview>,
+    events: Sender<Event>,
+    over: Arc<AtomicBool>,
+) -> Result<std::thread::JoinHandle<()>> {
+    let looking = move || {
+        while !over.load(Ordering::Relaxed) {
+            if overview.missing().is_ok_and(|missing| missing.is_empty()) {
+                // The loop may have ended.
+                let _ = events.send(Event::Ready);
+                return;
+            }
+            std::thread::sleep(READY_LOOK);
+        }
+    };
+    let thread = std::thread::Builder::new().name("readiness".to_owned());
+    thread.spawn(looking).map_err(system("start a thread"))
+}
+
+impl Supervisor {
+    fn start_all(&mut self) {
+        // Controllers first: the host engine has nothing to do without them.
+        for name in CONTROLLERS.into_iter().chain([HOST]) {
+            if let Err(error) = self.start(name) {
+                self.fail(error);
+                return;
+            }
+        }
+    }
+
+    fn run(&mut self, inbox: &Receiver<Event>) {
+        while !self.is_over() {
+            let due = self.slots.values().filter_map(|slot| slot.due);
+            let next = due.chain(self.deadline).min();
+            let event = match next {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(next) => inbox.recv_timeout(next.saturating_duration_since(Instant::now())),
+            };
+            match event {
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the loop holds a sender"),
+            }
+            self.advance();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.phase == Phase::StoppingControllers && self.all_down(&ENGINES)
+    }
+
+    fn all_down(&self, names: &[&str]) -> bool {
+        names.iter().all(|name| self.slots[name].running.is_none())
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Signal | Event::Stop => match self.phase {
+                Phase::Starting | Phase::Serving => self.stop(),
+                // Asked again: whoever asks is in a hurry, but a vault is worth waiting for.
+                Phase::StoppingHost | Phase::StoppingControllers => {
+                    eprintln!("cleave: stopping; engines have up to {} s", STOP.as_secs());
+                }
+            },
+            Event::Ready if self.phase == Phase::Starting => {
+                self.phase = Phase::Serving;
+                self.deadline = None;
+                let mut out = std::io::stdout().lock();
+                // Nobody may be listening.
+                let _ = writeln!(out, "ready").and_then(|()| out.flush());
+            }
+            Event::Ready => {}
+            Event::Ended { name, status } => self.ended(name, status),
+            Event::Restart { name, answer } => self.restart(name, answer),
+        }
+    }
+
+    fn start(&mut self, name: &'static str) -> Result<()> {
+        let (running, process) = child::start(&self.overview.cluster.directory, name)?;
+        let events = self.events.clone();
+        let view = (running.pid, running.since);
+        self.slot(name).running = Some(running);
+        self.overview.change(name, |child| {
+            child.running = Some(view);
+            child.stopping = false;
+        });
+        child::wait(name, process, move |status| {
+            // The loop may have ended.
+            let _ = events.send(Event::Ended { name, status });
+        })
+    }
+
+    fn ended(&mut self, name: &'static str, status: ExitStatus) {
+        let running = self.slot(name).running.take().expect("a child that ended was running");
+        let obituary = running.obituary(status);
+        self.overview.change(name, |child| {
+            child.running = None;
+            child.obituary = Some(obituary.clone());
+        });
+        match self.phase {
+            Phase::Starting => self.fail(failed(name, obituary)),
+            Phase::Serving => {
+                let asked = !self.slots[name].asked.is_empty();
+                if !asked {
+                    eprintln!("cleave: {name} (process {}) {obituary}", running.pid);
+                }
+                let healthy = running.since.elapsed() >= HEALTHY;
+                let restart = self.restart;
+                let slot = self.slot(name);
+                if asked {
+                    slot.due = Some(Instant::now());
+                } else if restart {
+                    slot.pause = if healthy {
+                        PAUSE_MIN
+                    } else {
+                        (slot.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
+                    };
+                    slot.due = Some(Instant::now() + slot.pause);
+                }
+            }
+            Phase::StoppingHost | Phase::StoppingControllers => {
+                if !status.success() && self.result.is_ok() {
+                    self.result = Err(failed(name, obituary));
+                }
+            }
+        }
+    }
+
+    fn restart(&mut self, name: &'static str, answer: Sender<Result<()>>) {
+        if self.phase != Phase::Serving {
+            // Whoever asked may be gone.
+            let _ = answer.send(Err(failed("the cluster", "is starting or stopping; try again")));
+            return;
+        }
+        let slot = self.slot(name);
+        slot.asked.push(answer);
+        let Some(running) = &slot.running else {
+            slot.due = Some(Instant::now());
+            return;
+        };
+        if let Err(error) = running.signal(Signal::TERM) {
+            eprintln!("cleave: {error}");
+        }
+        self.overview.change(name, |child| child.stopping = true);
+    }
+
+    /// Does what time or earlier events have made due.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        for name in ENGINES {
+            if self.slots[name].due.is_none_or(|due| due > now) {
+                continue;
+            }
+            let slot = self.slot(name);
+            slot.due = None;
+            let asked = std::mem::take(&mut slot.asked);
+            let started = self.start(name);
+            if let Err(error) = &started {
+                eprintln!("cleave: {error}");
+            } else {
+                self.overview.change(name, |child| child.restarts += 1);
+            }
+            for answer in asked {
+                let outcome = match &started {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(failed(name, format!("did not start: {error}"))),
+                };
+                // Whoever asked may be gone.
+                let _ = answer.send(outcome);
+            }
+        }
+        if self.phase == Phase::StoppingHost && self.all_down(&[HOST]) {
+            self.phase = Phase::StoppingControllers;
+            self.deadline = Some(now + STOP);
+            self.end(&CONTROLLERS);
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.too_late();
+        }
+    }
+
+    fn too_late(&mut self) {
+        match self.phase {
+            Phase::Serving => {}
+            Phase::Starting => {
+                let missing = match self.overview.missing() {
+                    Ok(missing) => missing.join(", "),
+                    Err(error) => error.to_string(),
+                };
+                let words = ENGINES.into_iter().filter_map(|name| {
+                    let words = self.slots[name].running.as_ref()?.last_words()?;
+                    Some(format!("{name} says: {words}"))
+                });
+                let missing = std::iter::once(missing).chain(words).collect::<Vec<_>>().join("; ");
+                self.fail(Error::NotReady { seconds: READY.as_secs(), missing });
+            }
+            Phase::StoppingHost | Phase::StoppingControllers => {
+                self.deadline = None;
+                let names: &[&str] =
+                    if self.phase == Phase::StoppingHost { &[HOST] } else { &CONTROLLERS };
+                for name in names {
+                    if let Some(running) = &self.slots[name].running {
+                        let what =
+                            format!("did not stop within {} s and was killed", STOP.as_secs());
+                        let killed = running.signal(Signal::KILL);
+                        self.result = Err(killed.err().unwrap_or_else(|| failed(name, what)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        if self.result.is_ok() {
+            self.result = Err(error);
+        }
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        self.phase = Phase::StoppingHost;
+        self.deadline = Some(Instant::now() + STOP);
+        for slot in self.slots.values_mut() {
+            slot.due = None;
+            // Those who asked for a restart learn that there is none.
+            slot.asked.clear();
+        }
+        self.end(&[HOST]);
+        self.advance();
+    }
+
+    fn end(&mut self, names: &[&'static str]) {
+        for name in names {
+            let Some(running) = &self.slots[name].running else { continue };
+            if let Err(error) = running.signal(Signal::TERM) {
+                eprintln!("cleave: {error}");
+            }
+            self.overview.change(name, |child| child.stopping = true);
+        }
+    }
+
+    fn slot(&mut self, name: &str) -> &mut Slot {
+        self.slots.get_mut(name).expect("slots have the names of engines")
+    }
+}
