@@ -1,8 +1,8 @@
 //! Serves a file as a vhost-user-blk disk: the device by itself, without the engine.
 //!
-//! `memory_disk SOCKET FILE BYTES [QUEUES]`. Put the file on a tmpfs for a RAM disk. Requests are
-//! answered out of order and some turns late, so that there are always some in flight; what was
-//! written is in the file when a write is answered, and no earlier. Kill it at any time and start
+//! `memory_disk SOCKET FILE BYTES [QUEUES [LATE_MS]]`. Put the file on a tmpfs for a RAM disk. Each
+//! request is answered after a random time of up to `LATE_MS` (0), out of order, so that there are
+//! some in flight at any time; what was written is in the file when a write is answered. Kill it at any time and start
 //! it again: a front end that reconnects and keeps the inflight region (QEMU with `reconnect=1`)
 //! goes on without an error.
 
@@ -10,16 +10,47 @@ use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::random::{Random, SplitMix};
 use cleave_vhost_user::{BlockRange, Disk, DiskConfig, Outcome, Request, RequestKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 /// Turns without work before the process sleeps.
 const IDLE_TURNS: u32 = 2000;
 
+/// A request that is answered when it is due; the first one due is the greatest.
+struct Held {
+    due: Instant,
+    request: Request,
+}
+
+impl Ord for Held {
+    fn cmp(&self, other: &Held) -> Ordering {
+        (other.due, other.request.tag).cmp(&(self.due, self.request.tag))
+    }
+}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Held) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Held) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Held {}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let levels =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr).init();
     let arguments: Vec<String> = std::env::args().collect();
     let [_, socket, path, bytes, rest @ ..] = arguments.as_slice() else {
         return Err("usage: memory_disk SOCKET FILE BYTES [QUEUES]".into());
@@ -33,26 +64,29 @@ fn main() -> Result<(), Box<dyn Error>> {
         config.queues = queues.parse()?;
     }
     let pools = vec![BufferPool::new(64 << 10, 256), BufferPool::new(4 << 20, 4)];
-    serve(Disk::bind(config, pools)?, &file)
+    let late = rest.get(1).map_or(Ok(0), |text| text.parse())?;
+    serve(Disk::bind(config, pools)?, &file, Duration::from_millis(late))
 }
 
-fn serve(mut disk: Disk, file: &File) -> Result<(), Box<dyn Error>> {
+fn serve(mut disk: Disk, file: &File, late: Duration) -> Result<(), Box<dyn Error>> {
     let random = SplitMix::new(u64::from(std::process::id()));
     let mut requests = Vec::new();
+    let mut held = BinaryHeap::new();
     let mut scratch = Vec::new();
     let mut idle = 0;
     loop {
         let worked = disk.turn(&mut requests);
-        let held = requests.len() as u64;
-        if held > 0 && random.below(4) == 0 {
-            for _ in 0..=random.below(held) {
-                let Some(last) = requests.len().checked_sub(1) else { break };
-                let request = requests.swap_remove(random.below(last as u64 + 1) as usize);
-                answer(&mut disk, file, request, &mut scratch);
-            }
-            disk.flush_notifications();
+        let now = Instant::now();
+        for request in requests.drain(..) {
+            let wait = Duration::from_nanos(random.below(late.as_nanos() as u64 + 1));
+            held.push(Held { due: now + wait, request });
         }
-        idle = if worked || !requests.is_empty() { 0 } else { idle + 1 };
+        while held.peek().is_some_and(|first| first.due <= now) {
+            let Some(Held { request, .. }) = held.pop() else { break };
+            answer(&mut disk, file, request, &mut scratch);
+        }
+        disk.flush_notifications();
+        idle = if worked || !held.is_empty() { 0 } else { idle + 1 };
         if idle > IDLE_TURNS {
             if disk.arm() {
                 sleep(&disk)?;

@@ -174,6 +174,7 @@ impl Frontend {
 
     fn handle(&mut self, mut message: Message, device: &mut Device<'_>) -> Result<Handled, Hangup> {
         let code = message.code;
+        tracing::debug!(vdisk = %device.config.name, ?code, "message");
         let outcome = match code {
             FrontendReq::GET_FEATURES => {
                 return self.reply_u64(&message, device.config.features());
@@ -399,6 +400,7 @@ impl Frontend {
         let file = message.file().map_err(|error| error.to_string())?;
         let region = Rc::new(Region::open(&given, file)?);
         self.awaited = (0..given.num_queues).filter(|queue| region.marked(*queue)).collect();
+        tracing::debug!(vdisk = %config.name, rings = ?self.awaited, "inflight region is back");
         self.region = Some(region);
         Ok(())
     }
