@@ -3,7 +3,8 @@
 //! A record is *pending* until both controllers hold it, then *mirrored*; its write is published a
 //! little later. Each block that a record gives content to is a node in the block's chain, newest
 //! first. A node is dead, and gone from its chain, once a newer mirrored record covers its block or
-//! its content is committed. A record without live nodes is listed for release by the next commit (C4); until the
+//! its content is committed. A record without live nodes, and
+//! held by no stripe on its way, is listed for release by the next commit (C4); until the
 //! log has released it, its bytes stay here, because a log that lost everything is filled from here
 //! (C7), and because both ends count the same bytes against the quota.
 //!
@@ -75,6 +76,8 @@ pub struct Record {
     number: u64,
     live: u32,
     planned: u32,
+    /// Stripes on their way that have content of it, live or covered since.
+    held: u32,
     releasing: bool,
 }
 
@@ -103,6 +106,7 @@ impl Record {
             number: 0,
             live: 0,
             planned: 0,
+            held: 0,
             releasing: false,
         }
     }
@@ -291,8 +295,8 @@ impl WriteBuffer {
         } else {
             self.queue.remove(&record.number);
         }
-        let releasable =
-            record.mirrored && record.in_log && record.live == 0 && !record.releasing;
+        let settled = record.live == 0 && record.held == 0 && !record.releasing;
+        let releasable = record.mirrored && record.in_log && settled;
         let (number, length) = (record.number, record.length() as u64);
         let known = self.releasable.contains_key(&number);
         if releasable && !known {
@@ -305,7 +309,8 @@ impl WriteBuffer {
     }
 
     fn weight(&self, node: &Node) -> u64 {
-        let length = self.records[node.record as usize].entries[usize::from(node.entry)].entry.length;
+        let length =
+            self.records[node.record as usize].entries[usize::from(node.entry)].entry.length;
         if length == 0 { ZERO_WEIGHT } else { u64::from(length) + FOOTER_ENTRY as u64 }
     }
 
@@ -383,7 +388,11 @@ impl WriteBuffer {
     /// The record's live nodes that are in no stripe yet, in order.
     pub fn unplanned(&self, key: RecordKey) -> impl Iterator<Item = NodeName> {
         let unplanned = self.live_nodes(key).filter(|(_, node)| !node.planned);
-        unplanned.map(move |(_, node)| NodeName { record: key, entry: node.entry, block: node.block })
+        unplanned.map(move |(_, node)| NodeName {
+            record: key,
+            entry: node.entry,
+            block: node.block,
+        })
     }
 
     fn live_nodes(&self, key: RecordKey) -> impl Iterator<Item = (u32, &Node)> {
@@ -462,10 +471,30 @@ impl WriteBuffer {
         self.releasable.iter().map(|(number, index)| RecordKey { number: *number, index: *index })
     }
 
-    /// Whether a commit of `nodes` live nodes of the record releases it.
+    /// Whether the commit of a stripe with `nodes` live nodes of the record releases it: the
+    /// stripe is the only one that holds it.
     pub fn ends_with(&self, key: RecordKey, nodes: u32) -> bool {
-        let ends = |r: &Record| r.mirrored && r.in_log && !r.releasing && r.live == nodes;
+        let ends =
+            |r: &Record| r.mirrored && r.in_log && !r.releasing && r.live == nodes && r.held <= 1;
         self.get(key).is_some_and(ends)
+    }
+
+    /// A stripe on its way has content of the record. The record is not released before that
+    /// stripe ended, also when the content is covered meanwhile: else the newer content could be
+    /// committed and its version forgotten, and the stripe's commit, coming after it, would revive the older (C2).
+    pub fn hold(&mut self, key: RecordKey) {
+        if let Some(record) = self.get_mut(key) {
+            record.held += 1;
+            self.settle(key.index);
+        }
+    }
+
+    /// The stripe ended.
+    pub fn let_go(&mut self, key: RecordKey) {
+        if let Some(record) = self.get_mut(key) {
+            record.held -= 1;
+            self.settle(key.index);
+        }
     }
 
     /// A commit lists the record, or does not after all.
@@ -532,7 +561,8 @@ impl WriteBuffer {
             self.records.iter().map(|(index, record)| record.key(index as u32)).collect();
         keys.sort_unstable();
         keys.retain(|key| {
-            if self.records[key.index as usize].live == 0 {
+            let record = &self.records[key.index as usize];
+            if record.live == 0 && record.held == 0 {
                 self.remove(key.index);
                 return false;
             }

@@ -237,7 +237,12 @@ impl Shared {
                 let link = &mut state.class_links[index];
                 let attempts = link.attempts;
                 let changed = link.changed.clone();
-                *link = ClassLink { connection: Some(connection), changed, attempts, ..ClassLink::default() };
+                *link = ClassLink {
+                    connection: Some(connection),
+                    changed,
+                    attempts,
+                    ..ClassLink::default()
+                };
             }
             let hello = HostMessage::Hello(Hello {
                 version: WIRE_VERSION,
@@ -251,7 +256,8 @@ impl Shared {
             let _ = self.links.send(connection, 0, &[encode_header(&hello)]);
             let decided = changed.until(|| {
                 let link = &self.state.borrow().class_links[index];
-                let settled = link.ready || link.refused.is_some() || link.connection != Some(connection);
+                let settled =
+                    link.ready || link.refused.is_some() || link.connection != Some(connection);
                 settled.then_some(link.ready)
             });
             match self.executor.timeout(ATTEMPT, decided).await {

@@ -102,8 +102,8 @@ impl State {
         let weight = self.buffer.unplanned_weight();
         let limit = self.limit().max(1);
         let blocks_max = (limit / 256).max(1024);
-        let fill = (self.buffer.bytes() * 100 / limit)
-            .max(self.buffer.nodes() as u64 * 100 / blocks_max);
+        let fill =
+            (self.buffer.bytes() * 100 / limit).max(self.buffer.nodes() as u64 * 100 / blocks_max);
         let oldest = self.buffer.queue().next().map(|(_, record)| record.taken);
         let age = oldest.map_or(Duration::ZERO, |taken| self.now.since(taken));
         if weight >= capacity && (fill >= config.fill_percent || age >= config.full_after) {
@@ -194,6 +194,7 @@ impl Destage {
         }
         let plan = Plan { items, pieces };
         state.mark(&plan, true);
+        plan.records().into_iter().for_each(|record| state.buffer.hold(record));
         plan
     }
 
@@ -253,7 +254,9 @@ impl Destage {
         let ask = |request| HostMessage::Grant { request, stripes: STOCK, identities: STOCK };
         let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
         let ControllerMessage::Granted { stripes, identities, shortage, .. } = reply.message else {
-            return Err(GivenUp::NoSpace("the controller answers a grant with something else".into()));
+            return Err(GivenUp::NoSpace(
+                "the controller answers a grant with something else".into(),
+            ));
         };
         let any = !stripes.is_empty();
         let sound = |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS;
@@ -302,6 +305,7 @@ impl State {
 
     /// The plan's stripe ended, one way or the other.
     fn unmark(&mut self, plan: &Plan) {
+        plan.records().into_iter().for_each(|record| self.buffer.let_go(record));
         for vdisk in plan.vdisks() {
             if let Some(vdisk) = self.vdisks.get_mut(&vdisk) {
                 vdisk.in_stripes = vdisk.in_stripes.saturating_sub(1);
@@ -311,6 +315,11 @@ impl State {
 }
 
 impl Plan {
+    /// The records with anything in it.
+    fn records(&self) -> std::collections::BTreeSet<crate::buffer::RecordKey> {
+        self.items.iter().map(|item| item.record).collect()
+    }
+
     /// The vdisks with anything in it, in order.
     pub fn vdisks(&self) -> std::collections::BTreeSet<cleave_format::ids::VdiskId> {
         let items = self.items.iter().map(|item| item.vdisk);

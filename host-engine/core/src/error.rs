@@ -17,7 +17,9 @@ pub enum HostError {
         reason: CodecError,
     },
     /// The operator's: vdisks only grow for now (C28).
-    #[error("vdisk {vdisk} has {size} bytes and can only grow: give a larger size, in multiples of 4096 bytes up to 64 TiB")]
+    #[error(
+        "vdisk {vdisk} has {size} bytes and can only grow: give a larger size, in multiples of 4096 bytes up to 64 TiB"
+    )]
     Size {
         /// The vdisk.
         vdisk: VdiskId,
@@ -45,7 +47,9 @@ pub enum HostError {
         vdisk: VdiskId,
     },
     /// The pool's: more shards are lost or damaged than can be solved.
-    #[error("vdisk {vdisk}: stripe {stripe} cannot be read: {reason}; bring its drives back and try again")]
+    #[error(
+        "vdisk {vdisk}: stripe {stripe} cannot be read: {reason}; bring its drives back and try again"
+    )]
     Unreadable {
         /// The vdisk.
         vdisk: VdiskId,

@@ -7,13 +7,16 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// A hash map that behaves the same in every run.
 pub type Map<K, V> = hashbrown::HashMap<K, V, BuildHasherDefault<Mixer>>;
 
+/// Odd, with bits well mixed: the fraction of the golden ratio.
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Multiply and fold, a word at a time.
 #[derive(Clone, Copy, Default)]
 pub struct Mixer(u64);
 
 impl Mixer {
     fn mix(&mut self, word: u64) {
-        let product = u128::from(self.0 ^ word) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+        let product = u128::from(self.0 ^ word) * u128::from(MULTIPLIER);
         self.0 = (product >> 64) as u64 ^ product as u64;
     }
 }

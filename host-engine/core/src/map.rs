@@ -189,12 +189,8 @@ impl Map {
             for (entry, found) in leaf.entries.iter_mut().zip(stored.entries.iter()) {
                 let Some(address) = piece.address(*found) else { continue };
                 let handle = self.handles.reference(address.stripe);
-                *entry = MapEntry::new(
-                    handle,
-                    address.offset,
-                    address.length,
-                    found.block_in_frame(),
-                );
+                *entry =
+                    MapEntry::new(handle, address.offset, address.length, found.block_in_frame());
                 leaf.used += 1;
             }
             self.versions_kept += leaf.versions.len();

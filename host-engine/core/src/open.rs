@@ -245,7 +245,10 @@ impl Shared {
             let ask = |request| HostMessage::Seal { request, vdisk, epoch, predecessor_dead };
             match self.request(Class::Log, 0, ask, &[]).await.message {
                 ControllerMessage::Done { result: Ok(_), .. } => return Ok(()),
-                ControllerMessage::Done { result: Err(Refusal::OwnerAlive | Refusal::Full), .. } => {
+                ControllerMessage::Done {
+                    result: Err(Refusal::OwnerAlive | Refusal::Full),
+                    ..
+                } => {
                     self.executor.sleep(RETRY).await;
                 }
                 ControllerMessage::Done { result: Err(refusal), .. } => {

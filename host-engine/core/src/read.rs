@@ -77,7 +77,8 @@ impl State {
     ) {
         match self.buffer.visible(vdisk, block) {
             Visible::Unpublished(write) => {
-                let write = self.writes.get_mut(write).expect("its record says that it is unpublished");
+                let write =
+                    self.writes.get_mut(write).expect("its record says that it is unpublished");
                 write.readers.push((key, block));
             }
             Visible::Zero => {

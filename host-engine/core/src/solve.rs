@@ -100,8 +100,7 @@ impl Shared {
         }
         let (stripe, shard, offset, length) =
             (range.stripe, range.shard as u8, range.offset, range.length);
-        let ask =
-            |request| HostMessage::Read { request, place, stripe, shard, offset, length };
+        let ask = |request| HostMessage::Read { request, place, stripe, shard, offset, length };
         let lane = range.shard as u8 % LANES;
         let mut reply = self.request(Class::Read, lane, ask, &[]).await;
         match reply.message {

@@ -203,9 +203,8 @@ impl State {
 
     pub fn class_of(&self, connection: ConnectionId) -> Option<Class> {
         let classes = [Class::Log, Class::Bulk, Class::Read];
-        let is_it = |class: &Class| {
-            self.class_links[class_index(*class)].connection == Some(connection)
-        };
+        let is_it =
+            |class: &Class| self.class_links[class_index(*class)].connection == Some(connection);
         classes.into_iter().find(is_it)
     }
 
@@ -229,12 +228,7 @@ impl State {
     }
 
     /// Takes a message of a controller. `Err` says why the connection must be closed.
-    pub fn received(
-        &mut self,
-        class: Class,
-        lane: u8,
-        mut message: Message,
-    ) -> Result<(), String> {
+    pub fn received(&mut self, class: Class, lane: u8, mut message: Message) -> Result<(), String> {
         let header: ControllerMessage =
             cleave_wire::decode_header(|count| message.take(count)).map_err(|e| e.to_string())?;
         match header {
@@ -399,8 +393,12 @@ impl State {
             let result = Err(GuestError::NotServed);
             self.completions.push(GuestCompletion { token: write.token, result, data: None });
         }
-        let mut open: Vec<ReadKey> =
-            self.reads.iter().filter(|(_, read)| read.vdisk == vdisk).map(|(key, _)| *key).collect();
+        let mut open: Vec<ReadKey> = self
+            .reads
+            .iter()
+            .filter(|(_, read)| read.vdisk == vdisk)
+            .map(|(key, _)| *key)
+            .collect();
         open.sort_unstable();
         for key in open {
             if let Some(read) = self.reads.remove(&key) {

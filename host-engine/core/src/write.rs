@@ -392,7 +392,8 @@ impl State {
         let mut record = Record::new(identity, data, &entries, self.now);
         record.unpublished = Some(part.write);
         let key = self.buffer.insert(record, |_| true);
-        let write = self.writes.get_mut(part.write).expect("a write has parts until it is published");
+        let write =
+            self.writes.get_mut(part.write).expect("a write has parts until it is published");
         write.records.push(key);
         self.log.push(part.slice, key);
         let job = |(entry, plain)| FingerprintJob { record: key, entry, codec, plain };
@@ -417,8 +418,8 @@ impl State {
     /// Adds a zero block, unless it reads as zeros already and nothing of it is on its way.
     fn add_zero(&self, part: &Part, block: u16, entries: &mut Vec<Entry>) {
         let index = part.slice.block(block);
-        let empty = self.map.is_empty(part.vdisk, part.slice)
-            || self.map.get(part.vdisk, index).is_empty();
+        let empty =
+            self.map.is_empty(part.vdisk, part.slice) || self.map.get(part.vdisk, index).is_empty();
         if empty && !self.buffer.holds(part.vdisk, index) {
             return;
         }

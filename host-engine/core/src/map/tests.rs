@@ -27,8 +27,11 @@ struct Write {
 }
 
 fn writes() -> impl Strategy<Value = Vec<Write>> {
-    let write = (0u16..24, 1u16..4, any::<bool>())
-        .prop_map(|(block, blocks, zero)| Write { block, blocks, zero });
+    let write = (0u16..24, 1u16..4, any::<bool>()).prop_map(|(block, blocks, zero)| Write {
+        block,
+        blocks,
+        zero,
+    });
     proptest::collection::vec(write, 1..40)
 }
 
