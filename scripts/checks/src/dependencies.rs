@@ -2,7 +2,7 @@
 //!
 //! A → B means A may depend on B: shells → their core → codec, erasure, wire → format; cores → the
 //! contracts of runtime and coordinator; shells, the simulator and measurements → cores and
-//! bindings; nothing → shells or tools. The two engines meet only in format, wire and erasure.
+//! bindings, and the verifier's model and front end; nothing → shells or other tools. The two engines meet only in format, wire and erasure.
 //! Tests of an engine's crates may also use the simulated runtime.
 
 use crate::tree::Member;
@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cleave-runtime-sim", CONTRACTS),
     ("cleave-coordinator", &["cleave-runtime"]),
     ("cleave-vhost-user", &["cleave-runtime"]),
+    ("cleave-process", &["cleave-runtime"]),
     ("cleave-control", &["cleave-format", "cleave-runtime", "cleave-coordinator"]),
     (
         "cleave-host-core",
@@ -100,6 +101,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-runtime",
             "cleave-runtime-real",
             "cleave-runtime-sim",
+            "cleave-verify",
             "cleave-vhost-user",
             "cleave-wire",
         ],
@@ -116,6 +118,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-host-core",
             "cleave-runtime",
             "cleave-runtime-sim",
+            "cleave-verify",
             "cleave-wire",
         ],
     ),

@@ -84,14 +84,15 @@ impl Running {
 
     /// How it ended and what it said last, in one line.
     pub fn obituary(&self, status: ExitStatus) -> String {
-        let how = match (status.code(), status.signal()) {
-            (Some(code), _) => format!("exit status {code}"),
-            (None, Some(signal)) => format!("signal {signal}"),
-            (None, None) => "an unknown status".to_owned(),
-        };
-        match self.last_words() {
-            Some(words) => format!("ended with {how}: {words}"),
-            None => format!("ended with {how}"),
+        let words = self.last_words();
+        match (status.code(), status.signal(), words) {
+            // Its last words are the reason.
+            (Some(code), _, Some(words)) if code != 0 => {
+                format!("ended with exit status {code}: {words}")
+            }
+            (Some(code), ..) => format!("ended with exit status {code}"),
+            (None, Some(signal), _) => format!("was ended by signal {signal}"),
+            (None, None, _) => "ended with an unknown status".to_owned(),
         }
     }
 
