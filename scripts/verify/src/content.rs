@@ -36,7 +36,7 @@ pub fn fill(seed: u64, content: Content, sector: u64, bytes: &mut [u8]) {
         1 => noise(&mut random, &mut body[..SECTOR / 4]),
         2 => noise(&mut random, &mut body[..SECTOR / 2]),
         _ => {
-            let word = random.next().to_le_bytes();
+            let word = random.draw().to_le_bytes();
             body.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&word[..chunk.len()]));
         }
     }
@@ -63,7 +63,7 @@ pub fn recognise(seed: u64, sector: u64, bytes: &[u8]) -> Result<Content, String
 
 fn noise(random: &mut Random, bytes: &mut [u8]) {
     for chunk in bytes.chunks_mut(8) {
-        chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
+        chunk.copy_from_slice(&random.draw().to_le_bytes()[..chunk.len()]);
     }
 }
 

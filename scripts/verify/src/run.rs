@@ -192,7 +192,7 @@ impl Run<'_> {
         let seed = self.arguments.seed ^ (u64::from(self.next_content) << 32);
         let mut workload = Workload::new(seed, limits);
         let bytes = self.arguments.bytes;
-        self.phase(|summary| (summary.written < bytes).then(|| workload.next()))?;
+        self.phase(|summary| (summary.written < bytes).then(|| workload.request()))?;
         let step = (TRANSFER_MAX / SECTOR) as u64;
         let mut next = 0;
         self.phase(|_| {

@@ -54,7 +54,7 @@ impl Workload {
     }
 
     /// The next request.
-    pub fn next(&mut self) -> Request {
+    pub fn request(&mut self) -> Request {
         match self.random.below(100) {
             0..55 => Request::Write(self.transfer()),
             55..82 => Request::Read(self.transfer()),
@@ -135,8 +135,8 @@ mod tests {
             let (mut one, mut two) = (Workload::new(9, limits), Workload::new(9, limits));
             let mut kinds = [0; 5];
             for _ in 0..20_000 {
-                let request = one.next();
-                assert_eq!(request, two.next());
+                let request = one.request();
+                assert_eq!(request, two.request());
                 let (kind, range) = match request {
                     Request::Write(range) => (0, range),
                     Request::Read(range) => (1, range),
