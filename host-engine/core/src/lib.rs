@@ -24,7 +24,7 @@ mod error;
 mod handles;
 mod hash;
 mod log_client;
-mod map;
+pub mod map;
 mod open;
 mod pool;
 mod publish;

@@ -20,7 +20,7 @@ fn reads_show_what_was_written() {
     rig.start_host();
     rig.open();
     let mut model = Model::new(11, SIZE);
-    model.work(&rig, 4_000, 32);
+    model.work(&rig, 8_000, 32);
     let stats = rig.core().stats();
     assert!(stats.stripes_committed > 3 && stats.records_released > 100, "{stats:?}");
     assert!(stats.reads_pool > 100 && stats.checks_failed == 0, "{stats:?}");
@@ -235,7 +235,7 @@ fn closing_writes_the_map_and_deleting_ends_it() {
     let core = rig.start_host();
     rig.open();
     let mut model = Model::new(18, SIZE);
-    model.work(&rig, 4_000, 32);
+    model.work(&rig, 12_000, 32);
     assert!(core.vdisk_stats(DISK).unwrap().commits_after_frontier >= 8);
     assert_eq!(rig.pool.borrow().runs, 0);
     assert!(rig.run(core.close(DISK, Duration::from_secs(20))), "everything is done in time");

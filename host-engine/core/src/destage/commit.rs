@@ -103,21 +103,23 @@ impl Destage {
             return Ok(());
         }
         let sent = self.send_commit(identity, 0, &prepared).await;
-        let mut state = self.shared.state.borrow_mut();
-        match sent {
-            Ok((position, struck)) => {
-                state.apply(plan, &prepared, position, &struck, None);
-                state.stats.stripeless_commits += 1;
-                Ok(())
+        let refusal = {
+            let mut state = self.shared.state.borrow_mut();
+            match sent {
+                Ok((position, struck)) => {
+                    state.apply(plan, &prepared, position, &struck, None);
+                    state.stats.stripeless_commits += 1;
+                    return Ok(());
+                }
+                Err(refusal) => {
+                    state.unprepare(&prepared);
+                    refusal
+                }
             }
-            Err(refusal) => {
-                tracing::warn!(%identity, %refusal, "a commit without a stripe was refused");
-                state.unprepare(&prepared);
-                drop(state);
-                self.shared.executor.sleep(RETRY).await;
-                Err(GivenUp::Again)
-            }
-        }
+        };
+        tracing::warn!(%identity, %refusal, "a commit without a stripe was refused");
+        self.shared.executor.sleep(RETRY).await;
+        Err(GivenUp::Again)
     }
 
     /// Sends a commit until there is an answer.

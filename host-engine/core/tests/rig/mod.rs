@@ -43,7 +43,7 @@ impl Rig {
             incarnation: 0,
             size,
             keys: None,
-            write_buffer: 8 << 20,
+            write_buffer: 4 << 20,
             destage,
         };
         rig.start_controller();
