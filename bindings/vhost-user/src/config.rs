@@ -17,6 +17,8 @@ pub(crate) const CONFIG_SPACE: usize = 256;
 pub(crate) const CONFIG_WRITEBACK: usize = 32;
 /// Bytes of the serial number in an answer to GET_ID.
 pub(crate) const SERIAL: usize = virtio_blk::VIRTIO_BLK_ID_BYTES as usize;
+/// Requests that a tag can tell apart, less one that is yet to be refused.
+const SLOTS_MAX: u32 = (1 << 16) - 1;
 /// Virtqueues of one vdisk, at most.
 pub(crate) const QUEUES_MAX: u16 = 64;
 
@@ -98,6 +100,8 @@ impl DiskConfig {
             || !(2..=1024).contains(&self.queue_size_max)
         {
             "queue_size_max must be a power of two from 2 to 1024"
+        } else if u32::from(self.queues) * u32::from(self.queue_size_max) > SLOTS_MAX {
+            "queues times queue_size_max must be below 65536"
         } else if self.serial.len() > SERIAL {
             "serial must have at most 20 bytes"
         } else if self.segments_max == 0 || self.segments_max > 1022 {
@@ -232,6 +236,7 @@ mod tests {
             (DiskConfig { capacity: 513, ..good.clone() }, "capacity"),
             (DiskConfig { queues: 0, ..good.clone() }, "queues"),
             (DiskConfig { queue_size_max: 100, ..good.clone() }, "queue_size_max"),
+            (DiskConfig { queues: 64, queue_size_max: 1024, ..good.clone() }, "queues times"),
             (DiskConfig { logical_block: 1024, ..good.clone() }, "logical_block"),
             (DiskConfig { serial: "x".repeat(21), ..good.clone() }, "serial"),
             (DiskConfig { transfer_max: 5000, ..good.clone() }, "transfer_max"),

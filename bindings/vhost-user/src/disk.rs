@@ -78,6 +78,8 @@ pub struct Disk {
     socket_turns: u32,
     listening: Listening,
     watch_version: u64,
+    /// Accepting failed, and it was said.
+    refusing: bool,
 }
 
 impl Disk {
@@ -97,6 +99,7 @@ impl Disk {
             socket_turns: 0,
             listening,
             watch_version: 0,
+            refusing: false,
         })
     }
 
@@ -150,12 +153,15 @@ impl Disk {
             Ok(Some(stream)) => {
                 tracing::info!(vdisk = %self.config.name, "front end connected");
                 self.frontend = Some(Box::new(Frontend::new(stream, &self.config)));
+                self.refusing = false;
                 self.statistics.connections += 1;
                 self.watch_version += 1;
                 true
             }
             Err(error) => {
-                tracing::warn!(vdisk = %self.config.name, %error, "cannot accept a front end");
+                if !std::mem::replace(&mut self.refusing, true) {
+                    tracing::warn!(vdisk = %self.config.name, %error, "cannot accept a front end");
+                }
                 false
             }
         }

@@ -71,7 +71,7 @@ impl Slots {
     /// A live slot with an old chain in it.
     pub(crate) fn begin(&mut self) -> u16 {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            let index = u16::try_from(self.slots.len()).expect("at most 64 rings of 1024");
+            let index = u16::try_from(self.slots.len()).expect("the configuration bounds them");
             self.slots.push(Slot::default());
             index
         });
