@@ -62,8 +62,9 @@ pub enum Error {
     // The machine's.
     /// The kernel gives this process no io_uring.
     #[error(
-        "io_uring is not available: {0}; Linux 5.15 or newer is needed, and neither sysctl \
-         kernel.io_uring_disabled nor a container's seccomp filter may forbid it"
+        "io_uring is not available: {0}; Linux 5.15 or newer is needed, neither sysctl \
+         kernel.io_uring_disabled nor a container's seccomp filter may forbid it, and where memory \
+         is short RLIMIT_MEMLOCK (ulimit -l) must be raised"
     )]
     Ring(io::Error),
     /// Another system call failed while setting up.

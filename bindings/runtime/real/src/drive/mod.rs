@@ -127,14 +127,13 @@ impl FileDrive {
     fn check_range(&self, offset: u64, length: u64) -> Result<(), DriveError> {
         let page = PAGE as u64;
         let end = offset.checked_add(length);
-        if offset % page != 0 || length % page != 0 {
+        if !offset.is_multiple_of(page) || !length.is_multiple_of(page) {
             let reason = format!("{length} bytes at offset {offset} are not whole pages");
             return Err(DriveError::Io(reason));
         }
         if end.is_none_or(|end| end > self.place.capacity()) {
             let capacity = self.place.capacity();
-            let reason =
-                format!("{length} bytes at offset {offset} exceed the drive's {capacity}");
+            let reason = format!("{length} bytes at offset {offset} exceed the drive's {capacity}");
             return Err(DriveError::Io(reason));
         }
         Ok(())

@@ -40,11 +40,8 @@ pub(super) fn open(path: &Path, options: &DriveOptions) -> Result<Opened> {
     // Two ways to be alone: a block device is opened exclusively, which also keeps mounts and
     // other names of the same device away; a file is locked. Both last until the kernel has
     // finished with the file, in-flight I/O of a killed process included.
-    let exclusive = if options.lock && kind == FileType::BlockDevice {
-        OFlags::EXCL
-    } else {
-        OFlags::empty()
-    };
+    let exclusive =
+        if options.lock && kind == FileType::BlockDevice { OFlags::EXCL } else { OFlags::empty() };
     loop {
         let attempt = open_once(path, exclusive).and_then(|(fd, direct)| {
             if options.lock {
@@ -125,9 +122,8 @@ impl Place {
     }
 
     pub(super) fn probe(&self, fd: &OwnedFd) -> std::result::Result<(), DriveError> {
-        let lost = |reason: String| {
-            Err(DriveError::Lost(format!("{}: {reason}", self.path.display())))
-        };
+        let lost =
+            |reason: String| Err(DriveError::Lost(format!("{}: {reason}", self.path.display())));
         let stat = match rustix::fs::fstat(fd) {
             Ok(stat) => stat,
             Err(errno) => return lost(format!("cannot be looked at: {errno}")),

@@ -151,7 +151,9 @@ fn discarded_space_is_given_back() {
     assert_eq!(bench.one(&drive, discard, None).0, Ok(()));
     assert!(std::fs::metadata(&path).unwrap().blocks() < before);
     assert_eq!(drive.probe(), Ok(()));
-    assert!(bench.read(&drive, 255 * PAGE_U64, PAGE).unwrap() == pattern(1, 256 * PAGE)[255 * PAGE..]);
+    assert!(
+        bench.read(&drive, 255 * PAGE_U64, PAGE).unwrap() == pattern(1, 256 * PAGE)[255 * PAGE..]
+    );
 }
 
 #[test]

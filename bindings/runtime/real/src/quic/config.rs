@@ -23,8 +23,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The classes with their protocol names, in the order in which they may send.
-pub(super) const PROTOCOLS: [(Class, &[u8]); 3] =
-    [(Class::Log, b"cleave-log/1"), (Class::Read, b"cleave-read/1"), (Class::Bulk, b"cleave-bulk/1")];
+pub(super) const PROTOCOLS: [(Class, &[u8]); 3] = [
+    (Class::Log, b"cleave-log/1"),
+    (Class::Read, b"cleave-read/1"),
+    (Class::Bulk, b"cleave-bulk/1"),
+];
 
 /// Settings of a core's links.
 #[derive(Clone, Debug)]
@@ -163,10 +166,8 @@ fn client_tls(
 }
 
 fn transport(config: &QuicConfig) -> Result<TransportConfig> {
-    let idle = IdleTimeout::try_from(config.idle_timeout).map_err(|_| Error::Setting {
-        name: "idle_timeout",
-        reason: "is too long".to_owned(),
-    })?;
+    let idle = IdleTimeout::try_from(config.idle_timeout)
+        .map_err(|_| Error::Setting { name: "idle_timeout", reason: "is too long".to_owned() })?;
     let mut congestion = CubicConfig::default();
     // A data centre's path carries this at once; the default would take several round trips for
     // the first shard.

@@ -104,9 +104,8 @@ impl Connection {
                     self.lost(&reason, events);
                 }
                 Event::Stream(event) => self.stream_event(event, now, events),
-                Event::HandshakeDataReady
-                | Event::DatagramReceived
-                | Event::DatagramsUnblocked => {}
+                Event::HandshakeDataReady | Event::DatagramReceived | Event::DatagramsUnblocked => {
+                }
             }
         }
         self.read(now, events);

@@ -47,10 +47,14 @@ use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Datagram batches that one connection sends in a turn.
 const TRANSMITS_PER_TURN: usize = 4;
+
+/// An empty socket is not looked at again before this, while the core is awake: the look costs
+/// more than the rest of an empty turn.
+const LOOK_INTERVAL: Duration = Duration::from_micros(3);
 
 /// Timers wait for the socket to be read empty, but for no more receive calls than this.
 const RECEIVES_BEFORE_TIMERS: u32 = 64;
@@ -87,6 +91,8 @@ struct Inner {
     /// reached, so most changes of timers cost nothing here.
     timers: BinaryHeap<Reverse<(Instant, usize, ConnectionId)>>,
     receives_since_timers: u32,
+    /// When the socket was last found empty, if nothing came since.
+    empty_at: Option<Instant>,
     /// Empty between calls; kept for its memory.
     batch: Vec<Received>,
     events: Vec<LinkEvent>,
@@ -115,6 +121,7 @@ impl QuicLinks {
             dirty: Vec::new(),
             timers: BinaryHeap::new(),
             receives_since_timers: 0,
+            empty_at: None,
             batch: Vec::new(),
             events: Vec::new(),
             blocked: None,
@@ -158,7 +165,12 @@ impl Links for QuicLinks {
         connection
     }
 
-    fn send(&self, connection: ConnectionId, lane: u8, parts: &[Bytes]) -> std::result::Result<(), SendError> {
+    fn send(
+        &self,
+        connection: ConnectionId,
+        lane: u8,
+        parts: &[Bytes],
+    ) -> std::result::Result<(), SendError> {
         let length: usize = parts.iter().map(Bytes::len).sum();
         if lane >= LANES || length > MESSAGE_LENGTH_MAX {
             return Err(SendError::Invalid);
@@ -196,10 +208,17 @@ impl Source for QuicLinks {
         let inner = &mut *self.inner.borrow_mut();
         let now = Instant::now();
         let woken = self.ring.take_ready(self.watch);
+        if !woken
+            && inner.dirty.is_empty()
+            && inner.empty_at.is_some_and(|at| now - at < LOOK_INTERVAL)
+        {
+            return false;
+        }
         let received = inner.receive(now);
         if woken && !received {
             inner.socket.suspect_errors();
         }
+        inner.empty_at = (!received).then_some(now);
         let refused = inner.take_refusals(now);
         inner.receives_since_timers += 1;
         if !received || inner.receives_since_timers > RECEIVES_BEFORE_TIMERS {
@@ -286,7 +305,11 @@ impl Inner {
         }
     }
 
-    fn connect(&mut self, to: &PeerAddress, class: Class) -> std::result::Result<ConnectionId, String> {
+    fn connect(
+        &mut self,
+        to: &PeerAddress,
+        class: Class,
+    ) -> std::result::Result<ConnectionId, String> {
         let address: SocketAddr = to
             .address
             .parse()

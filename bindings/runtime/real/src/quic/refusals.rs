@@ -22,17 +22,13 @@ pub(super) enum Next {
 
 /// Asks the kernel to keep the errors of this socket.
 pub(super) fn enable(io: &UdpSocket, ipv6: bool) -> io::Result<()> {
-    let (level, name) = if ipv6 {
-        (libc::SOL_IPV6, libc::IPV6_RECVERR)
-    } else {
-        (libc::SOL_IP, libc::IP_RECVERR)
-    };
+    let (level, name) =
+        if ipv6 { (libc::SOL_IPV6, libc::IPV6_RECVERR) } else { (libc::SOL_IP, libc::IP_RECVERR) };
     let on: libc::c_int = 1;
     let length = mem::size_of_val(&on) as libc::socklen_t;
     // SAFETY: the option's value is an int that lives through the call, of the length given.
-    let result = unsafe {
-        libc::setsockopt(io.as_raw_fd(), level, name, (&raw const on).cast(), length)
-    };
+    let result =
+        unsafe { libc::setsockopt(io.as_raw_fd(), level, name, (&raw const on).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

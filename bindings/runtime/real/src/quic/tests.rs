@@ -183,7 +183,8 @@ fn the_accepting_side_may_speak_first() {
     let remote = Remote::start(config(ca.issue("datanode-1-a").unwrap()), |links, event| {
         if let LinkEvent::Accepted { connection, class, peer } = event {
             assert_eq!((class, peer.as_str()), (Class::Read, "host-1"));
-            links.send(connection, 3, &[Bytes::from_static(b"wel"), Bytes::from_static(b"come")])
+            links
+                .send(connection, 3, &[Bytes::from_static(b"wel"), Bytes::from_static(b"come")])
                 .unwrap();
         }
         None
@@ -348,6 +349,7 @@ fn an_engine_that_stops_says_so() {
     let node = Node::new(&config(ca.issue("host-1").unwrap()));
     node.links.connect(&remote.address, Class::Log);
     node.until(|event| matches!(event, LinkEvent::Connected { .. }).then_some(()));
+    remote.wait("Accepted");
     remote.finish();
     let reason = node.until(|event| match event {
         LinkEvent::Closed { reason, .. } => Some(reason),
@@ -416,6 +418,7 @@ fn a_killed_peer_is_noticed_by_refusal_and_by_silence() {
     let to = PeerAddress { address: relay.address.clone(), ..remote.address.clone() };
     let mine = node.links.connect(&to, Class::Log);
     node.until(|event| matches!(event, LinkEvent::Connected { .. }).then_some(()));
+    remote.wait("Accepted");
     relay.vanish();
     // The client's next packet is refused by the host.
     node.links.send(mine, 0, &[Bytes::from_static(b"hello?")]).unwrap();
@@ -450,9 +453,16 @@ fn a_restarted_peer_resets_old_connections() {
             _ => None,
         })
     });
-    first.reactor.run(|| false, || receiver.try_recv().is_ok());
+    let ready = Cell::new(false);
+    first.reactor.run(
+        || false,
+        || {
+            ready.set(ready.get() || receiver.try_recv().is_ok());
+            ready.get()
+        },
+    );
     // Forgets everything without a word, as a killed process does; another takes its port.
-    first.links.inner.borrow_mut().connections.clear();
+    first.links.inner.borrow_mut().connections.fill_with(|| None);
     drop(first);
     let _again = Remote::start(QuicConfig { listen, ..settings }, echo);
     let reason = client.join().unwrap();

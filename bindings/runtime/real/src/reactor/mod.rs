@@ -242,14 +242,13 @@ impl Reactor {
     /// The drives' buffers; registered at the first call.
     pub(crate) fn drive_pools(&self) -> Rc<[BufferPool]> {
         let mut pools = self.pools.borrow_mut();
-        let made = pools.get_or_insert_with(|| {
-            self.ring.register_pools(&self.config.drive_buffers).into()
-        });
+        let made = pools
+            .get_or_insert_with(|| self.ring.register_pools(&self.config.drive_buffers).into());
         Rc::clone(made)
     }
 
-    /// Turns until `stop` says so. `stop` is asked before each turn and before each sleep:
-    /// whoever changes its answer from another thread rings the [doorbell](Reactor::doorbell); a
+    /// Turns until `stop` says so. `stop` is asked before each turn and before each sleep, so it
+    /// must go on saying what it once said: whoever changes its answer from another thread rings the [doorbell](Reactor::doorbell); a
     /// signal handler writes to a pipe that is [watched](Reactor::watch).
     pub fn run(&self, mut application: impl Turn, stop: impl Fn() -> bool) {
         self.previous.set(None);

@@ -167,9 +167,7 @@ impl Ring {
                     None => opcode::Write::new(fd, address, length).offset(offset).build(),
                 }
             }
-            IoKind::Sync => {
-                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
-            }
+            IoKind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             IoKind::Punch { offset, length } => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 opcode::Fallocate::new(fd, length).offset(offset).mode(mode).build()
@@ -316,8 +314,11 @@ impl Ring {
         if let Some(target) = armed {
             let name = self.keep(Work::Cancel);
             self.push(opcode::PollRemove::new(target).build().user_data(name));
-            // At once, so that closing the file closes it.
-            tolerate(self.uring.borrow().submit());
+            // At once, so that closing the file closes it: the first call takes the poll back, and
+            // the second works off what that left, which holds the file.
+            let uring = self.uring.borrow();
+            tolerate(uring.submit());
+            tolerate(uring.submit());
         }
     }
 

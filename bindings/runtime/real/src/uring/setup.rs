@@ -13,7 +13,11 @@ use std::rc::Rc;
 impl Ring {
     /// A ring with room for `entries` submissions at a time, used by the calling thread alone.
     pub(crate) fn new(entries: u32) -> Result<Rc<Ring>> {
-        let uring = build(entries).map_err(Error::Ring)?;
+        Ok(Ring::over(build(entries).map_err(Error::Ring)?))
+    }
+
+    pub(super) fn over(uring: IoUring) -> Rc<Ring> {
+        let entries = uring.params().sq_entries() as usize;
         let files = match uring.submitter().register_files_sparse(FILES_MAX) {
             Ok(()) => (0..FILES_MAX).rev().collect(),
             Err(error) => {
@@ -21,19 +25,19 @@ impl Ring {
                 Vec::new()
             }
         };
-        Ok(Rc::new(Ring {
+        Rc::new(Ring {
             uring: RefCell::new(uring),
-            entries: RefCell::new(Slab::with_capacity(entries as usize)),
+            entries: RefCell::new(Slab::with_capacity(entries)),
             serial: Cell::new(0),
             backlog: RefCell::new(VecDeque::new()),
-            reaped: RefCell::new(Vec::with_capacity(entries as usize)),
+            reaped: RefCell::new(Vec::with_capacity(entries)),
             watches: RefCell::new(Watches::default()),
             files_free: RefCell::new(files),
             fixed: RefCell::new(Vec::new()),
             pools: RefCell::new(Vec::new()),
             io_in_flight: Cell::new(0),
             fresh: Cell::new(false),
-        }))
+        })
     }
 
     /// Pools of `count` buffers of `capacity` bytes for each of `sizes`, registered with the
@@ -81,26 +85,42 @@ impl Ring {
     }
 }
 
-/// The best mode that this kernel has.
-fn build(entries: u32) -> io::Result<IoUring> {
-    // Completions are worked off when this thread asks, never in between: Linux 6.1.
-    let mut builder = IoUring::builder();
-    builder.setup_clamp().setup_submit_all().setup_single_issuer();
-    builder.setup_defer_taskrun().setup_taskrun_flag();
-    let deferred = builder.build(entries);
-    if !unsupported(&deferred) {
-        return deferred;
-    }
-    // Completions do not interrupt this thread: Linux 5.19.
-    let mut builder = IoUring::builder();
-    builder.setup_clamp().setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
-    let cooperative = builder.build(entries);
-    if !unsupported(&cooperative) {
-        return cooperative;
-    }
-    IoUring::builder().setup_clamp().build(entries)
+/// How the kernel hands completions to this thread, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// When this thread asks, never in between: Linux 6.1.
+    Deferred,
+    /// Without interrupting this thread: Linux 5.19.
+    Cooperative,
+    /// As every kernel can.
+    Plain,
 }
 
-fn unsupported(outcome: &io::Result<IoUring>) -> bool {
-    matches!(outcome, Err(error) if error.raw_os_error() == Some(libc::EINVAL))
+/// The best mode that this kernel has.
+fn build(entries: u32) -> io::Result<IoUring> {
+    for mode in [Mode::Deferred, Mode::Cooperative] {
+        match build_mode(entries, mode) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::debug!(?mode, "this kernel's io_uring lacks a mode");
+            }
+            outcome => return outcome,
+        }
+    }
+    build_mode(entries, Mode::Plain)
+}
+
+pub(super) fn build_mode(entries: u32, mode: Mode) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_clamp();
+    match mode {
+        Mode::Deferred => {
+            builder.setup_submit_all().setup_single_issuer();
+            builder.setup_defer_taskrun().setup_taskrun_flag();
+        }
+        Mode::Cooperative => {
+            builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+        }
+        Mode::Plain => {}
+    }
+    builder.build(entries)
 }

@@ -1,4 +1,6 @@
+use super::setup::{Mode, build_mode};
 use super::*;
+use std::os::unix::fs::FileExt;
 
 #[test]
 fn a_ring_of_this_kernel_works_and_pools_are_registered_or_plain() {
@@ -50,4 +52,54 @@ fn registered_files_are_reused_when_they_run_out() {
     assert!(unregistered >= 3);
     drop(files);
     assert_eq!(ring.files_free.borrow().len() + unregistered, FILES_MAX as usize + 3);
+}
+
+/// Gathers what was completed.
+#[derive(Default)]
+struct Gather(RefCell<Vec<(u64, i32)>>);
+
+impl IoOwner for Gather {
+    fn complete(&self, io: Io, result: i32, _: &Ring) {
+        self.0.borrow_mut().push((io.token, result));
+    }
+}
+
+#[test]
+fn all_modes_complete_what_is_submitted_and_sleep_until_then() {
+    for mode in [Mode::Deferred, Mode::Cooperative, Mode::Plain] {
+        let ring = match build_mode(8, mode) {
+            Ok(uring) => Ring::over(uring),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
+            Err(error) => panic!("{mode:?}: {error}"),
+        };
+        let plain = tempfile::tempfile().unwrap();
+        let file = ring.adopt(plain.try_clone().unwrap().into());
+        let owner = Rc::new(Gather::default());
+        for token in 0..50u64 {
+            let mut buffer = Buffer::new(4096);
+            buffer.fill(token as u8);
+            ring.start(Io {
+                file: Rc::clone(&file),
+                kind: IoKind::Write { offset: token * 4096 },
+                buffer: Some(buffer),
+                done: 0,
+                retries: 0,
+                token,
+                owner: Rc::clone(&owner) as Rc<dyn IoOwner>,
+            });
+        }
+        while ring.io_in_flight.get() > 0 {
+            if !ring.turn() {
+                ring.sleep(None);
+            }
+        }
+        let mut done = owner.0.take();
+        done.sort();
+        assert_eq!(done, (0..50).map(|token| (token, 4096)).collect::<Vec<_>>(), "{mode:?}");
+        let mut byte = [0];
+        plain.read_exact_at(&mut byte, 49 * 4096 + 7).unwrap();
+        assert_eq!(byte, [49]);
+        // The time limit ends a sleep too.
+        ring.sleep(Some(Duration::from_millis(1)));
+    }
 }
