@@ -1,5 +1,40 @@
-//! The controller of a data node: the mirrored log, roles, grants, drives; state machines and
-//! flows over the runtime's contracts, the same under the real reactor and in the simulator.
+//! The controller of a data node: the mirrored log, roles, grants, drives.
+//!
+//! State machines and flows over the runtime's contracts; the same under the real reactor and in the simulator.
+//!
+//! | Module | Owns |
+//! | --- | --- |
+//! | [`node`] | the controller: its world, its turn, its stop |
+//! | [`log`] | the NVLOG in chunks of memory |
+//! | [`mirror`] | who copies the log from whom, and how far each controller is |
+//! | `join` | the flows of meeting, copying and joining |
+//! | [`roles`] | the in-sync set in the store |
+//! | `state` | what turn, flows and requests share; forwarding, acknowledging, effects |
+//! | `hosts` | sessions of hosts and their requests |
+//! | [`resident`] | seals, host incarnations, recent commits |
+//! | [`grants`], [`allocator`] | stripes and slots given to hosts |
+//! | [`drives`] | shards on the pool's drives |
+//! | [`superblocks`] | whose drives they are |
+//! | [`vault`] | the log's image on a clean stop |
+//! | [`catalog_port`] | the catalog, on a thread of its own or inline |
+//! | [`status`] | what a controller says about itself |
 #![forbid(unsafe_code)]
 
+pub mod allocator;
+pub mod catalog_port;
+pub mod drives;
+pub mod grants;
+mod hosts;
+mod join;
 pub mod log;
+pub mod mirror;
+pub mod node;
+pub mod resident;
+pub mod roles;
+mod state;
+pub mod status;
+pub mod superblocks;
+pub mod vault;
+
+pub use node::{DataNode, World};
+pub use state::{Counters, NoObserver, Observer, Phase, Settings};

@@ -1,0 +1,328 @@
+//! Grants: stripes and slots that host incarnations may write (C15).
+//!
+//! A grant lives from its control record to a commit, a return, or its incarnation's successor. It is
+//! refused from the moment that its end is decided, ended once that record is mirrored, and its
+//! slots are free only when no write under it is on its way to a drive any more. Stripe
+//! identities are used once: the newest is in the catalog, raised by every grant (C3).
+//!
+//! Each incarnation may hold so many grants, so that a host that never commits cannot take the pool.
+
+use crate::allocator::Allocator;
+use cleave_catalog::tables::GrantRow;
+use cleave_erasure::geometry;
+use cleave_erasure::placement::{Candidate, choose};
+use cleave_format::control::{GrantedStripe, SlotPlace};
+use cleave_format::ids::{DriveId, Incarnation, StripeId};
+use cleave_format::layout::PARITY_SHARDS;
+use cleave_wire::ShardFault;
+use std::collections::BTreeMap;
+
+/// Most stripes with slots that an incarnation may hold.
+pub const STRIPES_MAX: usize = 256;
+/// Most identities for stripeless commits that an incarnation may hold.
+pub const IDENTITIES_MAX: usize = 1024;
+
+struct Grant {
+    incarnation: Incarnation,
+    slots: Vec<SlotPlace>,
+    /// Shards on their way to drives.
+    writes: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Its commit or end is appended; nothing more is written under it.
+    Closing,
+    /// Its end is mirrored: only writes keep its slots.
+    Ended,
+}
+
+/// A drive that can take shards.
+#[derive(Clone, Copy, Debug)]
+pub struct UsableDrive {
+    /// Which.
+    pub drive: DriveId,
+    /// Its generation.
+    pub generation: u32,
+    /// Whether it is in use.
+    pub active: bool,
+}
+
+/// All grants of the data node.
+#[derive(Default)]
+pub struct Grants {
+    newest: StripeId,
+    grants: BTreeMap<StripeId, Grant>,
+    /// Free slots.
+    pub allocator: Allocator,
+}
+
+/// What a host gets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Issued {
+    /// Stripes with slots.
+    pub stripes: Vec<GrantedStripe>,
+    /// Identities.
+    pub identities: Vec<StripeId>,
+    /// Why fewer than asked for.
+    pub shortage: Option<String>,
+}
+
+impl Issued {
+    /// All of them, as the control record has them.
+    pub fn all(&self) -> Vec<GrantedStripe> {
+        let identities = self.identities.iter();
+        let slotless =
+            identities.map(|stripe| GrantedStripe { stripe: *stripe, slots: Vec::new() });
+        self.stripes.iter().cloned().chain(slotless).collect()
+    }
+}
+
+impl Grants {
+    /// Grants in force.
+    pub fn len(&self) -> usize {
+        self.grants.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.grants.is_empty()
+    }
+
+    /// The newest identity.
+    pub fn newest(&self) -> StripeId {
+        self.newest
+    }
+
+    /// Takes over what the catalog says, when this controller becomes active.
+    pub fn load(&mut self, newest: StripeId, grants: Vec<(StripeId, GrantRow)>) {
+        self.newest = newest;
+        for (stripe, row) in grants {
+            self.insert(stripe, row.incarnation, row.slots);
+        }
+    }
+
+    fn insert(&mut self, stripe: StripeId, incarnation: Incarnation, slots: Vec<SlotPlace>) {
+        let grant = Grant { incarnation, slots, writes: 0, state: State::Open };
+        self.grants.insert(stripe, grant);
+    }
+
+    /// Replays a grant from the log.
+    pub fn replay(&mut self, incarnation: Incarnation, stripes: &[GrantedStripe]) {
+        for granted in stripes {
+            self.newest = self.newest.max(granted.stripe);
+            for place in &granted.slots {
+                self.allocator.mark(place.drive, place.slot);
+            }
+            self.insert(granted.stripe, incarnation, granted.slots.clone());
+        }
+    }
+
+    /// Gives out new grants. They are in force at once; the caller appends the record, and tells the
+    /// host when it is mirrored.
+    pub fn issue(
+        &mut self,
+        incarnation: Incarnation,
+        stripes: usize,
+        identities: usize,
+        drives: &[UsableDrive],
+    ) -> Issued {
+        let mut issued = Issued::default();
+        let own = self.grants.values().filter(|grant| grant.incarnation == incarnation);
+        let (with, without): (Vec<_>, Vec<_>) = own.partition(|grant| !grant.slots.is_empty());
+        let (with, without) = (with.len(), without.len());
+        let stripes_now = stripes.min(STRIPES_MAX.saturating_sub(with));
+        let identities_now = identities.min(IDENTITIES_MAX.saturating_sub(without));
+        if stripes_now < stripes || identities_now < identities {
+            issued.shortage = Some("the host holds as many grants as it may".to_owned());
+        }
+        for _ in 0..stripes_now {
+            match self.place(drives) {
+                Ok(granted) => {
+                    self.insert(granted.stripe, incarnation, granted.slots.clone());
+                    issued.stripes.push(granted);
+                }
+                Err(shortage) => {
+                    issued.shortage = Some(shortage);
+                    break;
+                }
+            }
+        }
+        for _ in 0..identities_now {
+            self.newest.0 += 1;
+            self.insert(self.newest, incarnation, Vec::new());
+            issued.identities.push(self.newest);
+        }
+        issued
+    }
+
+    /// Finds slots for one stripe: as wide as the drives in use with free slots allow, down to 1 + 2.
+    fn place(&mut self, drives: &[UsableDrive]) -> Result<GrantedStripe, String> {
+        let candidates: Vec<Candidate> = drives
+            .iter()
+            .map(|usable| Candidate {
+                drive: usable.drive,
+                free_slots: self.allocator.free_slots(usable.drive),
+                active: usable.active,
+            })
+            .collect();
+        let in_use = candidates.iter().filter(|candidate| candidate.active).count();
+        let with_room =
+            candidates.iter().filter(|drive| drive.active && drive.free_slots > 0).count();
+        let Some(data_shards) = geometry::data_shards_now(drives.len(), with_room) else {
+            return Err(match geometry::data_shards_now(drives.len(), in_use) {
+                Some(_) => "the pool is full".to_owned(),
+                None => format!("{in_use} drives are in use; a stripe needs at least 3"),
+            });
+        };
+        let stripe = StripeId(self.newest.0 + 1);
+        let chosen = choose(stripe, data_shards + PARITY_SHARDS, &candidates)
+            .expect("so many drives have room");
+        self.newest = stripe;
+        let slots = chosen.into_iter().map(|drive| {
+            let generation = drives.iter().find(|usable| usable.drive == drive);
+            SlotPlace {
+                drive,
+                slot: self.allocator.take(drive).expect("the drive has room"),
+                generation: generation.expect("chosen from these").generation,
+            }
+        });
+        Ok(GrantedStripe { stripe, slots: slots.collect() })
+    }
+
+    /// The slots of an open grant of this incarnation.
+    pub fn open(&self, stripe: StripeId, incarnation: Incarnation) -> Option<&[SlotPlace]> {
+        let grant = self.grants.get(&stripe)?;
+        let open = grant.incarnation == incarnation && grant.state == State::Open;
+        open.then_some(&grant.slots)
+    }
+
+    /// A shard is about to be written. Ok: [`end_write`](Grants::end_write) must follow.
+    pub fn begin_write(
+        &mut self,
+        stripe: StripeId,
+        incarnation: Incarnation,
+        shard: u8,
+        place: &SlotPlace,
+    ) -> Result<(), ShardFault> {
+        let grant = self.grants.get_mut(&stripe).ok_or(ShardFault::Identity)?;
+        let granted = grant.slots.get(usize::from(shard)) == Some(place);
+        if grant.incarnation != incarnation || grant.state != State::Open || !granted {
+            return Err(ShardFault::Identity);
+        }
+        grant.writes += 1;
+        Ok(())
+    }
+
+    /// A shard's write is over, whatever came of it.
+    pub fn end_write(&mut self, stripe: StripeId) {
+        let grant = self.grants.get_mut(&stripe).expect("a grant outlives its writes");
+        grant.writes -= 1;
+        if grant.writes == 0 && grant.state == State::Ended {
+            self.forget(stripe);
+        }
+    }
+
+    /// Whether a shard of the stripe is on its way to a drive.
+    pub fn is_writing(&self, stripe: StripeId) -> bool {
+        self.grants.get(&stripe).is_some_and(|grant| grant.writes > 0)
+    }
+
+    /// The commit or end of a grant is appended.
+    pub fn close(&mut self, stripe: StripeId) {
+        if let Some(grant) = self.grants.get_mut(&stripe)
+            && grant.state == State::Open
+        {
+            grant.state = State::Closing;
+        }
+    }
+
+    /// Open grants of incarnations that `superseded` names, in order.
+    pub fn of(&self, superseded: impl Fn(Incarnation) -> bool) -> Vec<StripeId> {
+        let grants = self.grants.iter();
+        grants.filter(|(_, grant)| superseded(grant.incarnation)).map(|(id, _)| *id).collect()
+    }
+
+    /// The commit of a stripe is mirrored: its slots belong to the catalog now.
+    pub fn committed(&mut self, stripe: StripeId) {
+        self.grants.remove(&stripe);
+    }
+
+    /// The end of a grant is mirrored: its slots are free when its writes are over (C15).
+    pub fn ended(&mut self, stripe: StripeId) {
+        let Some(grant) = self.grants.get_mut(&stripe) else { return };
+        grant.state = State::Ended;
+        if grant.writes == 0 {
+            self.forget(stripe);
+        }
+    }
+
+    fn forget(&mut self, stripe: StripeId) {
+        let Some(grant) = self.grants.remove(&stripe) else { return };
+        for place in &grant.slots {
+            self.allocator.free(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(count: u16, slots: u32) -> (Grants, Vec<UsableDrive>) {
+        let mut grants = Grants::default();
+        let usable = |drive| UsableDrive { drive: DriveId(drive), generation: 2, active: true };
+        (0..count).for_each(|drive| grants.allocator.add_drive(DriveId(drive), slots));
+        (grants, (0..count).map(usable).collect())
+    }
+
+    const ME: Incarnation = Incarnation(4);
+
+    #[test]
+    fn slots_rest_until_their_last_write_is_over() {
+        let (mut grants, drives) = pool(3, 1);
+        let issued = grants.issue(ME, 2, 1, &drives);
+        assert_eq!((issued.stripes.len(), issued.identities.len()), (1, 1));
+        assert_eq!(issued.shortage.as_deref(), Some("the pool is full"));
+        let GrantedStripe { stripe, slots } = &issued.stripes[0];
+        grants.begin_write(*stripe, ME, 1, &slots[1]).unwrap();
+        let refused = Err(ShardFault::Identity);
+        assert_eq!(grants.begin_write(*stripe, ME, 0, &slots[1]), refused);
+        assert_eq!(grants.begin_write(*stripe, Incarnation(5), 1, &slots[1]), refused);
+        grants.close(*stripe);
+        assert_eq!(grants.begin_write(*stripe, ME, 0, &slots[0]), refused);
+        grants.ended(*stripe);
+        // C15: ended, and still being written.
+        assert!(grants.issue(ME, 1, 0, &drives).stripes.is_empty());
+        grants.end_write(*stripe);
+        let again = grants.issue(ME, 1, 0, &drives);
+        assert!(again.stripes[0].stripe > *stripe, "identities are used once");
+    }
+
+    #[test]
+    fn stripes_are_narrower_with_fewer_drives_and_stop_below_three() {
+        let (mut grants, mut drives) = pool(12, 10);
+        assert_eq!(grants.issue(ME, 1, 0, &drives).stripes[0].slots.len(), 10);
+        drives[..4].iter_mut().for_each(|drive| drive.active = false);
+        let narrow = grants.issue(ME, 1, 0, &drives);
+        assert_eq!(narrow.stripes[0].slots.len(), 8);
+        assert!(narrow.stripes[0].slots.iter().all(|place| place.drive.0 >= 4));
+        drives[..10].iter_mut().for_each(|drive| drive.active = false);
+        let none = grants.issue(ME, 1, 0, &drives);
+        assert_eq!(
+            none.shortage.as_deref(),
+            Some("2 drives are in use; a stripe needs at least 3")
+        );
+    }
+
+    #[test]
+    fn a_host_holds_so_many_and_no_more() {
+        let (mut grants, drives) = pool(3, 1000);
+        let issued = grants.issue(ME, 1000, 2000, &drives);
+        assert_eq!((issued.stripes.len(), issued.identities.len()), (STRIPES_MAX, IDENTITIES_MAX));
+        assert!(issued.shortage.is_some());
+        assert_eq!(grants.issue(Incarnation(9), 1, 0, &drives).stripes.len(), 1);
+    }
+}

@@ -1,0 +1,491 @@
+//! Sessions of hosts: who they are, what they may, and the replies that wait.
+//!
+//! A connection begins with Hello; a controller that is not the confirmed active refuses it. Only the
+//! newest log connection of a host core exists (C1), and only a host's newest incarnation (C15).
+//! What does not decode, or contradicts itself, closes the connection with a reason and changes nothing.
+//!
+//! Decisions are made here, when a control record is appended; their effects wait for the mirror.
+
+mod control;
+mod data;
+
+use crate::catalog_port::CatalogReply;
+use crate::state::State;
+use bytes::Bytes;
+use cleave_catalog::MapPage;
+use cleave_erasure::geometry;
+use cleave_format::control::Control;
+use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId};
+use cleave_runtime::links::{Class, ConnectionId, LANES};
+use cleave_runtime::message::Message;
+use cleave_runtime::time::Moment;
+use cleave_wire::{
+    ControllerMessage, Hello, HostMessage, MapCommit, MapCursor, Refusal, RequestNumber,
+    WIRE_VERSION, Welcome,
+};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Requests that a session may have unanswered, shards apart.
+const REQUESTS_MAX: u32 = 8192;
+/// Shards that a session may have on their way to drives.
+const SHARD_WRITES_MAX: u32 = 512;
+/// A refused connection is closed after this, so that the refusal arrives first.
+const REFUSED_LINGER: Duration = Duration::from_secs(1);
+
+/// One connection of a host core.
+pub(crate) struct Session {
+    class: Class,
+    /// The name in its certificate.
+    peer: String,
+    /// After a good Hello.
+    who: Option<Who>,
+    lanes: [LaneState; LANES as usize],
+    /// Requests not answered.
+    requests: u32,
+    shard_writes: u32,
+    /// Refused: nothing is taken any more, and it is closed then.
+    close_at: Option<Moment>,
+}
+
+/// Who said Hello.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Who {
+    pub host: HostId,
+    pub core: u16,
+    pub incarnation: Incarnation,
+    connection: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct LaneState {
+    /// Number of the last append.
+    last: u64,
+    /// An append was refused: later ones are passed over.
+    refused: bool,
+}
+
+/// A shard being read or written for a host.
+pub(crate) struct HostRequest {
+    connection: ConnectionId,
+    lane: u8,
+    request: RequestNumber,
+    /// The stripe whose grant a write is under; `None`: a read.
+    write: Option<StripeId>,
+    began: Moment,
+}
+
+/// A host's question that the catalog answers.
+pub(crate) struct HostWaiter {
+    connection: ConnectionId,
+    lane: u8,
+    request: RequestNumber,
+    kind: WaiterKind,
+}
+
+enum WaiterKind {
+    Map,
+    Locate,
+    Commit,
+}
+
+/// Why a connection is closed.
+type Malformed = String;
+
+impl State {
+    /// A host's connection was accepted.
+    pub fn host_connected(&mut self, connection: ConnectionId, class: Class, peer: String) {
+        let session = Session {
+            class,
+            peer,
+            who: None,
+            lanes: Default::default(),
+            requests: 0,
+            shard_writes: 0,
+            close_at: None,
+        };
+        self.sessions.insert(connection, session);
+    }
+
+    /// A host's connection is gone. What it asked for goes on; replies find nobody.
+    pub fn host_closed(&mut self, connection: ConnectionId) {
+        let Some(session) = self.sessions.remove(&connection) else { return };
+        if session.who.is_some() && session.class == Class::Log && self.share_quota() {
+            self.tell_quota();
+        }
+    }
+
+    /// A message of a host.
+    pub fn host_message(&mut self, connection: ConnectionId, lane: u8, mut message: Message) {
+        let Some(session) = self.sessions.get(&connection) else { return };
+        if session.close_at.is_some() {
+            return;
+        }
+        let header = cleave_wire::decode_header::<HostMessage>(|count| message.take(count));
+        let outcome = match header {
+            Ok(header) => self.dispatch(connection, lane, header, message),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = outcome {
+            self.counters.malformed += 1;
+            self.close_host(connection, &reason);
+        }
+    }
+
+    fn close_host(&mut self, connection: ConnectionId, reason: &str) {
+        if let Some(session) = self.sessions.get(&connection) {
+            tracing::warn!("closing a connection of {}: {reason}", session.peer);
+            self.links.close(connection, reason);
+            self.host_closed(connection);
+        }
+    }
+
+    /// Closes all connections of hosts.
+    pub fn close_hosts(&mut self, reason: &str) {
+        for (connection, _) in std::mem::take(&mut self.sessions) {
+            self.links.close(connection, reason);
+        }
+    }
+
+    /// Closes connections whose refusal had time to arrive.
+    pub fn close_refused(&mut self) {
+        let now = self.executor.now();
+        let due = self.sessions.iter().filter(|(_, s)| s.close_at.is_some_and(|at| at <= now));
+        for connection in due.map(|(connection, _)| *connection).collect::<Vec<_>>() {
+            self.links.close(connection, "refused");
+            self.host_closed(connection);
+        }
+    }
+
+    pub(crate) fn send_host(
+        &self,
+        connection: ConnectionId,
+        lane: u8,
+        message: &ControllerMessage,
+        payload: Option<Bytes>,
+    ) {
+        let header = cleave_wire::encode_header(message);
+        // A closed connection is reported by its event.
+        let _ = match payload {
+            Some(payload) => self.links.send(connection, lane, &[header, payload]),
+            None => self.links.send(connection, lane, &[header]),
+        };
+    }
+
+    fn dispatch(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        header: HostMessage,
+        message: Message,
+    ) -> Result<(), Malformed> {
+        let session = self.sessions.get_mut(&connection).expect("looked up before");
+        if let HostMessage::Hello(hello) = header {
+            return self.hello(connection, &hello);
+        }
+        let Some(who) = session.who else {
+            return Err("a message before hello".to_owned());
+        };
+        let on_log = matches!(
+            header,
+            HostMessage::Append(_)
+                | HostMessage::Seal { .. }
+                | HostMessage::Commit { .. }
+                | HostMessage::Delete { .. }
+                | HostMessage::Grant { .. }
+                | HostMessage::ReturnGrant { .. }
+        );
+        if on_log && session.class != Class::Log {
+            return Err("an append or commit outside of the log connection".to_owned());
+        }
+        match header {
+            HostMessage::Append(append) => self.append(connection, lane, who, &append, message),
+            HostMessage::WriteShard { request, stripe, shard, place } => {
+                session.shard_writes += 1;
+                if session.shard_writes > SHARD_WRITES_MAX {
+                    return Err("too many shards at a time".to_owned());
+                }
+                let target = (stripe, shard, place);
+                self.write_shard(connection, lane, who, request, target, message);
+                Ok(())
+            }
+            other => {
+                if !message.is_empty() {
+                    return Err("a payload where none belongs".to_owned());
+                }
+                if !matches!(other, HostMessage::ReturnGrant { .. }) {
+                    session.requests += 1;
+                    if session.requests > REQUESTS_MAX {
+                        return Err("too many requests at a time".to_owned());
+                    }
+                }
+                if on_log {
+                    return self.control(connection, who, other);
+                }
+                self.query(connection, lane, who, other)
+            }
+        }
+    }
+
+    fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Result<(), Malformed> {
+        let session = self.sessions.get(&connection).expect("looked up before");
+        if session.who.is_some() {
+            return Err("a second hello".to_owned());
+        }
+        match self.check_hello(hello, &session.peer) {
+            Ok(()) => {}
+            Err((reason, fatal)) => {
+                let refused = ControllerMessage::Refused { reason, fatal };
+                self.send_host(connection, 0, &refused, None);
+                let now = self.executor.now();
+                let session = self.sessions.get_mut(&connection).expect("looked up before");
+                session.close_at = Some(now + REFUSED_LINGER);
+                return Ok(());
+            }
+        }
+        let who = Who {
+            host: hello.host,
+            core: hello.core,
+            incarnation: hello.incarnation,
+            connection: hello.connection,
+        };
+        self.supersede(connection, &who)?;
+        let known = self.active.as_ref().and_then(|active| active.resident.incarnation(who.host));
+        if known != Some(who.incarnation) {
+            self.host_start(&who);
+        }
+        self.sessions.get_mut(&connection).expect("looked up before").who = Some(who);
+        let changed = self.share_quota();
+        let (Some(held), Some(role), Some(active)) = (&self.held, &self.role, &self.active) else {
+            unreachable!("a hello is only good on a confirmed active");
+        };
+        let configured = active.drives.states().count();
+        let welcome = Welcome {
+            log: held.log.id(),
+            epoch: cleave_format::ids::Epoch(role.epoch),
+            quota: active.quota,
+            data_shards: geometry::data_shards(configured).unwrap_or(0) as u8,
+            lost_drives: active.drives.lost(),
+        };
+        self.send_host(connection, 0, &ControllerMessage::Welcome(welcome), None);
+        if changed {
+            self.tell_quota();
+        }
+        Ok(())
+    }
+
+    fn check_hello(&self, hello: &Hello, peer: &str) -> Result<(), (String, bool)> {
+        if hello.version != WIRE_VERSION {
+            let reason = format!("version {} is spoken here", WIRE_VERSION);
+            return Err((reason, true));
+        }
+        if hello.cluster != self.settings.cluster {
+            return Err(("this is another cluster".to_owned(), true));
+        }
+        let name = format!("host-{}", hello.host);
+        if peer != name {
+            return Err((format!("the certificate is {peer}'s, not {name}'s"), true));
+        }
+        if self.stopping {
+            return Err(("the controller is stopping".to_owned(), false));
+        }
+        let Some(active) = &self.active else {
+            let reason = match (&self.phase, self.is_active_controller()) {
+                (_, false) => "this controller is not the active one".to_owned(),
+                (crate::Phase::NoLog(lost), true) => lost.clone(),
+                (_, true) => "the log is not mirrored yet".to_owned(),
+            };
+            return Err((reason, false));
+        };
+        match active.resident.incarnation(hello.host) {
+            Some(newest) if newest > hello.incarnation => {
+                Err(("a newer incarnation of this host said hello".to_owned(), true))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Closes what this connection takes the place of: older ones of the same core and class (C1), and all of
+    /// older incarnations of the host (C15).
+    fn supersede(&mut self, connection: ConnectionId, who: &Who) -> Result<(), Malformed> {
+        let class = self.sessions[&connection].class;
+        let mut older = Vec::new();
+        for (other, session) in &self.sessions {
+            let Some(other_who) = session.who.filter(|other| other.host == who.host) else {
+                continue;
+            };
+            let same = other_who.incarnation == who.incarnation
+                && other_who.core == who.core
+                && session.class == class;
+            if same && other_who.connection >= who.connection {
+                return Err("a newer connection of this core exists".to_owned());
+            }
+            if same || other_who.incarnation < who.incarnation {
+                older.push(*other);
+            }
+        }
+        for other in older {
+            self.close_host(other, "a newer connection took its place");
+        }
+        Ok(())
+    }
+
+    /// A new incarnation of a host: grants of the one before end (C15).
+    fn host_start(&mut self, who: &Who) {
+        let (host, incarnation) = (who.host, who.incarnation);
+        let active = self.active.as_mut().expect("checked with the hello");
+        if let Some(before) = active.resident.incarnation(host) {
+            for stripe in active.grants.of(|other| other == before) {
+                active.grants.close(stripe);
+            }
+        }
+        self.append_control(&Control::HostStart { host, incarnation });
+    }
+
+    /// Appends a control record and decides by it from here on.
+    pub(crate) fn append_control(&mut self, control: &Control) -> Position {
+        let held = self.held.as_mut().expect("an active controller holds the log");
+        let position = held.log.append_control(control);
+        let active = self.active.as_mut().expect("only the active decides");
+        active.resident.apply(position, control);
+        position
+    }
+
+    /// Divides the log among the hosts that are connected. True when their share changed.
+    fn share_quota(&mut self) -> bool {
+        let hosts: BTreeSet<HostId> = self
+            .sessions
+            .values()
+            .filter(|session| session.class == Class::Log)
+            .filter_map(|session| session.who.map(|who| who.host))
+            .collect();
+        let Some(active) = &mut self.active else { return false };
+        // A quarter is left for what is released with holes, and for hosts that come.
+        let all = self.settings.log.record_bytes_max / 4 * 3;
+        let bytes = all / hosts.len().max(1) as u64;
+        std::mem::replace(&mut active.quota, bytes) != bytes
+    }
+
+    fn tell_quota(&self) {
+        if let Some(active) = &self.active {
+            self.tell_log_sessions(&ControllerMessage::Quota { bytes: active.quota });
+        }
+    }
+
+    fn tell_log_sessions(&self, message: &ControllerMessage) {
+        for (connection, session) in &self.sessions {
+            if session.class == Class::Log && session.who.is_some() {
+                self.send_host(*connection, 0, message, None);
+            }
+        }
+    }
+
+    /// Drives became lost: the log says so, and the hosts are told (C16).
+    pub fn drive_lost(&mut self, drive: DriveId, reason: &str) {
+        let Some(active) = &mut self.active else { return };
+        tracing::error!("drive {drive} is lost: {reason}");
+        let known = active.drives.states().find(|state| state.0 == drive);
+        let generation = known.map_or(0, |state| state.1) + 1;
+        let state = cleave_format::control::DriveState::Lost;
+        active.drives.set_state(drive, state, generation);
+        let drives = active.drives.lost();
+        self.append_control(&Control::Drive { drive, state, generation });
+        self.tell_log_sessions(&ControllerMessage::LostDrives { drives });
+    }
+
+    /// Hosts that are connected, with the number of their connections.
+    pub fn connected_hosts(&self) -> Vec<(HostId, Incarnation, u32)> {
+        let mut hosts = std::collections::BTreeMap::new();
+        for who in self.sessions.values().filter_map(|session| session.who) {
+            *hosts.entry((who.host, who.incarnation)).or_insert(0) += 1;
+        }
+        hosts.into_iter().map(|((host, incarnation), count)| (host, incarnation, count)).collect()
+    }
+
+    /// Sends what waited for the mirror: acknowledgements, one a lane, and replies.
+    pub fn acknowledge(&mut self) -> bool {
+        let mirrored = self.mirror.mirrored;
+        let Some(active) = &mut self.active else { return false };
+        let mut through: Vec<(ConnectionId, u8, u64)> = Vec::new();
+        while active.acks.front().is_some_and(|ack| ack.position <= mirrored) {
+            let ack = active.acks.pop_front().expect("looked at before");
+            let same = |last: &&mut (ConnectionId, u8, u64)| {
+                (last.0, last.1) == (ack.connection, ack.lane)
+            };
+            match through.iter_mut().rev().find(same) {
+                Some(last) => last.2 = ack.number,
+                None => through.push((ack.connection, ack.lane, ack.number)),
+            }
+        }
+        let mut replies = Vec::new();
+        while active.replies.front().is_some_and(|reply| reply.0.0 <= mirrored) {
+            replies.extend(active.replies.pop_front());
+        }
+        let any = !through.is_empty() || !replies.is_empty();
+        for (connection, lane, number) in through {
+            if self.sessions.contains_key(&connection) {
+                let message = ControllerMessage::Mirrored { through: number };
+                self.send_host(connection, lane, &message, None);
+            }
+        }
+        for (_, connection, message) in replies {
+            self.reply(connection, 0, &message, None);
+        }
+        any
+    }
+
+    /// Answers a request.
+    fn reply(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        message: &ControllerMessage,
+        payload: Option<Bytes>,
+    ) {
+        if let Some(session) = self.sessions.get_mut(&connection) {
+            session.requests = session.requests.saturating_sub(1);
+            self.send_host(connection, lane, message, payload);
+        }
+    }
+
+    /// The catalog answered a host's question.
+    pub(crate) fn answer_host(&mut self, waiter: HostWaiter, reply: CatalogReply) {
+        let HostWaiter { connection, lane, request, kind } = waiter;
+        let message = match (kind, reply) {
+            (WaiterKind::Map, CatalogReply::MapPage(page)) => map_message(request, page),
+            (WaiterKind::Locate, CatalogReply::Located(stripes)) => {
+                ControllerMessage::Located { request, stripes }
+            }
+            (WaiterKind::Commit, CatalogReply::Stripe(row)) => {
+                let (result, struck) = match row {
+                    Some(row) => (Ok(row.position), row.struck),
+                    None => (Err(Refusal::NoGrant), Vec::new()),
+                };
+                ControllerMessage::Committed { request, result, struck }
+            }
+            // The catalog failed, and the controller with it.
+            _ => return,
+        };
+        self.reply(connection, lane, &message, None);
+    }
+}
+
+fn map_message(request: RequestNumber, page: MapPage) -> ControllerMessage {
+    let commit = |row: cleave_catalog::MapRow| MapCommit {
+        position: row.position,
+        stripe: row.stripe,
+        entries: row.entries,
+    };
+    let next = page.next.map(|cursor| match cursor {
+        cleave_catalog::Cursor::Pieces(group) => MapCursor::Pieces(group),
+        cleave_catalog::Cursor::Commits(position) => MapCursor::Commits(position),
+    });
+    ControllerMessage::Map {
+        request,
+        frontier: page.frontier,
+        pieces: page.pieces,
+        commits: page.commits.into_iter().map(commit).collect(),
+        next,
+        refused: None,
+    }
+}

@@ -1,0 +1,220 @@
+//! Requests that append control records: seal, commit, delete, grant.
+//!
+//! What a record will do is decided here and written into it (C4); the reply waits until it is
+//! mirrored. When control records have no room, requests wait in order (C13).
+
+use super::{HostWaiter, Malformed, WaiterKind, Who};
+use crate::catalog_port::CatalogRequest;
+use crate::grants::UsableDrive;
+use crate::state::{State, Waiter};
+use cleave_format::control::{Commit, CommitVdisk, Control};
+use cleave_format::ids::{StripeId, VdiskId};
+use cleave_format::layout::{PARITY_SHARDS, SLICE_BLOCKS};
+use cleave_runtime::links::ConnectionId;
+use cleave_wire::{ControllerMessage, HEADER_LENGTH_MAX, HostMessage, Refusal, RequestNumber};
+
+impl State {
+    pub(super) fn control(
+        &mut self,
+        connection: ConnectionId,
+        who: Who,
+        message: HostMessage,
+    ) -> Result<(), Malformed> {
+        let held = self.held.as_ref().expect("a session is good on a confirmed active only");
+        let active = self.active.as_mut().expect("as above");
+        if !active.deferred.is_empty() || !held.log.has_control_room(HEADER_LENGTH_MAX) {
+            active.deferred.push_back((connection, message));
+            return Ok(());
+        }
+        self.perform(connection, who, message);
+        Ok(())
+    }
+
+    /// Goes on with requests that waited for room.
+    pub fn take_deferred(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let (Some(held), Some(active)) = (&self.held, &mut self.active) else { return any };
+            if active.deferred.is_empty() || !held.log.has_control_room(HEADER_LENGTH_MAX) {
+                return any;
+            }
+            let (connection, message) = active.deferred.pop_front().expect("looked at before");
+            any = true;
+            let who = self.sessions.get(&connection).and_then(|session| session.who);
+            if let Some(who) = who {
+                self.perform(connection, who, message);
+            }
+        }
+    }
+
+    fn perform(&mut self, connection: ConnectionId, who: Who, message: HostMessage) {
+        let active = self.active.as_mut().expect("a session is good on a confirmed active only");
+        match message {
+            HostMessage::Seal { request, vdisk, epoch, predecessor_dead } => {
+                let resident = &active.resident;
+                let result = resident.check_seal(vdisk, epoch, who.incarnation, predecessor_dead);
+                let result = result.map(|sealed| {
+                    sealed.unwrap_or_else(|| {
+                        self.counters.seals += 1;
+                        let (host, incarnation) = (who.host, who.incarnation);
+                        self.append_control(&Control::Seal { vdisk, epoch, host, incarnation })
+                    })
+                });
+                let done = ControllerMessage::Done { request, result };
+                self.when_mirrored(result.ok(), connection, done);
+            }
+            HostMessage::Delete { request, vdisk, epoch } => {
+                let owner = active.resident.check_owner(vdisk, epoch, who.incarnation);
+                let result = match owner {
+                    Ok(_) => Ok(self.append_control(&Control::Delete { vdisk, epoch })),
+                    Err(refusal) => Err(refusal),
+                };
+                let done = ControllerMessage::Done { request, result };
+                self.when_mirrored(result.ok(), connection, done);
+            }
+            HostMessage::Commit { request, stripe, shards_missing, vdisks } => {
+                self.commit(connection, who, request, stripe, shards_missing, vdisks);
+            }
+            HostMessage::Grant { request, stripes, identities } => {
+                let drives = active.drives.states();
+                let usable = drives.map(|(drive, generation, _, active)| UsableDrive {
+                    drive,
+                    generation,
+                    active,
+                });
+                let usable: Vec<_> = usable.collect();
+                let (stripes, identities) = (usize::from(stripes), usize::from(identities));
+                let issued = active.grants.issue(who.incarnation, stripes, identities, &usable);
+                self.counters.granted += issued.stripes.len() as u64;
+                let all = issued.all();
+                let position = (!all.is_empty()).then(|| {
+                    let incarnation = who.incarnation;
+                    self.append_control(&Control::Grant { incarnation, stripes: all })
+                });
+                let granted = ControllerMessage::Granted {
+                    request,
+                    stripes: issued.stripes,
+                    identities: issued.identities,
+                    shortage: issued.shortage,
+                };
+                self.when_mirrored(position, connection, granted);
+            }
+            HostMessage::ReturnGrant { stripes } => {
+                let open =
+                    |stripe: &StripeId| active.grants.open(*stripe, who.incarnation).is_some();
+                let mut ended: Vec<StripeId> = stripes.into_iter().filter(open).collect();
+                ended.sort_unstable();
+                ended.dedup();
+                if !ended.is_empty() {
+                    ended.iter().for_each(|stripe| active.grants.close(*stripe));
+                    self.append_control(&Control::GrantEnd { stripes: ended });
+                }
+            }
+            _ => unreachable!("only control requests come here"),
+        }
+    }
+
+    /// Replies once a position is mirrored; at once when there is none.
+    fn when_mirrored(
+        &mut self,
+        position: Option<cleave_format::ids::Position>,
+        connection: ConnectionId,
+        message: ControllerMessage,
+    ) {
+        match position {
+            Some(position) => {
+                let active = self.active.as_mut().expect("only the active replies");
+                active.replies.push_back((position, connection, message));
+            }
+            None => self.reply(connection, 0, &message, None),
+        }
+    }
+
+    fn commit(
+        &mut self,
+        connection: ConnectionId,
+        who: Who,
+        request: RequestNumber,
+        stripe: StripeId,
+        shards_missing: u16,
+        vdisks: Vec<CommitVdisk>,
+    ) {
+        let active = self.active.as_mut().expect("only the active commits");
+        let Some(slots) = active.grants.open(stripe, who.incarnation) else {
+            // Committed already, perhaps: idempotent by the stripe's identity (C4).
+            if let Some(recent) = active.resident.recent_commit(stripe) {
+                let (position, struck) = (recent.position, recent.struck.clone());
+                let committed =
+                    ControllerMessage::Committed { request, result: Ok(position), struck };
+                self.when_mirrored(Some(position), connection, committed);
+            } else {
+                let kind = WaiterKind::Commit;
+                let waiter = HostWaiter { connection, lane: 0, request, kind };
+                self.catalog.ask(Waiter::Host(waiter), CatalogRequest::Stripe(stripe));
+            }
+            return;
+        };
+        let slots = slots.to_vec();
+        let missing = slots.iter().enumerate().fold(shards_missing, |missing, (shard, place)| {
+            // Lost since the grant, or written to a drive that is another one now (C16).
+            if active.drives.holds(place) { missing } else { missing | 1 << shard }
+        });
+        let refusal =
+            if active.grants.is_writing(stripe) || !is_sound(&slots.len(), missing, &vdisks) {
+                Some(Refusal::Malformed)
+            } else if missing.count_ones() > 1 {
+                Some(Refusal::Degraded)
+            } else {
+                None
+            };
+        if let Some(refusal) = refusal {
+            let struck = Vec::new();
+            let refused = ControllerMessage::Committed { request, result: Err(refusal), struck };
+            self.reply(connection, 0, &refused, None);
+            return;
+        }
+        let mut vdisks = vdisks;
+        for part in &mut vdisks {
+            let owner = active.resident.check_owner(part.vdisk, part.epoch, who.incarnation);
+            part.struck = owner.is_err();
+        }
+        let struck: Vec<VdiskId> =
+            vdisks.iter().filter(|part| part.struck).map(|part| part.vdisk).collect();
+        active.grants.close(stripe);
+        self.counters.commits += 1;
+        self.counters.struck += struck.len() as u64;
+        self.stripes += u64::from(!slots.is_empty() && struck.len() < vdisks.len());
+        let position = self.append_control(&Control::Commit(Commit {
+            stripe,
+            incarnation: who.incarnation,
+            slots,
+            shards_missing: missing,
+            vdisks,
+        }));
+        let committed = ControllerMessage::Committed { request, result: Ok(position), struck };
+        self.when_mirrored(Some(position), connection, committed);
+    }
+}
+
+/// Whether a commit says what a host can mean.
+fn is_sound(slots: &usize, missing: u16, vdisks: &[CommitVdisk]) -> bool {
+    let mut names: Vec<VdiskId> = vdisks.iter().map(|part| part.vdisk).collect();
+    names.sort_unstable();
+    let distinct = names.windows(2).all(|pair| pair[0] != pair[1]);
+    let stripeless = *slots < 1 + PARITY_SHARDS;
+    let shards = u32::from(missing).checked_shr(*slots as u32).unwrap_or(0) == 0;
+    let part = |part: &CommitVdisk| {
+        let blocks = |entry: &cleave_format::control::InlineEntry| {
+            let end = u32::from(entry.block) + u32::from(entry.blocks);
+            entry.blocks > 0
+                && end <= SLICE_BLOCKS
+                && entry.reference.is_none_or(|address| address.is_valid())
+        };
+        let pieces = part.run.iter().flat_map(|run| &run.pieces);
+        !(stripeless && part.in_footer)
+            && part.entries.iter().all(blocks)
+            && pieces.into_iter().all(|piece| piece.address.is_none_or(|a| a.is_valid()))
+            && part.releases.iter().all(|release| release.first <= release.last)
+    };
+    !vdisks.is_empty() && distinct && shards && vdisks.iter().all(part)
+}

@@ -1,0 +1,277 @@
+//! Appends, shards, and what hosts ask: the requests that carry or bring data.
+
+use super::{HostRequest, HostWaiter, Malformed, WaiterKind, Who};
+use crate::catalog_port::CatalogRequest;
+use crate::drives::DriveEvent;
+use crate::log::{Appended, LogEntryKind};
+use crate::state::{Ack, State, Waiter};
+use bytes::Bytes;
+use cleave_catalog::Cursor;
+use cleave_format::control::SlotPlace;
+use cleave_format::ids::{Epoch, Position, StripeId, VdiskId};
+use cleave_runtime::links::ConnectionId;
+use cleave_runtime::message::Message;
+use cleave_wire::{
+    Append, ControllerMessage, HostMessage, MapCursor, Refusal, RequestNumber, ShardFault,
+};
+
+/// Bytes of records in one reply to a fetch, but for a longer record alone.
+const FETCH_BYTES_MAX: usize = 1 << 20;
+/// Entries of the log that one fetch looks at.
+const FETCH_ENTRIES_MAX: usize = 16 << 10;
+/// Stripes of one locate.
+const LOCATE_MAX: usize = 4096;
+
+impl State {
+    /// Takes the records of an append into the log. The host is told when they are mirrored.
+    pub(super) fn append(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        who: Who,
+        append: &Append,
+        mut message: Message,
+    ) -> Result<(), Malformed> {
+        let session = self.sessions.get_mut(&connection).expect("looked up before");
+        let state = &mut session.lanes[usize::from(lane)];
+        if state.refused {
+            return Ok(());
+        }
+        if append.number != state.last + 1 {
+            return Err("an append out of order".to_owned());
+        }
+        state.last = append.number;
+        let lengths = append
+            .records
+            .iter()
+            .try_fold(0usize, |sum, record| sum.checked_add(record.length as usize));
+        if lengths != Some(message.len()) || append.records.is_empty() {
+            return Err("an append whose payload is not its records".to_owned());
+        }
+        let held = self.held.as_mut().expect("a session is good on a confirmed active only");
+        let active = self.active.as_mut().expect("as above");
+        let resident = &active.resident;
+        let mut last = Position(0);
+        for record in &append.records {
+            let length = record.length as usize;
+            let outcome = held.log.append(&mut message, length, record.begins, |identity| {
+                let epoch = identity.version.epoch;
+                resident.check_owner(identity.vdisk, epoch, who.incarnation).map(drop)
+            });
+            match outcome {
+                Ok(Appended::New(position)) => {
+                    self.counters.records += 1;
+                    self.counters.record_bytes += length as u64;
+                    last = last.max(position);
+                }
+                Ok(Appended::Held(position)) => {
+                    self.counters.duplicates += 1;
+                    last = last.max(position);
+                }
+                Ok(Appended::Released) => self.counters.duplicates += 1,
+                Err(Ok(reason)) => {
+                    self.counters.refused += 1;
+                    let session = self.sessions.get_mut(&connection).expect("looked up before");
+                    session.lanes[usize::from(lane)].refused = true;
+                    let number = append.number;
+                    let refused = ControllerMessage::AppendRefused { number, reason };
+                    self.send_host(connection, lane, &refused, None);
+                    return Ok(());
+                }
+                Err(Err(error)) => {
+                    return Err(format!("an append with an unusable record: {error}"));
+                }
+            }
+        }
+        let number = append.number;
+        active.acks.push_back(Ack { position: last.0, connection, lane, number });
+        Ok(())
+    }
+
+    pub(super) fn write_shard(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        who: Who,
+        request: RequestNumber,
+        (stripe, shard, place): (StripeId, u8, SlotPlace),
+        mut message: Message,
+    ) {
+        let began = self.executor.now();
+        let active = self.active.as_mut().expect("a session is good on a confirmed active only");
+        let granted = active.grants.open(stripe, who.incarnation).map_or(0, <[_]>::len);
+        let begun = active.grants.begin_write(stripe, who.incarnation, shard, &place);
+        let result = begun.and_then(|()| {
+            let write = Some(stripe);
+            let number =
+                active.requests.insert(HostRequest { connection, lane, request, write, began });
+            let data_shards = granted.saturating_sub(cleave_format::layout::PARITY_SHARDS);
+            let submitted = active.drives.write(
+                number as u64,
+                &place,
+                stripe,
+                shard,
+                data_shards,
+                &mut message,
+            );
+            if submitted.is_err() {
+                active.requests.remove(number);
+                active.grants.end_write(stripe);
+            }
+            submitted
+        });
+        if let Err(fault) = result {
+            self.shard_written(connection, lane, request, Err(fault));
+        }
+    }
+
+    fn shard_written(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        request: RequestNumber,
+        result: Result<(), ShardFault>,
+    ) {
+        if let Some(session) = self.sessions.get_mut(&connection) {
+            session.shard_writes -= 1;
+            let message = ControllerMessage::ShardWritten { request, result };
+            self.send_host(connection, lane, &message, None);
+        }
+    }
+
+    /// Something happened to drives.
+    pub fn drive_event(&mut self, event: DriveEvent) {
+        let Some(active) = &mut self.active else { return };
+        let now = self.executor.now();
+        match event {
+            DriveEvent::Written { number, result } => {
+                let host = active.requests.remove(number as usize);
+                active.grants.end_write(host.write.expect("a write is under a grant"));
+                self.observer.shard_written(now.since(host.began), result.is_ok());
+                self.shard_written(host.connection, host.lane, host.request, result);
+            }
+            DriveEvent::Read { number, result } => {
+                let host = active.requests.remove(number as usize);
+                let bytes = result.as_ref().map_or(0, Bytes::len);
+                self.observer.shard_read(now.since(host.began), bytes, result.is_ok());
+                let (result, payload) = match result {
+                    Ok(bytes) => (Ok(()), Some(bytes)),
+                    Err(fault) => (Err(fault), None),
+                };
+                let message = ControllerMessage::Read { request: host.request, result };
+                self.reply(host.connection, host.lane, &message, payload);
+            }
+            DriveEvent::Lost { drive, reason } => self.drive_lost(drive, &reason),
+        }
+    }
+
+    /// Questions.
+    pub(super) fn query(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        who: Who,
+        message: HostMessage,
+    ) -> Result<(), Malformed> {
+        let waiter = |request, kind| Waiter::Host(HostWaiter { connection, lane, request, kind });
+        match message {
+            HostMessage::Fetch { request, vdisk, epoch, from } => {
+                self.fetch(connection, lane, who, request, (vdisk, epoch, from));
+            }
+            HostMessage::OpenMap { request, vdisk, epoch, cursor } => {
+                if let Err(refusal) = self.check_sealed(who, vdisk, epoch) {
+                    let map = ControllerMessage::Map {
+                        request,
+                        frontier: Position(0),
+                        pieces: Vec::new(),
+                        commits: Vec::new(),
+                        next: None,
+                        refused: Some(refusal),
+                    };
+                    self.reply(connection, lane, &map, None);
+                    return Ok(());
+                }
+                let cursor = cursor.map(|cursor| match cursor {
+                    MapCursor::Pieces(group) => Cursor::Pieces(group),
+                    MapCursor::Commits(position) => Cursor::Commits(position),
+                });
+                // The seal is mirrored, so everything up to it was given to the catalog before.
+                let request = waiter(request, WaiterKind::Map);
+                self.catalog.ask(request, CatalogRequest::MapPage { vdisk, cursor });
+            }
+            HostMessage::Locate { request, stripes } => {
+                if stripes.len() > LOCATE_MAX {
+                    return Err("too many stripes to locate".to_owned());
+                }
+                let request = waiter(request, WaiterKind::Locate);
+                self.catalog.ask(request, CatalogRequest::Locate(stripes));
+            }
+            HostMessage::Read { request, place, stripe, shard, offset, length } => {
+                let began = self.executor.now();
+                let active = self.active.as_mut().expect("good on a confirmed active only");
+                let read = HostRequest { connection, lane, request, write: None, began };
+                let number = active.requests.insert(read);
+                let drives = &mut active.drives;
+                let begun = drives.read(number as u64, &place, stripe, shard, offset, length);
+                if let Err(fault) = begun {
+                    active.requests.remove(number);
+                    self.observer.shard_read(std::time::Duration::ZERO, 0, false);
+                    let message = ControllerMessage::Read { request, result: Err(fault) };
+                    self.reply(connection, lane, &message, None);
+                }
+            }
+            _ => unreachable!("dispatched before"),
+        }
+        Ok(())
+    }
+
+    /// Whether this host owns the vdisk by a mirrored seal (C8).
+    fn check_sealed(&self, who: Who, vdisk: VdiskId, epoch: Epoch) -> Result<(), Refusal> {
+        let active = self.active.as_ref().expect("good on a confirmed active only");
+        let seal = active.resident.check_owner(vdisk, epoch, who.incarnation)?;
+        if seal.position.0 > self.mirror.mirrored { Err(Refusal::Sealed) } else { Ok(()) }
+    }
+
+    fn fetch(
+        &mut self,
+        connection: ConnectionId,
+        lane: u8,
+        who: Who,
+        request: RequestNumber,
+        (vdisk, epoch, from): (VdiskId, Epoch, Position),
+    ) {
+        if let Err(refusal) = self.check_sealed(who, vdisk, epoch) {
+            let (records, next, refused) = (Vec::new(), None, Some(refusal));
+            let fetched = ControllerMessage::Fetched { request, records, next, refused };
+            self.reply(connection, lane, &fetched, None);
+            return;
+        }
+        let held = self.held.as_ref().expect("good on a confirmed active only");
+        let end = Position(self.mirror.mirrored + 1);
+        let mut parts = vec![Bytes::new()];
+        let mut records = Vec::new();
+        let (mut bytes, mut looked, mut next) = (0, 0, None);
+        let mut from = from;
+        while let Some((position, entry)) = held.log.next_entry(from, end) {
+            let ours = matches!(entry.kind, LogEntryKind::Record(of, _) if of == vdisk);
+            let full = ours && bytes > 0 && bytes + entry.bytes.len() > FETCH_BYTES_MAX;
+            if full || looked == FETCH_ENTRIES_MAX {
+                next = Some(position);
+                break;
+            }
+            looked += 1;
+            if ours {
+                bytes += entry.bytes.len();
+                records.push(entry.bytes.len() as u32);
+                parts.push(entry.bytes.clone());
+            }
+            from = Position(position.0 + 1);
+        }
+        let fetched = ControllerMessage::Fetched { request, records, next, refused: None };
+        parts[0] = cleave_wire::encode_header(&fetched);
+        if let Some(session) = self.sessions.get_mut(&connection) {
+            session.requests = session.requests.saturating_sub(1);
+            let _ = self.links.send(connection, lane, &parts);
+        }
+    }
+}

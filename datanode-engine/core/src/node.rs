@@ -1,0 +1,406 @@
+//! A controller: its world, its turn, its stop.
+//!
+//! The turn takes what links, drives, catalog, vault and store have, and ends with everything that is due
+//! because of it, once for all ([`State::finish`]). Longer flows are tasks of the executor, which the
+//! caller runs between turns.
+
+use crate::catalog_port::CatalogPort;
+use crate::drives::{DriveEvent, Drives, OpenDrive};
+use crate::join;
+use crate::state::{Held, Observer, PeerInput, PeerLink, Phase, Settings, State};
+use crate::status::Status;
+use crate::vault;
+use cleave_coordinator::{StoreClient, next_incarnation};
+use cleave_format::ids::{DatanodeId, DriveId, Epoch, Incarnation, Position};
+use cleave_format::vault::VaultIdentity;
+use cleave_runtime::drives::{Drive, DriveIo};
+use cleave_runtime::executor::{Executor, Priority};
+use cleave_runtime::links::{Class, ConnectionId, LinkEvent, Links};
+use cleave_runtime::message::Message;
+use cleave_runtime::sync::Queue;
+use cleave_wire::PeerMessage;
+use std::cell::{Ref, RefCell, RefMut};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Drives are probed this often: a loss is noticed within a second.
+const PROBE: Duration = Duration::from_millis(500);
+/// A stop looks this often whether the drives are idle.
+const STOP_POLL: Duration = Duration::from_millis(2);
+
+/// What a controller runs on.
+pub struct World {
+    /// Its links; it listens.
+    pub links: Rc<dyn Links>,
+    /// Its executor, which the caller runs.
+    pub executor: Executor,
+    /// Its connection to the coordinator store; the controller's turn drives it.
+    pub store: StoreClient,
+    /// Its catalog.
+    pub catalog: Box<dyn CatalogPort>,
+    /// The catalog's position when it was opened.
+    pub catalog_applied: Position,
+    /// Where the log's image goes.
+    pub vault: Rc<dyn Drive>,
+    /// The pool's drives, checked to be ours; `None`: could not be opened. The standby has none.
+    pub drives: Vec<(DriveId, Option<OpenDrive>)>,
+    /// Is told how long things took.
+    pub observer: Rc<dyn Observer>,
+}
+
+struct Inner {
+    state: RefCell<State>,
+    links: Rc<dyn Links>,
+    executor: Executor,
+    store: StoreClient,
+    vault: DriveIo,
+    accepted: Queue<(ConnectionId, Queue<PeerInput>)>,
+    events: RefCell<Vec<LinkEvent>>,
+    drive_events: RefCell<Vec<DriveEvent>>,
+}
+
+/// The flows' handle.
+#[derive(Clone)]
+pub(crate) struct Node(Rc<Inner>);
+
+/// A controller of a data node.
+pub struct DataNode(Node);
+
+impl DataNode {
+    /// Starts a controller.
+    pub fn new(world: World, settings: Settings) -> DataNode {
+        let World { links, executor, store, catalog, catalog_applied, vault, drives, observer } =
+            world;
+        let settings = Rc::new(settings);
+        let mut state = State::new(
+            Rc::clone(&settings),
+            Rc::clone(&links),
+            executor.clone(),
+            observer,
+            catalog,
+            Drives::new(settings.cluster, drives),
+        );
+        state.mirror.catalog = catalog_applied.0;
+        let node = Node(Rc::new(Inner {
+            state: RefCell::new(state),
+            links,
+            executor: executor.clone(),
+            store,
+            vault: DriveIo::new(vault),
+            accepted: Queue::default(),
+            events: RefCell::default(),
+            drive_events: RefCell::default(),
+        }));
+        executor.spawn(Priority::Foreground, begin(node.clone()));
+        executor.spawn(Priority::Foreground, keep_house(node.clone()));
+        DataNode(node)
+    }
+
+    /// Takes what there is to take, and works. True when there was anything.
+    pub fn turn(&self) -> bool {
+        self.0.turn()
+    }
+
+    /// Begins a clean stop: no host is served any more, and the log goes to the vault. Over when
+    /// [`is_stopped`](DataNode::is_stopped) says so.
+    pub fn stop(&self) {
+        let node = self.0.clone();
+        if !std::mem::replace(&mut node.state_mut().stopping, true) {
+            let executor = node.executor().clone();
+            executor.spawn(Priority::Foreground, stop(node));
+        }
+    }
+
+    /// Whether a stop is over.
+    pub fn is_stopped(&self) -> bool {
+        self.0.state().phase == Phase::Stopped
+    }
+
+    /// Why the controller cannot go on; the process should end.
+    pub fn failure(&self) -> Option<String> {
+        self.0.state().fatal.clone()
+    }
+
+    /// Whether both controllers hold the log now.
+    pub fn is_mirrored(&self) -> bool {
+        self.0.state().is_joined()
+    }
+
+    /// Its status.
+    pub fn status(&self) -> Status {
+        Status::of(&self.0.state())
+    }
+}
+
+/// Draws the incarnation, then meets the peer for as long as the process lives.
+async fn begin(node: Node) {
+    match next_incarnation(&node.0.store).await {
+        Ok(incarnation) => node.state_mut().incarnation = Incarnation(incarnation),
+        Err(error) => {
+            node.fail(format!("no incarnation could be drawn: {error}"));
+            return;
+        }
+    }
+    if node.state().is_active_controller() {
+        join::active(node.clone(), node.0.accepted.clone()).await;
+    } else {
+        join::standby(node).await;
+    }
+}
+
+async fn keep_house(node: Node) {
+    loop {
+        node.executor().sleep(PROBE).await;
+        {
+            let mut state = node.state_mut();
+            state.close_refused();
+            if let Some(active) = &mut state.active {
+                active.drives.probe();
+            }
+        }
+        node.turn();
+    }
+}
+
+async fn stop(node: Node) {
+    node.set_phase(Phase::Stopping);
+    let peer = {
+        let mut state = node.state_mut();
+        state.close_hosts("the controller is stopping");
+        state.peer.as_ref().map(|peer| peer.connection)
+    };
+    if let Some(connection) = peer {
+        node.links().close(connection, "the controller is stopping");
+        node.peer_gone(connection, "stopping");
+    }
+    let idle = || node.state().active.as_ref().is_none_or(|active| active.drives.is_idle());
+    while !idle() {
+        node.executor().sleep(STOP_POLL).await;
+    }
+    // Nothing is acknowledged any more: this is the log as every host knows it.
+    let (held, confirmed) = {
+        let mut state = node.state_mut();
+        (state.held.take(), state.confirmed)
+    };
+    if let Some(Held { log, member }) = held.filter(|_| confirmed) {
+        let identity =
+            VaultIdentity { incarnation: member, log_id: log.id(), ..node.vault_identity() };
+        match vault::write(&node.0.vault, identity, &log).await {
+            Ok(()) => tracing::info!("wrote the log to the vault: {} entries", log.len()),
+            Err(error) => node.fail(format!("the log was not saved: {error}")),
+        }
+    }
+    node.set_phase(Phase::Stopped);
+}
+
+impl Node {
+    pub fn state(&self) -> Ref<'_, State> {
+        self.0.state.borrow()
+    }
+
+    pub fn state_mut(&self) -> RefMut<'_, State> {
+        self.0.state.borrow_mut()
+    }
+
+    pub fn executor(&self) -> &Executor {
+        &self.0.executor
+    }
+
+    pub fn links(&self) -> &Rc<dyn Links> {
+        &self.0.links
+    }
+
+    pub fn store(&self) -> (StoreClient, DatanodeId) {
+        (self.0.store.clone(), self.state().settings.datanode)
+    }
+
+    pub fn vault_io(&self) -> DriveIo {
+        self.0.vault.clone()
+    }
+
+    pub fn vault_identity(&self) -> VaultIdentity {
+        let state = self.state();
+        VaultIdentity {
+            cluster: state.settings.cluster,
+            datanode: state.settings.datanode,
+            incarnation: state.incarnation,
+            role_epoch: state.role.as_ref().map_or(state.epoch, |role| Epoch(role.epoch)),
+            log_id: 0,
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.state().phase.clone()
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        let mut state = self.state_mut();
+        if !state.stopping || matches!(phase, Phase::Stopping | Phase::Stopped) {
+            state.phase = phase;
+        }
+    }
+
+    pub fn fail(&self, reason: String) {
+        self.state_mut().fail(reason);
+    }
+
+    pub fn turn(&self) -> bool {
+        let inner = &self.0;
+        let mut any = inner.store.turn();
+        let mut events = inner.events.take();
+        inner.links.poll(&mut events);
+        any |= !events.is_empty();
+        for event in events.drain(..) {
+            self.link_event(event);
+        }
+        *inner.events.borrow_mut() = events;
+        any |= inner.vault.turn();
+        let mut drive_events = inner.drive_events.take();
+        let mut state = self.state_mut();
+        if let Some(active) = &mut state.active {
+            any |= active.drives.turn(&mut drive_events);
+        }
+        for event in drive_events.drain(..) {
+            state.drive_event(event);
+        }
+        any |= state.poll_catalog();
+        any |= state.finish();
+        drop(state);
+        *inner.drive_events.borrow_mut() = drive_events;
+        any
+    }
+
+    fn link_event(&self, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected { .. } => {}
+            LinkEvent::Accepted { connection, class, peer } => {
+                self.accepted(connection, class, peer)
+            }
+            LinkEvent::Received { connection, lane, message } => {
+                let of_peer = {
+                    let state = self.state();
+                    state.peer.as_ref().is_some_and(|peer| peer.connection == connection)
+                };
+                if of_peer {
+                    self.received_from_peer(connection, message);
+                } else {
+                    self.state_mut().host_message(connection, lane, message);
+                }
+            }
+            LinkEvent::Closed { connection, reason } => {
+                self.peer_gone(connection, &reason);
+                self.state_mut().host_closed(connection);
+            }
+        }
+    }
+
+    fn accepted(&self, connection: ConnectionId, class: Class, peer: String) {
+        let mut state = self.state_mut();
+        if state.stopping {
+            self.0.links.close(connection, "the controller is stopping");
+        } else if peer.starts_with("host-") {
+            state.host_connected(connection, class, peer);
+        } else if peer == state.settings.peer.name && state.is_active_controller() {
+            let before = state.peer.as_ref().map(|peer| peer.connection);
+            drop(state);
+            if let Some(before) = before {
+                self.0.links.close(before, "a newer connection took its place");
+                self.peer_gone(before, "a newer connection took its place");
+            }
+            let inbox = self.link_peer(connection);
+            self.0.accepted.push((connection, inbox));
+        } else {
+            tracing::warn!(
+                "{peer} connected, which is no host and not the peer of this controller"
+            );
+            self.0.links.close(connection, "neither a host nor the peer");
+        }
+    }
+
+    fn link_peer(&self, connection: ConnectionId) -> Queue<PeerInput> {
+        let inbox = Queue::default();
+        self.state_mut().peer = Some(PeerLink {
+            connection,
+            inbox: inbox.clone(),
+            joined: false,
+            trim_sent: Position(0),
+            sent: VecDeque::new(),
+        });
+        inbox
+    }
+
+    /// Standby: begins a connection. `None` when the controller stops.
+    pub fn dial(&self) -> Option<(ConnectionId, Queue<PeerInput>)> {
+        let to = {
+            let state = self.state();
+            if state.stopping {
+                return None;
+            }
+            state.settings.peer.clone()
+        };
+        let connection = self.0.links.connect(&to, Class::Log);
+        Some((connection, self.link_peer(connection)))
+    }
+
+    /// The connection to the peer is gone, if it was this one.
+    pub fn peer_gone(&self, connection: ConnectionId, reason: &str) {
+        let mut state = self.state_mut();
+        let Some(peer) = state.peer.take_if(|peer| peer.connection == connection) else { return };
+        if !state.stopping && !matches!(state.phase, Phase::NoLog(_)) {
+            state.phase = if state.confirmed { Phase::PeerAway } else { Phase::Starting };
+        }
+        if peer.joined {
+            tracing::warn!("the mirror is broken: {reason}");
+        }
+        peer.inbox.push(PeerInput::Closed(reason.to_owned()));
+    }
+
+    fn received_from_peer(&self, connection: ConnectionId, mut message: Message) {
+        match cleave_wire::decode_header::<PeerMessage>(|count| message.take(count)) {
+            Ok(header) => {
+                let meeting = {
+                    let state = self.state();
+                    let peer = state.peer.as_ref().filter(|peer| !peer.joined);
+                    peer.map(|peer| peer.inbox.clone())
+                };
+                match meeting {
+                    Some(inbox) => inbox.push(PeerInput::Message(header, message)),
+                    None => self.peer_message(connection, header, message),
+                }
+            }
+            Err(error) => self.drop_peer(connection, &error.to_string()),
+        }
+    }
+
+    /// The mirror's own messages.
+    pub fn peer_message(
+        &self,
+        connection: ConnectionId,
+        header: PeerMessage,
+        mut payload: Message,
+    ) {
+        let outcome = {
+            let mut state = self.state_mut();
+            match (header, state.is_active_controller()) {
+                (PeerMessage::Held { through, catalog }, true) => {
+                    state.held_by_standby(through, catalog)
+                }
+                (PeerMessage::Forward { entries, trimmed }, false) => {
+                    state.take_forwarded(&entries, trimmed, &mut payload)
+                }
+                _ => Err("a message out of place".to_owned()),
+            }
+        };
+        if let Err(reason) = outcome {
+            self.drop_peer(connection, &reason);
+        }
+    }
+
+    fn drop_peer(&self, connection: ConnectionId, reason: &str) {
+        tracing::error!("closing the connection to the peer: {reason}");
+        self.state_mut().counters.malformed += 1;
+        self.0.links.close(connection, reason);
+        self.peer_gone(connection, reason);
+    }
+}

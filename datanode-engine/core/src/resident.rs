@@ -1,0 +1,192 @@
+//! Who may do what: the newest incarnation of each host, the sealed epoch of each vdisk, recent commits.
+//!
+//! Decisions are made from this when a record is appended, before it is mirrored: a seal refuses
+//! older epochs from that moment on (C8). It is the catalog's state plus the effects of the
+//! control records that the log holds beyond it.
+
+use cleave_catalog::Resident as CatalogResident;
+use cleave_catalog::tables::VdiskRow;
+use cleave_format::control::{Commit, Control};
+use cleave_format::ids::{Epoch, HostId, Incarnation, Position, StripeId, VdiskId};
+use cleave_wire::Refusal;
+use std::collections::BTreeMap;
+
+/// What a vdisk's owner was, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// The only epoch whose appends and commits are accepted.
+    pub epoch: Epoch,
+    /// The owner.
+    pub host: HostId,
+    /// The owner's incarnation.
+    pub incarnation: Incarnation,
+    /// Position of the seal.
+    pub position: Position,
+    /// It ended.
+    pub deleted: bool,
+}
+
+/// A commit whose row the catalog may not have yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecentCommit {
+    /// Its position.
+    pub position: Position,
+    /// Vdisks that it was refused for.
+    pub struck: Vec<VdiskId>,
+}
+
+/// The resident state of an active controller.
+#[derive(Default)]
+pub struct Resident {
+    hosts: BTreeMap<HostId, Incarnation>,
+    seals: BTreeMap<VdiskId, Seal>,
+    commits: BTreeMap<StripeId, RecentCommit>,
+}
+
+impl Resident {
+    /// Takes over the catalog's state.
+    pub fn load(catalog: &CatalogResident) -> Resident {
+        let seal = |row: &VdiskRow| Seal {
+            epoch: row.epoch,
+            host: row.host,
+            incarnation: row.incarnation,
+            position: row.seal,
+            deleted: row.deleted,
+        };
+        Resident {
+            hosts: catalog.hosts.iter().copied().collect(),
+            seals: catalog.vdisks.iter().map(|v| (v.vdisk, seal(&v.row))).collect(),
+            commits: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over a control record: one that is being appended, or one of the log, replayed.
+    pub fn apply(&mut self, position: Position, control: &Control) {
+        match control {
+            Control::HostStart { host, incarnation } => {
+                self.hosts.insert(*host, *incarnation);
+            }
+            Control::Seal { vdisk, epoch, host, incarnation } => {
+                let (epoch, host, incarnation) = (*epoch, *host, *incarnation);
+                let seal = Seal { epoch, host, incarnation, position, deleted: false };
+                self.seals.insert(*vdisk, seal);
+            }
+            Control::Delete { vdisk, epoch } => {
+                if let Some(seal) = self.seals.get_mut(vdisk) {
+                    (seal.epoch, seal.position, seal.deleted) = (*epoch, position, true);
+                }
+            }
+            Control::Commit(Commit { stripe, vdisks, .. }) => {
+                let struck = vdisks.iter().filter(|part| part.struck).map(|part| part.vdisk);
+                let commit = RecentCommit { position, struck: struck.collect() };
+                self.commits.insert(*stripe, commit);
+            }
+            _ => {}
+        }
+    }
+
+    /// The catalog has everything up to a position.
+    pub fn synced(&mut self, through: Position) {
+        self.commits.retain(|_, commit| commit.position > through);
+    }
+
+    /// The newest incarnation of a host.
+    pub fn incarnation(&self, host: HostId) -> Option<Incarnation> {
+        self.hosts.get(&host).copied()
+    }
+
+    /// Hosts that ever said hello.
+    pub fn hosts(&self) -> impl Iterator<Item = (HostId, Incarnation)> + '_ {
+        self.hosts.iter().map(|(host, incarnation)| (*host, *incarnation))
+    }
+
+    /// The seal of a vdisk.
+    pub fn seal(&self, vdisk: VdiskId) -> Option<&Seal> {
+        self.seals.get(&vdisk)
+    }
+
+    /// All seals.
+    pub fn seals(&self) -> impl Iterator<Item = (VdiskId, &Seal)> + '_ {
+        self.seals.iter().map(|(vdisk, seal)| (*vdisk, seal))
+    }
+
+    /// Whether this host incarnation owns the vdisk in this epoch (C8).
+    pub fn check_owner(
+        &self,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        incarnation: Incarnation,
+    ) -> Result<&Seal, Refusal> {
+        let owns =
+            |seal: &&Seal| seal.epoch == epoch && seal.incarnation == incarnation && !seal.deleted;
+        self.seals.get(&vdisk).filter(owns).ok_or(Refusal::Sealed)
+    }
+
+    /// Whether a vdisk may be sealed. `Ok(Some(_))`: it is already, just so, since that position.
+    pub fn check_seal(
+        &self,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        incarnation: Incarnation,
+        predecessor_dead: bool,
+    ) -> Result<Option<Position>, Refusal> {
+        let Some(seal) = self.seals.get(&vdisk) else { return Ok(None) };
+        if seal.deleted || seal.epoch > epoch {
+            return Err(Refusal::Sealed);
+        }
+        if seal.epoch == epoch {
+            let same = seal.incarnation == incarnation;
+            return if same { Ok(Some(seal.position)) } else { Err(Refusal::Sealed) };
+        }
+        // C9: without read leases only the kernel's word ends an owner that may be alive.
+        if seal.incarnation != incarnation && !predecessor_dead {
+            return Err(Refusal::OwnerAlive);
+        }
+        Ok(None)
+    }
+
+    /// A commit of the stripe that the catalog may not have yet.
+    pub fn recent_commit(&self, stripe: StripeId) -> Option<&RecentCommit> {
+        self.commits.get(&stripe)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VDISK: VdiskId = VdiskId(1);
+
+    fn seal(epoch: u64, incarnation: u64) -> Control {
+        Control::Seal {
+            vdisk: VDISK,
+            epoch: Epoch(epoch),
+            host: HostId(1),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    /// C8, C9, C28.
+    #[test]
+    fn only_the_sealed_epoch_is_accepted() {
+        let mut resident = Resident::default();
+        let check = |resident: &Resident, epoch, incarnation, dead| {
+            resident.check_seal(VDISK, Epoch(epoch), Incarnation(incarnation), dead)
+        };
+        assert_eq!(check(&resident, 1, 5, false), Ok(None));
+        resident.apply(Position(9), &seal(1, 5));
+        assert_eq!(check(&resident, 1, 5, false), Ok(Some(Position(9))));
+        assert_eq!(check(&resident, 1, 6, true), Err(Refusal::Sealed));
+        assert_eq!(check(&resident, 2, 6, false), Err(Refusal::OwnerAlive));
+        assert_eq!(check(&resident, 2, 6, true), Ok(None));
+        assert_eq!(check(&resident, 2, 5, false), Ok(None));
+        resident.apply(Position(12), &seal(2, 6));
+        let owner = |epoch, incarnation| {
+            resident.check_owner(VDISK, Epoch(epoch), Incarnation(incarnation)).is_ok()
+        };
+        assert!(owner(2, 6) && !owner(1, 5) && !owner(2, 5) && !owner(3, 6));
+        resident.apply(Position(13), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
+        assert!(resident.check_owner(VDISK, Epoch(2), Incarnation(6)).is_err());
+        assert_eq!(check(&resident, 3, 6, true), Err(Refusal::Sealed));
+    }
+}

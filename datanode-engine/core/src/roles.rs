@@ -1,0 +1,98 @@
+//! The in-sync set in the coordinator store, and its compare-and-swap (C7).
+//!
+//! Every change raises the epoch and is made before anything is acknowledged that relies on it. The
+//! change that makes both controllers members is also what ends all images and memories of older
+//! members: a crash before it leaves them valid, after it they are not.
+//!
+//! | Key | Record | Changed by |
+//! | --- | --- | --- |
+//! | `datanode/ID` | [`LogRole`] | the active controller |
+//! | `start-empty/ID` | the epoch that it is about | the operator; deleted by the change that obeys it |
+
+use cleave_coordinator::encoding::{decode, encode};
+use cleave_coordinator::records::datanode_key;
+use cleave_coordinator::{LogRole, Member, Outcome, StoreClient, StoreError, Transaction};
+use cleave_format::ids::{DatanodeId, Epoch, Incarnation};
+
+/// The key of the operator's word that a data node shall start with an empty log, although what its
+/// log held and was not destaged is lost with it. The value is the encoded role epoch (a `u64`) that the
+/// operator saw: for any other one the word is void.
+pub fn start_empty_key(datanode: DatanodeId) -> String {
+    format!("start-empty/{datanode}")
+}
+
+/// Writes the operator's word for the present epoch; gives that epoch. `None`: the data node never had a log.
+pub async fn order_start_empty(
+    client: &StoreClient,
+    datanode: DatanodeId,
+) -> Result<Option<Epoch>, StoreError> {
+    let key = datanode_key(u64::from(datanode.0));
+    let Some((role, _)) = client.get_record::<LogRole>(&key).await? else { return Ok(None) };
+    let word = encode(&role.epoch);
+    client.transact(Transaction::new().put(start_empty_key(datanode), word)).await?;
+    Ok(Some(Epoch(role.epoch)))
+}
+
+/// What the store says about a data node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its record, with the revision; `None`: it never had a log.
+    pub role: Option<(LogRole, u64)>,
+    /// The operator's word holds for the record's epoch, or there is no record.
+    pub start_empty: bool,
+}
+
+/// Reads the record.
+pub async fn read(client: &StoreClient, datanode: DatanodeId) -> Result<Recorded, StoreError> {
+    let key = datanode_key(u64::from(datanode.0));
+    let role = client.get_record::<LogRole>(&key).await?;
+    let word = client.get(&start_empty_key(datanode)).await?;
+    let start_empty = match (&role, word) {
+        (None, _) => true,
+        (Some((role, _)), Some(word)) => {
+            decode::<u64>(&word.value).is_ok_and(|epoch| epoch == role.epoch)
+        }
+        (Some(_), None) => false,
+    };
+    Ok(Recorded { role, start_empty })
+}
+
+/// Makes both controllers members and this one active. `before` is what [`read`] gave when the
+/// decision was made. `None`: something else changed the record; meet again.
+pub async fn join(
+    client: &StoreClient,
+    datanode: DatanodeId,
+    before: &Recorded,
+    log: u64,
+    active: Incarnation,
+    standby: Incarnation,
+) -> Result<Option<LogRole>, StoreError> {
+    let key = datanode_key(u64::from(datanode.0));
+    let (epoch, revision) = match &before.role {
+        Some((role, revision)) => (role.epoch, *revision),
+        None => (0, 0),
+    };
+    let role = LogRole {
+        epoch: epoch + 1,
+        log,
+        active: Some(active.0),
+        in_sync: vec![
+            Member { controller: 0, incarnation: active.0 },
+            Member { controller: 1, incarnation: standby.0 },
+        ],
+    };
+    let transaction = Transaction::new()
+        .require(&*key, revision)
+        .put(&*key, encode(&role))
+        .delete(start_empty_key(datanode));
+    match client.transact(transaction).await {
+        Ok(Outcome::Committed(_)) => Ok(Some(role)),
+        Ok(Outcome::Conflict) => Ok(None),
+        // Nobody else writes exactly this record: incarnations are used once.
+        Err(StoreError::Unknown) => match client.get_record::<LogRole>(&key).await? {
+            Some((now, _)) if now == role => Ok(Some(role)),
+            _ => Ok(None),
+        },
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,577 @@
+//! A controller's state, and how it advances: what the turn, the flows and the hosts' requests share.
+//!
+//! Invariants:
+//! - `held` is a complete log: every entry that any host was told is mirrored is in it, or was released.
+//! - Effects of control records (releases, slots, the catalog) happen in the order of positions, on the
+//!   active when the standby holds them, on the standby when it does.
+//! - Nothing of this survives the process but the catalog and, after a clean stop, the vault.
+
+use crate::catalog_port::{CatalogPort, CatalogReply, CatalogRequest};
+use crate::drives::Drives;
+use crate::grants::Grants;
+use crate::hosts::{HostRequest, HostWaiter, Session};
+use crate::log::{Log, LogSettings};
+use crate::mirror::{Mirror, Standing};
+use crate::resident::Resident;
+use bytes::Bytes;
+use cleave_coordinator::LogRole;
+use cleave_format::control::Control;
+use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position};
+use cleave_format::vault::VaultHeader;
+use cleave_runtime::Token;
+use cleave_runtime::executor::Executor;
+use cleave_runtime::links::{ConnectionId, Links, PeerAddress, SendError};
+use cleave_runtime::message::Message;
+use cleave_runtime::sync::{Outcome, Promise, Queue, promise};
+use cleave_runtime::time::Moment;
+use cleave_wire::{ControllerMessage, HeldLog, PeerEntry, PeerEntryKind, PeerMessage};
+use slab::Slab;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Entries of one forwarded message.
+const FORWARD_ENTRIES_MAX: usize = 4096;
+/// Bytes of one forwarded message, but for a longer entry alone.
+const FORWARD_BYTES_MAX: usize = 1 << 20;
+/// Bytes on their way to the standby beyond which no more is forwarded.
+const FORWARD_QUEUED_MAX: usize = 16 << 20;
+
+/// Which controller this is, and its limits.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The data node.
+    pub datanode: DatanodeId,
+    /// 0 takes the active role, 1 is the standby.
+    pub controller: u8,
+    /// The other controller.
+    pub peer: PeerAddress,
+    /// Capacities of the log.
+    pub log: LogSettings,
+}
+
+/// Is told how long things took.
+pub trait Observer {
+    /// From forwarding to the standby's answer.
+    fn mirrored(&self, took: Duration);
+    /// A range of a shard was read, or not.
+    fn shard_read(&self, took: Duration, bytes: usize, ok: bool);
+    /// A shard was written and flushed, or not.
+    fn shard_written(&self, took: Duration, ok: bool);
+}
+
+/// An observer that does not look.
+pub struct NoObserver;
+
+impl Observer for NoObserver {
+    fn mirrored(&self, _: Duration) {}
+    fn shard_read(&self, _: Duration, _: usize, _: bool) {}
+    fn shard_written(&self, _: Duration, _: bool) {}
+}
+
+/// What a controller is doing, for status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Drawing its incarnation, or looking for its peer.
+    Starting,
+    /// Meeting its peer: deciding who copies.
+    Meeting,
+    /// A copy of the log is under way.
+    Copying,
+    /// Both hold the log.
+    Mirrored,
+    /// The peer is away: reads go on (if this one is the active), writes wait.
+    PeerAway,
+    /// No member of the in-sync set and no image is left: what is lost.
+    NoLog(String),
+    /// Writing the vault.
+    Stopping,
+    /// Over.
+    Stopped,
+}
+
+/// Counters since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Records taken.
+    pub records: u64,
+    /// Their bytes.
+    pub record_bytes: u64,
+    /// Records that the log had already.
+    pub duplicates: u64,
+    /// Records refused.
+    pub refused: u64,
+    /// Records released.
+    pub released: u64,
+    /// Messages forwarded (active) or answered (standby).
+    pub batches: u64,
+    /// Commits taken.
+    pub commits: u64,
+    /// Vdisks struck from commits.
+    pub struck: u64,
+    /// Seals taken.
+    pub seals: u64,
+    /// Stripes granted.
+    pub granted: u64,
+    /// Connections closed because of what came over them.
+    pub malformed: u64,
+    /// Copies of the log made or taken.
+    pub copies: u64,
+}
+
+/// What arrives from the peer for the flow that meets it.
+pub(crate) enum PeerInput {
+    Message(PeerMessage, Message),
+    Closed(String),
+}
+
+/// The connection to the other controller.
+pub(crate) struct PeerLink {
+    pub connection: ConnectionId,
+    /// For the flow, until the mirror is joined.
+    pub inbox: Queue<PeerInput>,
+    pub joined: bool,
+    /// Active: the trim position that was last forwarded.
+    pub trim_sent: Position,
+    /// Active: last position and time of messages not answered yet.
+    pub sent: VecDeque<(u64, Moment)>,
+}
+
+/// A complete log.
+pub(crate) struct Held {
+    pub log: Log,
+    /// The member of the in-sync set that held it: this process, or whose image was loaded.
+    pub member: Incarnation,
+}
+
+/// What only an active controller has, from its first confirmation on.
+pub(crate) struct Active {
+    pub resident: Resident,
+    pub grants: Grants,
+    pub drives: Drives,
+    /// Shards being read and written for hosts.
+    pub requests: Slab<HostRequest>,
+    /// Appends to be acknowledged, in the order of their positions.
+    pub acks: VecDeque<Ack>,
+    /// Replies that wait for a position to be mirrored, in order.
+    pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
+    /// Control requests that wait for room in the log (C13).
+    pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage)>,
+    pub quota: u64,
+}
+
+/// An append that waits for its position to be mirrored.
+pub(crate) struct Ack {
+    pub position: u64,
+    pub connection: ConnectionId,
+    pub lane: u8,
+    pub number: u64,
+}
+
+/// Who waits for a reply of the catalog.
+pub(crate) enum Waiter {
+    Apply,
+    Flow(Promise<CatalogReply>),
+    Host(HostWaiter),
+}
+
+/// Requests to the catalog, in order.
+pub(crate) struct CatalogQueue {
+    port: Box<dyn CatalogPort>,
+    next: Token,
+    waiting: BTreeMap<Token, Waiter>,
+    pending: Vec<(Position, Control)>,
+    applies: usize,
+    polled: Vec<(Token, CatalogReply)>,
+}
+
+impl CatalogQueue {
+    pub fn new(port: Box<dyn CatalogPort>) -> CatalogQueue {
+        CatalogQueue {
+            port,
+            next: 1,
+            waiting: BTreeMap::new(),
+            pending: Vec::new(),
+            applies: 0,
+            polled: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, waiter: Waiter, request: CatalogRequest) {
+        let token = self.next;
+        self.next += 1;
+        self.waiting.insert(token, waiter);
+        self.port.submit(token, request);
+    }
+
+    /// Asks, after everything that was to be applied before.
+    pub fn ask(&mut self, waiter: Waiter, request: CatalogRequest) {
+        self.flush();
+        self.submit(waiter, request);
+    }
+
+    /// As [`ask`](CatalogQueue::ask), for a flow.
+    pub fn ask_flow(&mut self, request: CatalogRequest) -> Outcome<CatalogReply> {
+        let (kept, outcome) = promise();
+        self.ask(Waiter::Flow(kept), request);
+        outcome
+    }
+
+    fn flush(&mut self) {
+        if !self.pending.is_empty() {
+            self.applies += 1;
+            let entries = std::mem::take(&mut self.pending);
+            self.submit(Waiter::Apply, CatalogRequest::Apply(entries));
+        }
+    }
+
+
+    fn poll(&mut self) -> Vec<(Waiter, CatalogReply)> {
+        self.port.poll(&mut self.polled);
+        let mut done = Vec::with_capacity(self.polled.len());
+        for (token, reply) in self.polled.drain(..) {
+            let waiter = self.waiting.remove(&token).expect("a reply is to a request");
+            self.applies -= usize::from(matches!(waiter, Waiter::Apply));
+            done.push((waiter, reply));
+        }
+        done
+    }
+}
+
+pub(crate) struct State {
+    pub settings: Rc<Settings>,
+    pub links: Rc<dyn Links>,
+    pub executor: Executor,
+    pub observer: Rc<dyn Observer>,
+    pub incarnation: Incarnation,
+    pub phase: Phase,
+    pub role: Option<LogRole>,
+    pub held: Option<Held>,
+    /// Both were joined at least once in this process's life.
+    pub confirmed: bool,
+    pub mirror: Mirror,
+    pub peer: Option<PeerLink>,
+    pub active: Option<Active>,
+    /// The drives, until this controller becomes active.
+    pub pool: Option<Drives>,
+    /// The vault's image that was loaded and is not ended yet.
+    pub image: Option<VaultHeader>,
+    /// Standby: the role epoch.
+    pub epoch: Epoch,
+    pub sessions: BTreeMap<ConnectionId, Session>,
+    pub catalog: CatalogQueue,
+    /// Committed stripes, as far as is known here.
+    pub stripes: u64,
+    pub counters: Counters,
+    pub fatal: Option<String>,
+    pub stopping: bool,
+    /// Kept for its memory.
+    parts: Vec<Bytes>,
+}
+
+impl State {
+    pub fn new(
+        settings: Rc<Settings>,
+        links: Rc<dyn Links>,
+        executor: Executor,
+        observer: Rc<dyn Observer>,
+        catalog: Box<dyn CatalogPort>,
+        pool: Drives,
+    ) -> State {
+        State {
+            settings,
+            links,
+            executor,
+            observer,
+            incarnation: Incarnation(0),
+            phase: Phase::Starting,
+            role: None,
+            held: None,
+            confirmed: false,
+            mirror: Mirror::default(),
+            peer: None,
+            active: None,
+            pool: Some(pool),
+            image: None,
+            epoch: Epoch(0),
+            sessions: BTreeMap::new(),
+            catalog: CatalogQueue::new(catalog),
+            stripes: 0,
+            counters: Counters::default(),
+            fatal: None,
+            stopping: false,
+            parts: Vec::new(),
+        }
+    }
+
+    pub fn is_active_controller(&self) -> bool {
+        self.settings.controller == 0
+    }
+
+    /// What this controller brings to a meeting.
+    pub fn standing(&self) -> Standing {
+        let log = self.held.as_ref().map(|held| HeldLog {
+            log: held.log.id(),
+            member: held.member,
+            next: held.log.next(),
+        });
+        let catalog = Position(self.mirror.catalog);
+        Standing { incarnation: self.incarnation, log, catalog }
+    }
+
+    /// Whether entries are being mirrored.
+    pub fn is_joined(&self) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.joined)
+    }
+
+    pub fn fail(&mut self, reason: String) {
+        if self.fatal.is_none() {
+            tracing::error!("{reason}");
+            self.fatal = Some(reason);
+        }
+    }
+
+    /// Makes the effects of control records up to a position happen, in order, each once (C4, C11).
+    pub fn advance_effects(&mut self, through: Position) {
+        let Some(held) = &mut self.held else { return };
+        let before = held.log.len();
+        while let Some((position, control)) =
+            held.log.next_control(Position(self.mirror.effects), through)
+        {
+            held.log.release(&control);
+            if let Some(active) = &mut self.active {
+                active.effect(&control);
+            }
+            self.mirror.effects = position.0;
+            if position.0 > self.mirror.catalog {
+                self.catalog.pending.push((position, control));
+            }
+        }
+        self.mirror.effects = self.mirror.effects.max(through.0);
+        self.counters.released += before - held.log.len();
+    }
+
+    /// Takes replies of the catalog; gives those for hosts and flows. True when there was any.
+    pub fn poll_catalog(&mut self) -> bool {
+        let replies = self.catalog.poll();
+        let any = !replies.is_empty();
+        for (waiter, reply) in replies {
+            if let CatalogReply::Failed(reason) = &reply {
+                self.fail(reason.clone());
+            }
+            match (waiter, reply) {
+                (Waiter::Apply, CatalogReply::Applied(applied)) => {
+                    self.mirror.catalog = self.mirror.catalog.max(applied.through.0);
+                    if let Some(active) = &mut self.active {
+                        active.resident.synced(applied.through);
+                        for place in &applied.freed {
+                            active.grants.allocator.free(place);
+                        }
+                    }
+                }
+                (Waiter::Apply, _) => {}
+                (Waiter::Flow(promise), reply) => promise.fulfil(reply),
+                (Waiter::Host(waiter), reply) => self.answer_host(waiter, reply),
+            }
+        }
+        any
+    }
+
+    /// What every turn ends with: forward, acknowledge, answer, trim, apply, once for all that came (group
+    /// commit). True when something was done that may lead to more.
+    pub fn finish(&mut self) -> bool {
+        if self.fatal.is_some() || self.stopping {
+            return false;
+        }
+        let mut any = self.take_deferred();
+        if self.is_active_controller() {
+            any |= self.forward();
+            any |= self.acknowledge();
+            self.trim();
+        } else {
+            self.answer();
+        }
+        if self.catalog.applies == 0 {
+            self.catalog.flush();
+        }
+        if let Some(held) = &mut self.held {
+            any |= held.log.compact();
+        }
+        any
+    }
+
+    /// Active: sends what the standby lacks.
+    fn forward(&mut self) -> bool {
+        let (Some(peer), Some(held)) = (&mut self.peer, &self.held) else { return false };
+        if !peer.joined {
+            return false;
+        }
+        let (end, trimmed) = (held.log.next(), held.log.trimmed());
+        let mut any = false;
+        while self.links.queued(peer.connection) < FORWARD_QUEUED_MAX {
+            let mut entries = Vec::new();
+            let mut bytes = 0;
+            self.parts.clear();
+            self.parts.push(Bytes::new());
+            let mut from = Position(self.mirror.forwarded + 1);
+            while let Some((position, entry)) = held.log.next_entry(from, end) {
+                let full = bytes + entry.bytes.len() > FORWARD_BYTES_MAX
+                    || entries.len() == FORWARD_ENTRIES_MAX;
+                if full && !entries.is_empty() {
+                    break;
+                }
+                assert_eq!(position, from, "what is not mirrored is not released");
+                entries.push(peer_entry(position, entry));
+                bytes += entry.bytes.len();
+                self.parts.push(entry.bytes.clone());
+                from = Position(position.0 + 1);
+            }
+            if entries.is_empty() && trimmed == peer.trim_sent {
+                break;
+            }
+            any = true;
+            self.mirror.forwarded = from.0 - 1;
+            if !entries.is_empty() {
+                peer.sent.push_back((self.mirror.forwarded, self.executor.now()));
+            }
+            peer.trim_sent = trimmed;
+            self.counters.batches += 1;
+            let header = PeerMessage::Forward { entries, trimmed };
+            self.parts[0] = cleave_wire::encode_header(&header);
+            // A closed connection is reported by its event.
+            let _ = self.links.send(peer.connection, 0, &self.parts);
+        }
+        self.parts.clear();
+        any
+    }
+
+    /// Active: the standby's answer.
+    pub fn held_by_standby(&mut self, through: Position, catalog: Position) -> Result<(), String> {
+        self.mirror.held(through, catalog).map_err(|error| error.to_string())?;
+        let now = self.executor.now();
+        if let Some(peer) = &mut self.peer {
+            while let Some((position, at)) = peer.sent.front().copied() {
+                if position > through.0 {
+                    break;
+                }
+                self.observer.mirrored(now.since(at));
+                peer.sent.pop_front();
+            }
+        }
+        self.advance_effects(Position(self.mirror.mirrored));
+        Ok(())
+    }
+
+    /// Standby: takes forwarded entries off the message.
+    pub fn take_forwarded(
+        &mut self,
+        entries: &[PeerEntry],
+        trimmed: Position,
+        message: &mut Message,
+    ) -> Result<(), String> {
+        let held = self.held.as_mut().expect("a joined standby holds the log");
+        crate::mirror::check_order(held.log.next(), entries).map_err(|error| error.to_string())?;
+        insert_entries(&mut held.log, entries, message)?;
+        self.counters.records += entries.len() as u64;
+        let last = Position(held.log.next().0 - 1);
+        self.mirror.mirrored = last.0;
+        self.advance_effects(last);
+        if trimmed.0 > self.mirror.catalog {
+            return Err("the peer trimmed what the catalog here has not synced".to_owned());
+        }
+        self.held.as_mut().expect("held above").log.trim(trimmed);
+        Ok(())
+    }
+
+    /// Standby: says how far it is, if that changed.
+    fn answer(&mut self) {
+        let (Some(peer), Some(held)) = (&self.peer, &self.held) else { return };
+        if !peer.joined {
+            return;
+        }
+        let last = Position(held.log.next().0 - 1);
+        if let Some((through, catalog)) = self.mirror.answer(last) {
+            self.counters.batches += 1;
+            let message = PeerMessage::Held { through, catalog };
+            let header = cleave_wire::encode_header(&message);
+            let _ = self.links.send(peer.connection, 0, &[header]);
+        }
+    }
+
+    /// Active: drops control entries that both catalogs have (C11).
+    fn trim(&mut self) {
+        if self.is_joined()
+            && let Some(held) = &mut self.held
+        {
+            held.log.trim(self.mirror.trimmable());
+        }
+    }
+
+    pub fn send_peer(&self, message: &PeerMessage, payload: &[Bytes]) -> Result<(), SendError> {
+        let Some(peer) = &self.peer else { return Err(SendError::Closed) };
+        let mut parts = Vec::with_capacity(1 + payload.len());
+        parts.push(cleave_wire::encode_header(message));
+        parts.extend_from_slice(payload);
+        self.links.send(peer.connection, 0, &parts)
+    }
+}
+
+impl Active {
+    /// Takes the drives over; those that are missing are reported as lost.
+    pub fn take_drives(&mut self, mut drives: Drives) {
+        drives.report_missing();
+        self.drives = drives;
+    }
+
+    /// A control record is mirrored: what it means for slots.
+    pub fn effect(&mut self, control: &Control) {
+        match control {
+            Control::Commit(commit) => self.grants.committed(commit.stripe),
+            Control::GrantEnd { stripes } => {
+                stripes.iter().for_each(|stripe| self.grants.ended(*stripe));
+            }
+            Control::HostStart { .. } => {
+                let resident = &self.resident;
+                let current = |incarnation| resident.hosts().any(|(_, now)| now == incarnation);
+                for stripe in self.grants.of(|incarnation| !current(incarnation)) {
+                    self.grants.ended(stripe);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How an entry is named on the wire.
+pub(crate) fn peer_entry(position: Position, entry: &crate::log::LogEntry) -> PeerEntry {
+    let kind = match entry.kind {
+        crate::log::LogEntryKind::Record(..) => PeerEntryKind::Record,
+        crate::log::LogEntryKind::Control => PeerEntryKind::Control,
+    };
+    PeerEntry { position, kind, length: entry.bytes.len() as u32 }
+}
+
+/// Takes entries off a message into a log. Errors leave the log with the entries before.
+pub(crate) fn insert_entries(
+    log: &mut Log,
+    entries: &[PeerEntry],
+    message: &mut Message,
+) -> Result<(), String> {
+    for entry in entries {
+        let length = entry.length as usize;
+        let inserted = match entry.kind {
+            PeerEntryKind::Record => log.insert_record(entry.position, message, length),
+            PeerEntryKind::Control => match message.take(length) {
+                // Copied: a slice would keep the link's whole buffer.
+                Some(bytes) => log
+                    .insert_encoded_control(entry.position, Bytes::copy_from_slice(&bytes))
+                    .map(drop),
+                None => Err(cleave_format::FormatError::Short("log entry")),
+            },
+        };
+        inserted.map_err(|error| format!("the peer sent an unusable entry: {error}"))?;
+    }
+    if message.is_empty() { Ok(()) } else { Err("the peer sent more than it said".to_owned()) }
+}
