@@ -1,6 +1,7 @@
 #!/bin/sh
 # First process of a guest: loads modules, runs /command with its output on the port
-# "cleave.output", reports its exit status on the port "cleave.status", powers off.
+# "cleave.output" and its input from "cleave.input", reports its exit status on the port
+# "cleave.status", powers off.
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -19,7 +20,8 @@ port() {
     done
 }
 tries=0
-while [ -z "$(port cleave.output)" ] || [ -z "$(port cleave.status)" ]; do
+while [ -z "$(port cleave.output)" ] || [ -z "$(port cleave.status)" ] ||
+    [ -z "$(port cleave.input)" ]; do
     tries=$((tries + 1))
     [ "$tries" -gt 300 ] && echo "guest: the ports did not appear" && poweroff -f
     sleep 0.1
@@ -28,7 +30,7 @@ output=$(port cleave.output)
 status=$(port cleave.status)
 echo up >"$status"
 cd /root || exit
-sh /command >"$output" 2>&1 </dev/null
+sh /command >"$output" 2>&1 <"$(port cleave.input)"
 echo "exit $?" >"$status"
 sync
 poweroff -f

@@ -5,7 +5,8 @@
         status = guest.wait(seconds=300)
         print(guest.output())
 
-Between start and wait the test may do what it likes to the guest's disks. A guest that panics, or
+Between start and wait the test may do what it likes to the guest's disks, and tell the command
+lines on its standard input. A guest that panics, or
 that ends without a report, raises `GuestError` with the end of its console.
 """
 
@@ -92,6 +93,8 @@ class Guest:
             file.write(self._initramfs(linux))
         for name in ("output", "status", "console"):
             open(self._path(name), "wb").close()
+        os.mkfifo(self._path("input.in"))
+        os.mkfifo(self._path("input.out"))
         arguments = self._arguments(linux.image)
         with open(self._path("qemu"), "wb") as errors:
             try:
@@ -115,6 +118,11 @@ class Guest:
     def until_output(self, text, seconds):
         """Waits until the command has written `text`."""
         self._until(lambda: text in self.output(), seconds, f"it did not say {text!r}")
+
+    def tell(self, line):
+        """Gives the command a line on its standard input."""
+        with open(self._path("input.in"), "wb", buffering=0) as file:
+            file.write(line.encode() + b"\n")
 
     def wait(self, seconds):
         """Waits for the end of the command and of the guest; the command's exit status."""
@@ -237,6 +245,8 @@ class Guest:
         for name in ("output", "status"):
             arguments += ["-chardev", f"file,id={name},path={self._path(name)}"]
             arguments += ["-device", f"virtserialport,bus=ports.0,chardev={name},name=cleave.{name}"]
+        arguments += ["-chardev", f"pipe,id=input,path={self._path('input')}"]
+        arguments += ["-device", "virtserialport,bus=ports.0,chardev=input,name=cleave.input"]
         for number, disk in enumerate(self.disks):
             arguments += disk.arguments(number)
         return arguments
