@@ -1,0 +1,108 @@
+"""Content verification through a vhost-user front end, without a guest."""
+
+import os
+import threading
+import time
+
+from cluster import CONTROLLERS, HOST, Cluster, memory_of
+from framework import check, scenario
+from verifier import Verifier
+
+BUDGET = 384 << 20
+
+
+class MemoryWatch:
+    """The most memory that the host engine had, over all its restarts."""
+
+    def __init__(self, cluster):
+        self.most = 0
+        self._cluster = cluster
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self):
+        while not self._over.wait(0.5):
+            try:
+                pid = self._cluster.processes()[HOST]["pid"]
+                if pid is not None:
+                    self.most = max(self.most, memory_of(pid))
+            except (OSError, TypeError, AssertionError):
+                # It ended while it was looked at.
+                pass
+
+    def end(self):
+        """Stops watching; the maximum."""
+        self._over.set()
+        self._thread.join()
+        return self.most
+
+
+def _verify_with_kills(context, extra):
+    cluster = Cluster(context, arguments=["--host-memory", str(BUDGET), *extra])
+    cluster.start("--vdisk", "data:2G")
+    write = context.options.write
+    watch = MemoryWatch(cluster)
+    verifier = Verifier(context, cluster, "data", write, ["--depth", "32"])
+    for part in (1, 2, 3):
+        verifier.until_written(write * part // 4, 1200)
+        cluster.kill(HOST)
+        time.sleep(0.2 * part)
+        cluster.restart(HOST)
+    figures = verifier.finish(1800)
+    check(figures["reconnects"] >= 3, f"the engine was lost {figures['reconnects']} times, not 3")
+    most = watch.end()
+    print(
+        f"e2e: wrote {figures['written'] >> 20} MiB, read {figures['read'] >> 20} MiB, "
+        f"{figures['lost']} requests in flight at kills; the host engine had at most {most >> 20} MiB"
+    )
+    check(most > 0, "the host engine's memory was never seen")
+    check(most <= BUDGET * 11 // 10, f"the host engine had {most} bytes, more than its budget + 10 %")
+    cluster.stop()
+
+
+@scenario
+def content_survives_kills_of_the_host_engine(context):
+    """Writes, zeroes, discards and reads at depth 32; the host engine is killed three times."""
+    _verify_with_kills(context, [])
+
+
+@scenario
+def encrypted_content_survives_kills_of_the_host_engine(context):
+    """The same, encrypted."""
+    _verify_with_kills(context, ["--encrypt"])
+
+
+@scenario
+def content_survives_kills_of_controllers_and_lost_drives(context):
+    """Each controller is killed and restarted, and two drive files are removed, under load."""
+    cluster = Cluster(context)
+    cluster.start("--vdisk", "data:1G")
+    write = context.options.write // 2
+    verifier = Verifier(context, cluster, "data", write)
+    for part, name in enumerate(CONTROLLERS * 2, 1):
+        verifier.until_written(write * part // 7, 1200)
+        cluster.kill(name)
+        time.sleep(0.5)
+        cluster.restart(name)
+    for part, number in ((5, 2), (6, 7)):
+        verifier.until_written(write * part // 7, 1200)
+        os.remove(cluster.drive(number))
+    figures = verifier.finish(1800)
+    check(figures["reconnects"] == 0, "the host engine ended")
+    warnings = "\n".join(cluster.status()["warnings"])
+    check("drive 2 is lost" in warnings and "drive 7 is lost" in warnings, warnings)
+    cluster.stop()
+
+
+@scenario
+def several_queues_and_single_requests(context):
+    """Four queues at once, and one request at a time, over drives in memory."""
+    cluster = Cluster(context, arguments=["--memory-drives", "--drives", "3", "--drive-size", "2G"])
+    cluster.start("--vdisk", "data:256M")
+    saved = context.path("saved")
+    arguments = ["--queues", "4", "--save", saved]
+    Verifier(context, cluster, "data", 96 << 20, arguments).finish(600)
+    arguments = ["--depth", "1", "--load", saved]
+    Verifier(context, cluster, "data", 16 << 20, arguments).finish(600)
+    cluster.stop()

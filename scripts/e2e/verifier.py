@@ -1,0 +1,71 @@
+"""One `cleave-verify`: random requests with every content checked, also while engines are killed."""
+
+import os
+import re
+import subprocess
+
+from framework import Failure, check, until
+
+
+class Verifier:
+    """A run over one vdisk."""
+
+    def __init__(self, context, cluster, vdisk, write, arguments=()):
+        self.context = context
+        seed = str(context.options.seed)
+        line = [context.options.program("cleave-verify"), "--socket", cluster.socket(vdisk)]
+        line += ["--bytes", str(write), "--seed", seed, *arguments]
+        number = len([name for name in _files(context) if name.startswith("verify-")])
+        self._output = context.path(f"verify-{number}.log")
+        with open(self._output, "wb") as output:
+            self._process = subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+        context.at_end(self._end)
+
+    def output(self):
+        """What it has said so far."""
+        with open(self._output, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def written(self):
+        """Bytes written so far."""
+        found = re.findall(r"^progress (\d+) of", self.output(), re.MULTILINE)
+        return int(found[-1]) if found else 0
+
+    def reconnects(self):
+        """How often it has found the engine again."""
+        return self.output().count("reconnected")
+
+    def until_written(self, count, seconds):
+        """Waits until so many bytes have been written."""
+
+        def enough():
+            check(self.is_running(), f"cleave-verify ended early: {self.output()[-2000:]}")
+            return self.written() >= count
+
+        until(enough, seconds, lambda: f"cleave-verify wrote {self.written()} of {count} bytes")
+
+    def is_running(self):
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def finish(self, seconds):
+        """Waits for its end, which must be a success; the figures of its last line."""
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"cleave-verify did not end in {seconds} s: {self.output()[-2000:]}") from None
+        check(status == 0, f"cleave-verify ended with {status}: {self.output()[-2000:]}")
+        last = self.output().splitlines()[-1]
+        check(last.startswith("verified "), f"cleave-verify said {last!r}")
+        return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last)}
+
+    def _end(self):
+        if self.is_running():
+            self._process.kill()
+            self._process.wait()
+
+
+def _files(context):
+    return os.listdir(context.folder)

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Runs everything: formatting, lints, all tests of all crates, and end-to-end tests with real guests.
+#
+# Installs what is missing of what tests need (apt, as root; components of rustup). Ends with a line
+# "N passed, N failed", and with a status other than 0 when something failed.
+#
+#   scripts/test.sh [--only checks|crates|e2e] [-- OPTIONS OF scripts/e2e]
+
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+only=all
+while [ $# -gt 0 ]; do
+    case $1 in
+        --only) only=${2:-}; shift 2 || die "--only needs checks, crates or e2e" ;;
+        --) shift; break ;;
+        -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) die "unknown option $1" ;;
+    esac
+done
+case $only in all | checks | crates | e2e) ;; *) die "--only takes checks, crates or e2e" ;; esac
+
+passed=0
+failed=0
+failures=()
+logs=$ROOT/target/test-logs
+
+# Runs one thing that passes or fails as a whole.
+single() {
+    local name=$1 log
+    shift
+    log=$logs/${name//[^a-z0-9]/-}.log
+    say "$name"
+    if "$@" >"$log" 2>&1; then
+        passed=$((passed + 1))
+        echo "$name ... ok"
+    else
+        failed=$((failed + 1))
+        failures+=("$name")
+        tail -n 40 "$log"
+        echo "$name ... FAILED (all of it is in $log)"
+    fi
+}
+
+# All tests of all crates: each one counts. What does not compile is one failure.
+crates() {
+    local log=$logs/crates.log status=0 counted
+    say "tests of all crates"
+    cargo test --workspace --locked --no-fail-fast >"$log" 2>&1 || status=$?
+    counted=$(awk '/^test result: /{ p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
+    local good=${counted% *} bad=${counted#* }
+    if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
+        # It did not compile, or a test program ended without a report.
+        bad=1
+        failures+=("cargo test ended with $status")
+        tail -n 60 "$log"
+    fi
+    while read -r name; do failures+=("$name"); done < <(awk '/^test .* \.\.\. FAILED$/{ print $2 }' "$log")
+    if [ "$bad" != 0 ]; then
+        awk '/^failures:$/{ on = 1 } on { print } /^test result: /{ on = 0 }' "$log" | head -n 200
+    fi
+    passed=$((passed + good))
+    failed=$((failed + bad))
+    echo "crates: $good passed, $bad failed"
+}
+
+end_to_end() {
+    local log=$logs/e2e.log counted
+    say "end-to-end tests"
+    python3 scripts/e2e "$@" 2>&1 | tee "$log" || true
+    counted=$(sed -n 's/^e2e: \([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -n 1)
+    if [ -z "$counted" ]; then
+        failed=$((failed + 1))
+        failures+=("end-to-end tests ended without a report")
+        return
+    fi
+    passed=$((passed + ${counted% *}))
+    failed=$((failed + ${counted#* }))
+    while read -r name; do failures+=("$name"); done < <(sed -n 's/^failed: //p' "$log")
+}
+
+start=$SECONDS
+install_packages "${BUILD_PACKAGES[@]}" "${GUEST_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+require_cargo
+cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+mkdir -p "$logs"
+
+if [ "$only" = all ] || [ "$only" = checks ]; then
+    single "formatting" cargo fmt --all --check
+    single "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
+fi
+if [ "$only" = all ] || [ "$only" = crates ]; then
+    crates
+fi
+if [ "$only" = all ] || [ "$only" = e2e ]; then
+    single "release build" build_programs -p cleave-verify
+    end_to_end "$@"
+fi
+
+say "$((SECONDS - start)) s"
+for failure in "${failures[@]}"; do echo "failed: $failure"; done
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
