@@ -175,7 +175,7 @@ impl Load {
                         let unique = number * 16 + index as u64;
                         // Most of the content stays from the last use of the slot: only what makes it unique is
                         // new, so that the front end costs little.
-                        if part[4095] == 0 {
+                        if part[4088..] == [0; 8] {
                             fill_block(part, unique, self.seed);
                         }
                         part[..8].copy_from_slice(&(unique ^ self.seed << 48).to_le_bytes());

@@ -87,9 +87,13 @@ pub type Failure = Box<dyn std::error::Error>;
 /// Content of block `number`: compressible by about a half and different for each number and seed.
 pub fn fill_block(block: &mut [u8], number: u64, seed: u64) {
     let mut state = cleave_verify::random::Random::new(number.wrapping_mul(0x9e37) ^ seed << 40);
-    let half = block.len() / 2;
-    for chunk in block[..half].chunks_exact_mut(8) {
+    let (unique, copied) = block.split_at_mut(block.len() / 2);
+    for chunk in unique.chunks_exact_mut(8) {
         chunk.copy_from_slice(&state.draw().to_le_bytes());
     }
-    block[half..].fill(number as u8 | 1);
+    // Pieces of the first half again, in another order: matches as text and code have them.
+    for piece in copied.chunks_exact_mut(64) {
+        let from = state.below((unique.len() / 64) as u64) as usize * 64;
+        piece.copy_from_slice(&unique[from..from + 64]);
+    }
 }
