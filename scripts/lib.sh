@@ -7,6 +7,7 @@ set -euo pipefail
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive CARGO_TERM_COLOR=never PYTHONDONTWRITEBYTECODE=1
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
+export CARGO_TARGET_DIR=$ROOT/target
 
 # What the build needs beside Rust.
 BUILD_PACKAGES=(gcc libc6-dev)

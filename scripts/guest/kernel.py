@@ -78,18 +78,32 @@ class Kernel:
 
 
 def fetch(cache):
-    """The newest kernel that apt offers, from `cache` if it is there already."""
+    """The kernel in `cache`; the newest that apt offers when there is none."""
     os.makedirs(cache, exist_ok=True)
     present = sorted(name for name in os.listdir(cache) if name.startswith("linux-image-"))
+    if present:
+        return Kernel(f"{cache}/{present[-1]}")
     package = _newest()
     if package is None:
-        if not present:
-            raise KernelError(f"apt does not know {PACKAGE}; run apt-get update")
-        return Kernel(f"{cache}/{present[-1]}")
+        _update()
+        package = _newest()
+    if package is None:
+        raise KernelError(f"apt does not know {PACKAGE}; are Debian's package sources configured?")
     target = f"{cache}/{package}"
-    if not os.path.isdir(target):
+    try:
+        _unpack(package, cache, target)
+    except KernelError:
+        # A list that is older than the archive names a package that is gone.
+        _update()
+        package = _newest() or package
+        target = f"{cache}/{package}"
         _unpack(package, cache, target)
     return Kernel(target)
+
+
+def _update():
+    if os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False)
 
 
 def _newest():
