@@ -78,7 +78,7 @@ impl HostCore {
     }
 
     /// Takes what the links have, and sends what came together. True when there was anything; the
-    /// executor's tasks run between turns.
+    /// executor's tasks run between turns, and they too bring completions and events.
     pub fn turn(&self) -> bool {
         let shared = &self.0;
         let mut events = shared.events.borrow_mut();
@@ -92,7 +92,7 @@ impl HostCore {
         let sent = state.flush();
         drop(state);
         let slow = shared.start_slow_reads();
-        any || sent || slow || !shared.state.borrow().completions.is_empty()
+        any || sent || slow
     }
 
     /// Takes a request. Gives it back when the write buffer has no room: the owner keeps it and tries

@@ -114,12 +114,11 @@ fn lost_drives_and_rot_are_solved() {
     rig.start_host();
     rig.open();
     let mut model = Model::new(13, SIZE);
-    model.work(&rig, 2_000, 32);
+    model.work(&rig, 5_000, 32);
     // One shard of every stripe is rotten: its drive does not say so.
     let stripes: Vec<StripeId> = rig.pool.borrow().stripes.keys().copied().collect();
-    for stripe in &stripes {
-        let shard = (stripe.0 % 4) as u8;
-        rig.pool.borrow_mut().rotten.insert((*stripe, shard));
+    for (index, stripe) in stripes.iter().enumerate() {
+        rig.pool.borrow_mut().rotten.insert((*stripe, index as u8 % 4));
     }
     model.read_all(&rig);
     let stats = rig.core().stats();
@@ -134,7 +133,7 @@ fn lost_drives_and_rot_are_solved() {
     rig.start_host();
     rig.open();
     model.read_all(&rig);
-    model.work(&rig, 500, 32);
+    model.work(&rig, 2_500, 32);
     assert!(rig.core().stats().stripes_committed > 0);
 }
 
