@@ -1,0 +1,300 @@
+//! The simulated cluster: what lives through crashes (guests, drives, vaults, catalogs, the store), the
+//! processes over it, and their starts, crashes and stops.
+//!
+//! A controller may be crashed only while every acknowledged record is held elsewhere:
+//! [`Cluster::may_crash`] is the line between what Cleave survives and what it says it does not.
+
+use crate::controller::ControllerEngine;
+use crate::guest::Guest;
+use crate::host::HostEngine;
+use crate::journal::Journal;
+use crate::plan::{CONTROLLERS, Plan};
+use crate::store::SimStore;
+use cleave_catalog::storage::MemoryStorage;
+use cleave_coordinator::encoding::decode;
+use cleave_coordinator::records::datanode_key;
+use cleave_coordinator::{Answer, LogRole, Operation};
+use cleave_datanode_core::vault::vault_capacity;
+use cleave_format::ids::DriveId;
+use cleave_format::superblock::{COPIES, DriveIdentity, SUPERBLOCK, Superblock};
+use cleave_runtime::drives::{Drive, DriveOperation, DriveRequest};
+use cleave_runtime::random::Random;
+use cleave_runtime_sim::{SimDrive, World};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A simulated cluster.
+pub struct Cluster {
+    /// The world it lives in.
+    pub world: World,
+    /// What the seed stands for.
+    pub plan: Rc<Plan>,
+    /// What happened.
+    pub journal: Journal,
+    /// The coordinator store.
+    pub store: SimStore,
+    /// Randomness of the director.
+    pub random: Rc<dyn Random>,
+    /// One guest a vdisk.
+    pub guests: Rc<Vec<RefCell<Guest>>>,
+    /// The pool, in the order of drive identities.
+    pub drives: Vec<SimDrive>,
+    /// Each controller's vault.
+    pub vaults: [SimDrive; 2],
+    /// Each controller's catalog.
+    pub catalogs: [MemoryStorage; 2],
+    /// The host engine, while it runs.
+    pub host: Option<HostEngine>,
+    /// The controllers, while they run.
+    pub controllers: [Option<ControllerEngine>; 2],
+    /// Drives that were lost.
+    pub lost: Cell<u16>,
+    /// The role epoch whose vault images are both complete, while they count.
+    pub images: Cell<Option<u64>>,
+}
+
+impl Cluster {
+    /// A cluster at its very beginning: drives formatted, nothing runs but the store.
+    pub fn new(plan: Plan, journal: Journal) -> Cluster {
+        let plan = Rc::new(plan);
+        let world = World::new(plan.seed);
+        let store = SimStore::new(&world);
+        let random = world.random();
+        let guest = |vdisk: &crate::plan::VdiskPlan| {
+            RefCell::new(Guest::new(vdisk.vdisk, vdisk.size, world.random(), journal.clone()))
+        };
+        let guests: Vec<_> = plan.vdisks.iter().map(guest).collect();
+        let drive = |number| world.create_drive(&format!("drive-{number}"), plan.drive_size);
+        let drives: Vec<SimDrive> = (0..plan.drives).map(drive).collect();
+        let capacity = vault_capacity(plan.log.record_bytes_max, plan.log.control_bytes_max);
+        let vault = |name: &str| world.create_drive(&format!("vault-{name}"), capacity);
+        let vaults = CONTROLLERS.map(vault);
+        format(&world, &plan, &drives);
+        Cluster {
+            plan,
+            journal,
+            store,
+            random,
+            guests: Rc::new(guests),
+            drives,
+            vaults,
+            catalogs: Default::default(),
+            host: None,
+            controllers: [None, None],
+            lost: Cell::new(0),
+            images: Cell::new(None),
+            world,
+        }
+    }
+
+    /// Starts the host engine.
+    pub fn start_host(&mut self) {
+        self.journal.at(&self.world);
+        let host =
+            HostEngine::start(&self.world, &self.store, &self.plan, &self.guests, &self.journal);
+        self.host = Some(host);
+    }
+
+    /// Crashes the host engine. `resume`: its guests live on (C24).
+    pub fn crash_host(&mut self, resume: bool) {
+        self.journal.at(&self.world);
+        if let Some(host) = self.host.take() {
+            let fate = if resume { "its guests live on" } else { "its guests die with it" };
+            self.journal.fault("host crashes", format!("the host engine crashes; {fate}"));
+            host.process().kill();
+            self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(resume));
+        }
+    }
+
+    /// Starts a controller.
+    pub fn start_controller(&mut self, number: usize) {
+        self.journal.at(&self.world);
+        self.journal.note(format!("{} starts", CONTROLLERS[number]));
+        self.controllers[number] = Some(ControllerEngine::start(self, number));
+    }
+
+    /// Crashes a controller's process; its machine may lose power with it.
+    pub fn crash_controller(&mut self, number: usize, power: bool) {
+        self.journal.at(&self.world);
+        let Some(controller) = self.controllers[number].take() else { return };
+        let (kind, what) = if power {
+            ("power losses", format!("the machine of {} loses power", CONTROLLERS[number]))
+        } else {
+            ("controller crashes", format!("{} crashes", CONTROLLERS[number]))
+        };
+        self.journal.fault(kind, what);
+        controller.process().kill();
+        if power {
+            let random = Rc::clone(&self.random);
+            self.catalogs[number].lose_power(|_| random.below(2) == 0);
+            self.vaults[number].power_loss();
+            // The drives are in the active one's machine.
+            if number == 0 {
+                self.drives.iter().for_each(SimDrive::power_loss);
+            }
+        } else {
+            self.catalogs[number].kill();
+        }
+    }
+
+    /// The data node's record in the store.
+    pub fn role(&self) -> Option<LogRole> {
+        let key = datanode_key(u64::from(self.plan.datanode.0));
+        match self.store.server().execute(Operation::Get { key }) {
+            Ok(Answer::Value(Some(found))) => decode(&found.value).ok(),
+            _ => None,
+        }
+    }
+
+    /// Whether the data node's log survives the crash of this controller.
+    pub fn may_crash(&self, number: usize) -> bool {
+        let Some(role) = self.role() else { return true };
+        if self.images.get() == Some(role.epoch) {
+            return true;
+        }
+        let incarnation = |number: usize| {
+            self.controllers[number].as_ref().and_then(ControllerEngine::incarnation)
+        };
+        let holds = |number| incarnation(number).is_some_and(|own: u64| role.is_in_sync(own));
+        holds(1 - number) || !holds(number)
+    }
+
+    /// Whether both controllers hold the log and say so.
+    pub fn mirrored(&self) -> bool {
+        self.controllers.iter().all(|one| one.as_ref().is_some_and(ControllerEngine::mirrored))
+    }
+
+    /// Whether every vdisk is served.
+    pub fn serves(&self) -> bool {
+        self.host.as_ref().is_some_and(HostEngine::serves)
+    }
+
+    /// Whether no guest has anything to do.
+    pub fn guests_quiet(&self) -> bool {
+        self.guests.iter().all(|guest| guest.borrow().is_quiet())
+    }
+
+    /// Whether no guest has anything in flight.
+    pub fn guests_idle(&self) -> bool {
+        self.guests.iter().all(|guest| guest.borrow().is_idle())
+    }
+
+    /// Lets the world go on until `condition` holds. When it does not within `limit`, that is a failure.
+    pub fn until(&self, what: &str, limit: Duration, condition: impl Fn(&Cluster) -> bool) -> bool {
+        let reached = self.reaches(limit, condition);
+        if !reached && !self.journal.failed() {
+            self.journal.at(&self.world);
+            self.journal.fail(format!(
+                "not within {} s: {what}; {}",
+                limit.as_secs(),
+                self.state()
+            ));
+        }
+        reached
+    }
+
+    /// Lets the world go on until `condition` holds, something fails, or `limit` has passed. Whether
+    /// the condition holds.
+    pub fn reaches(&self, limit: Duration, condition: impl Fn(&Cluster) -> bool) -> bool {
+        let mut reached = false;
+        self.world.run_until(
+            || {
+                reached = condition(self);
+                reached || self.journal.failed()
+            },
+            limit,
+        );
+        self.journal.at(&self.world);
+        reached && !self.journal.failed()
+    }
+
+    /// Lets that much time pass, or less when something fails.
+    pub fn pass(&self, span: Duration) {
+        self.world.run_until(|| self.journal.failed(), span);
+        self.journal.at(&self.world);
+    }
+
+    /// Where everything stands, in words.
+    pub fn state(&self) -> String {
+        let guests: Vec<String> = self
+            .guests
+            .iter()
+            .map(|guest| {
+                let guest = guest.borrow();
+                format!("vdisk {} {}", guest.vdisk(), guest.standing())
+            })
+            .collect();
+        let controllers = [0, 1].map(|number| match &self.controllers[number] {
+            Some(controller) => format!("{} {}", CONTROLLERS[number], controller.describe()),
+            None => format!("{} is down", CONTROLLERS[number]),
+        });
+        let host = match self.host.as_ref().map(|host| (host.serves(), host.stats())) {
+            None => "host is down".to_owned(),
+            Some((_, None)) => "host is starting".to_owned(),
+            Some((serves, Some(stats))) => format!("host serves {serves}: {stats:?}"),
+        };
+        format!("{}; {}; {host}", guests.join(", "), controllers.join("; "))
+    }
+
+    /// Ends all processes, so that nothing holds the world any more.
+    pub fn end(&mut self) {
+        for process in self.world.processes() {
+            process.kill();
+        }
+        self.host = None;
+        self.controllers = [None, None];
+    }
+}
+
+/// Writes the superblocks, as the making of a cluster does.
+fn format(world: &World, plan: &Plan, drives: &[SimDrive]) {
+    let process = world.start_process("format");
+    for (number, drive) in drives.iter().enumerate() {
+        let identity = identity(plan, number);
+        let mut superblock =
+            Superblock::for_size(identity, drive.capacity()).expect("drives are large enough");
+        let open = process.open_drive(drive);
+        for generation in 0..COPIES as u64 {
+            superblock.generation = generation;
+            let mut buffer = open.buffer(SUPERBLOCK);
+            buffer.copy_from_slice(&superblock.encode());
+            perform(
+                world,
+                &*open,
+                DriveOperation::Write { offset: superblock.copy_offset() },
+                Some(buffer),
+            );
+            perform(world, &*open, DriveOperation::Flush, None);
+        }
+    }
+    process.kill();
+}
+
+/// Who a drive of the pool is.
+pub fn identity(plan: &Plan, number: usize) -> DriveIdentity {
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&plan.seed.to_le_bytes());
+    uuid[8] = number as u8;
+    DriveIdentity {
+        cluster: plan.cluster,
+        datanode: plan.datanode,
+        drive: DriveId(number as u16),
+        uuid,
+    }
+}
+
+fn perform(
+    world: &World,
+    drive: &dyn Drive,
+    operation: DriveOperation,
+    buffer: Option<cleave_runtime::buffer::Buffer>,
+) {
+    drive.submit(DriveRequest { token: 1, operation, buffer });
+    let mut done = Vec::new();
+    while done.is_empty() {
+        assert!(world.step(), "a request completes");
+        drive.poll(&mut done);
+    }
+    assert_eq!(done[0].result, Ok(()), "no faults before the run begins");
+}

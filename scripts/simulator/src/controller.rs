@@ -1,0 +1,203 @@
+//! A controller's process: the production core, started and stopped as its shell would.
+//!
+//! Start: open the catalog, the vault and (the active one) the pool's drives, check whose they are, then
+//! run. What a crash leaves is what those hold; the log is gone.
+
+use crate::cluster::{Cluster, identity};
+use crate::journal::Journal;
+use crate::plan::{CONTROLLERS, Plan};
+use cleave_catalog::{Catalog, Owner};
+use cleave_coordinator::{DirectStore, StoreClient};
+use cleave_datanode_core::catalog_port::InlineCatalog;
+use cleave_datanode_core::drives::OpenDrive;
+use cleave_datanode_core::status::Status;
+use cleave_datanode_core::superblocks::identify;
+use cleave_datanode_core::{DataNode, NoObserver, Settings, World as CoreWorld};
+use cleave_format::ids::DriveId;
+use cleave_runtime::drives::{Drive, DriveIo};
+use cleave_runtime::executor::Priority;
+use cleave_runtime_sim::Process;
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::rc::Rc;
+
+/// A running controller.
+pub struct ControllerEngine {
+    process: Process,
+    store: Rc<DirectStore>,
+    shared: Rc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    node: RefCell<Option<DataNode>>,
+    /// Drives whose superblocks are being read, before the core has them.
+    starting: RefCell<Vec<DriveIo>>,
+    stopping: Cell<bool>,
+    stopped: Cell<bool>,
+}
+
+impl ControllerEngine {
+    /// Starts the process.
+    pub fn start(cluster: &Cluster, number: usize) -> ControllerEngine {
+        let process = cluster.world.start_process(CONTROLLERS[number]);
+        let store = cluster.store.connect(&process);
+        let shared = Rc::new(Shared::default());
+        let (journal, plan) = (cluster.journal.clone(), Rc::clone(&cluster.plan));
+        let owner = Owner { cluster: plan.cluster, datanode: plan.datanode };
+        let storage = cluster.catalogs[number].open();
+        match Catalog::open_storage(storage, Path::new("catalog"), owner) {
+            Ok(catalog) => {
+                let vault = process.open_drive(&cluster.vaults[number]);
+                let open = |drive| process.try_open_drive(drive).ok();
+                // The drives are the active one's.
+                let drives = if number == 0 {
+                    cluster.drives.iter().map(open).collect()
+                } else {
+                    Vec::new()
+                };
+                let client = StoreClient::new(store.clone());
+                let world = Startup { process: process.clone(), client, catalog, vault, drives };
+                let starting = start(Rc::clone(&shared), plan, number, world);
+                process.executor().spawn(Priority::Foreground, starting);
+            }
+            Err(error) => journal.fail(format!("the catalog cannot be opened: {error}")),
+        }
+        let turning = Rc::clone(&shared);
+        let world = cluster.world.clone();
+        process.set_turn(move || {
+            journal.at(&world);
+            turning.turn(&journal)
+        });
+        ControllerEngine { process, store, shared }
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its connection to the store.
+    pub fn store(&self) -> &DirectStore {
+        &self.store
+    }
+
+    /// Begins a clean stop.
+    pub fn stop(&self) {
+        self.shared.stopping.set(true);
+        if let Some(node) = &*self.shared.node.borrow() {
+            node.stop();
+        }
+        self.process.wake();
+    }
+
+    /// Whether a stop is over, well or not.
+    pub fn stopped(&self) -> bool {
+        self.shared.stopped.get()
+    }
+
+    /// Why a stop was not clean.
+    pub fn stop_problem(&self) -> Option<String> {
+        self.shared.node.borrow().as_ref().and_then(DataNode::failure)
+    }
+
+    /// Its incarnation, once it drew one.
+    pub fn incarnation(&self) -> Option<u64> {
+        let status = self.status()?;
+        (status.incarnation.0 > 0).then_some(status.incarnation.0)
+    }
+
+    /// Whether both controllers hold the log now, as it sees it.
+    pub fn mirrored(&self) -> bool {
+        self.shared.node.borrow().as_ref().is_some_and(DataNode::is_mirrored)
+    }
+
+    /// Entries of its log, and bytes of control records in it.
+    pub fn log(&self) -> Option<(u64, u64)> {
+        self.status().map(|status| (status.entries, status.control_bytes))
+    }
+
+    /// Its status.
+    pub fn status(&self) -> Option<Status> {
+        self.shared.node.borrow().as_ref().map(DataNode::status)
+    }
+
+    /// In words.
+    pub fn describe(&self) -> String {
+        match self.status() {
+            Some(status) => format!("{status:?}"),
+            None => "starting".to_owned(),
+        }
+    }
+}
+
+struct Startup {
+    process: Process,
+    client: StoreClient,
+    catalog: Catalog,
+    vault: Rc<dyn Drive>,
+    drives: Vec<Option<Rc<dyn Drive>>>,
+}
+
+/// The shell's start.
+async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Startup) {
+    let Startup { process, client, catalog, vault, drives } = startup;
+    let mut opened = Vec::new();
+    for (index, drive) in drives.into_iter().enumerate() {
+        let mut open = None;
+        if let Some(drive) = drive {
+            let io = DriveIo::new(Rc::clone(&drive));
+            shared.starting.borrow_mut().push(io.clone());
+            // One whose superblock cannot be read counts as lost.
+            let superblock = identify(&io, &identity(&plan, index)).await.ok();
+            open = superblock.map(|superblock| OpenDrive { drive, superblock });
+            shared.starting.borrow_mut().clear();
+        }
+        opened.push((DriveId(index as u16), open));
+    }
+    let catalog_applied = catalog.applied();
+    let world = CoreWorld {
+        links: process.links(),
+        executor: process.executor(),
+        store: client,
+        catalog: Box::new(InlineCatalog::new(catalog, process.executor(), plan.catalog_delay)),
+        catalog_applied,
+        vault,
+        drives: opened,
+        observer: Rc::new(NoObserver),
+    };
+    let settings = Settings {
+        cluster: plan.cluster,
+        datanode: plan.datanode,
+        controller: number as u8,
+        peer: plan.peer_of(number),
+        log: plan.log,
+    };
+    let node = DataNode::new(world, settings);
+    if shared.stopping.get() {
+        node.stop();
+    }
+    *shared.node.borrow_mut() = Some(node);
+    process.wake();
+}
+
+impl Shared {
+    fn turn(&self, journal: &Journal) -> bool {
+        let starting: Vec<DriveIo> = self.starting.borrow().clone();
+        let mut any = false;
+        for io in starting {
+            any |= io.turn();
+        }
+        let node = self.node.borrow();
+        let Some(node) = &*node else { return any };
+        any |= node.turn();
+        if let Some(reason) = node.failure() {
+            journal.fail(format!("a controller cannot go on: {reason}"));
+            return false;
+        }
+        if node.is_stopped() {
+            self.stopped.set(true);
+        }
+        any
+    }
+}

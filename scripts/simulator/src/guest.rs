@@ -1,0 +1,358 @@
+//! A guest: several queues' worth of requests in flight on one vdisk, and the judge of what it is told.
+//!
+//! It lives outside of the host engine's process, as a virtual machine does. When the engine dies it either
+//! *resumes* (C24): everything in flight is taken again by the next engine, in the order in
+//! which it was taken, before any new request; or it dies with it, and what was in flight happened or
+//! did not. All requests of a vdisk go to one core, so the judge holds the engine to the order of completions
+//! and to published content too (C23).
+
+use crate::journal::Journal;
+use crate::workload::{BLOCK_SECTORS, Request, Workload};
+use cleave_format::ids::VdiskId;
+use cleave_host_core::{GuestCompletion, GuestRequest, HostCore, Operation};
+use cleave_runtime::Token;
+use cleave_runtime::buffer::Buffer;
+use cleave_runtime::random::Random;
+use cleave_verify::content::{Content, SECTOR, ZEROS, fill, recognise};
+use cleave_verify::model::{Change, Model, Moment};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Sectors of a read of the final pass.
+const CHECK_SECTORS: u64 = 256;
+/// The judge forgets what is settled after so many completions.
+const SWEEP_EVERY: u64 = 512;
+
+/// What is in flight for the judge.
+enum Judged {
+    Change(Change),
+    Read(Moment),
+    Nothing,
+}
+
+struct InFlight {
+    request: Request,
+    /// Number of a write's content.
+    content: Content,
+    judged: Judged,
+}
+
+/// A guest and its disk.
+pub struct Guest {
+    vdisk: VdiskId,
+    sectors: u64,
+    seed: u64,
+    model: Model,
+    workload: Workload,
+    random: Rc<dyn Random>,
+    journal: Journal,
+    /// Requests in flight at most.
+    depth: usize,
+    in_flight: BTreeMap<Token, InFlight>,
+    /// To be taken again before anything new.
+    resume: VecDeque<Token>,
+    /// Tokens of the requests that were taken again and are not completed.
+    resumed: usize,
+    /// The engine had no room for it.
+    held: Option<(Request, Content)>,
+    next_token: Token,
+    writes: u32,
+    /// Requests that it may still begin.
+    budget: u64,
+    /// It begins nothing before.
+    pause_until: Duration,
+    /// One request in so many is followed by a pause.
+    pause_one_in: u64,
+    pause_max: Duration,
+    /// The next sector of a pass over everything, while there is one.
+    check: Option<u64>,
+    completed: u64,
+}
+
+impl Guest {
+    /// A guest of a disk full of zeros.
+    pub fn new(vdisk: VdiskId, size: u64, random: Rc<dyn Random>, journal: Journal) -> Guest {
+        let sectors = size / SECTOR as u64;
+        let workload = Workload::new(Rc::clone(&random), sectors);
+        Guest {
+            vdisk,
+            sectors,
+            seed: random.next_u64(),
+            model: Model::zeros(sectors, true),
+            workload,
+            depth: [1, 4, 16, 32, 64][random.below(5) as usize],
+            in_flight: BTreeMap::new(),
+            resume: VecDeque::new(),
+            resumed: 0,
+            held: None,
+            next_token: vdisk.0 << 40,
+            writes: 0,
+            budget: 0,
+            pause_until: Duration::ZERO,
+            pause_one_in: [0, 200, 20, 4][random.below(4) as usize],
+            pause_max: Duration::from_micros([50, 1_000, 50_000][random.below(3) as usize]),
+            check: None,
+            completed: 0,
+            random,
+            journal,
+        }
+    }
+
+    /// In words.
+    pub fn describe(&self) -> String {
+        format!(
+            "vdisk {} of {} KiB, depth {}, {:?}",
+            self.vdisk,
+            self.sectors / 2,
+            self.depth,
+            self.workload.profile()
+        )
+    }
+
+    /// What it waits for, in words.
+    pub fn standing(&self) -> String {
+        let oldest = self.in_flight.first_key_value();
+        let oldest =
+            oldest.map(|(token, over)| format!(", the oldest {token:#x} {:?}", over.request));
+        format!(
+            "may begin {}, has {} in flight{}, {} to resume, {} held",
+            self.budget,
+            self.in_flight.len(),
+            oldest.unwrap_or_default(),
+            self.resume.len(),
+            usize::from(self.held.is_some()),
+        )
+    }
+
+    /// Its disk.
+    pub fn vdisk(&self) -> VdiskId {
+        self.vdisk
+    }
+
+    /// Its disk's bytes.
+    pub fn size(&self) -> u64 {
+        self.sectors * SECTOR as u64
+    }
+
+    /// Lets it begin so many requests from now on.
+    pub fn set_budget(&mut self, budget: u64) {
+        self.budget = budget;
+        self.pause_until = Duration::ZERO;
+    }
+
+    /// Requests that it may still begin.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Whether nothing is in flight or about to be.
+    pub fn is_quiet(&self) -> bool {
+        self.budget == 0 && self.check.is_none() && self.is_idle()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.held.is_none()
+    }
+
+    /// Reads everything once.
+    pub fn check_everything(&mut self) {
+        self.check = Some(0);
+    }
+
+    /// Sectors whose content is still open.
+    pub fn undecided(&mut self) -> usize {
+        self.model.sweep();
+        self.model.undecided()
+    }
+
+    /// The engine died or gave the vdisk up. `resumes`: the guest lives on.
+    pub fn engine_died(&mut self, resumes: bool) {
+        self.resumed = 0;
+        self.resume.clear();
+        if resumes {
+            self.resume.extend(self.in_flight.keys());
+            return;
+        }
+        self.held = None;
+        for (_, lost) in std::mem::take(&mut self.in_flight) {
+            match lost.judged {
+                Judged::Change(change) => {
+                    let sectors = lost.request.changes().expect("a change has sectors");
+                    self.model.lose(change, sectors);
+                }
+                Judged::Read(begun) => self.model.lose_read(begun),
+                Judged::Nothing => {}
+            }
+        }
+        self.model.sweep();
+        // A pass over everything begins anew: its reads are gone.
+        self.check = self.check.map(|_| 0);
+    }
+
+    /// Sends what may be sent. True when something was sent. `now` is virtual time; the second result
+    /// says when to look again.
+    pub fn send(&mut self, core: &HostCore, now: Duration) -> (bool, Option<Duration>) {
+        let mut any = false;
+        // C24: what was in flight goes first, and is over before anything new begins.
+        while let Some(token) = self.resume.front().copied() {
+            let again = &self.in_flight[&token];
+            let request = self.request(token, &again.request, again.content);
+            if core.submit(request).is_err() {
+                return (any, None);
+            }
+            any = true;
+            self.resume.pop_front();
+            self.resumed += 1;
+        }
+        if self.resumed > 0 {
+            return (any, None);
+        }
+        while self.in_flight.len() < self.depth {
+            if self.held.is_none() {
+                if now < self.pause_until {
+                    return (any, Some(self.pause_until));
+                }
+                self.held = self.next_request();
+            }
+            let Some((request, content)) = self.held.take() else { break };
+            let token = self.next_token;
+            let sent = self.request(token, &request, content);
+            if core.submit(sent).is_err() {
+                self.held = Some((request, content));
+                break;
+            }
+            any = true;
+            self.next_token += 1;
+            self.begun(token, request, content);
+            if self.pause_one_in > 0 && self.random.below(self.pause_one_in) == 0 {
+                let nanos = self.random.below(self.pause_max.as_nanos() as u64);
+                self.pause_until = now + Duration::from_nanos(nanos);
+            }
+        }
+        (any, None)
+    }
+
+    fn next_request(&mut self) -> Option<(Request, Content)> {
+        if self.budget > 0 {
+            self.budget -= 1;
+            let request = self.workload.next();
+            let content = match request {
+                Request::Write(_) => {
+                    self.writes += 1;
+                    Content(self.writes)
+                }
+                _ => ZEROS,
+            };
+            return Some((request, content));
+        }
+        let first = self.check?;
+        let end = (first + CHECK_SECTORS).min(self.sectors);
+        self.check = (end < self.sectors).then_some(end);
+        Some((Request::Read(first..end), ZEROS))
+    }
+
+    fn request(&self, token: Token, request: &Request, content: Content) -> GuestRequest {
+        let offset = |sector: u64| sector * SECTOR as u64;
+        let operation = match request {
+            Request::Write(sectors) | Request::WriteZeroData(sectors) => {
+                let length = offset(sectors.end - sectors.start);
+                let mut data = Buffer::new(length as usize);
+                for (sector, bytes) in sectors.clone().zip(data.chunks_mut(SECTOR)) {
+                    fill(self.seed, content, sector, bytes);
+                }
+                Operation::Write { offset: offset(sectors.start), data }
+            }
+            Request::Read(sectors) => {
+                let length = offset(sectors.end - sectors.start) as u32;
+                Operation::Read { offset: offset(sectors.start), length }
+            }
+            Request::Zero(sectors) => Operation::WriteZeroes {
+                offset: offset(sectors.start),
+                length: offset(sectors.end - sectors.start),
+                unmap: sectors.start.is_multiple_of(2),
+            },
+            Request::Discard(sectors) => Operation::Discard {
+                offset: offset(sectors.start),
+                length: offset(sectors.end - sectors.start),
+            },
+            Request::Flush => Operation::Flush,
+        };
+        GuestRequest { token, vdisk: self.vdisk, operation }
+    }
+
+    fn begun(&mut self, token: Token, request: Request, content: Content) {
+        let judged = match (&request, request.changes()) {
+            (_, Some(sectors)) => {
+                let change = self.model.change();
+                self.model.begin(change, sectors, content, true);
+                Judged::Change(change)
+            }
+            (Request::Read(_), None) => Judged::Read(self.model.begin_read()),
+            _ => Judged::Nothing,
+        };
+        self.in_flight.insert(token, InFlight { request, content, judged });
+    }
+
+    /// Whether a completion is of one of its requests.
+    pub fn owns(&self, token: Token) -> bool {
+        token >> 40 == self.vdisk.0
+    }
+
+    /// Is told the end of a request, and judges it.
+    pub fn complete(&mut self, completion: GuestCompletion) {
+        let GuestCompletion { token, result, data } = completion;
+        let Some(over) = self.in_flight.remove(&token) else {
+            self.journal.fail(format!("request {token:#x} was completed, but was not in flight"));
+            return;
+        };
+        self.resumed = self.resumed.saturating_sub(1);
+        self.journal.operation();
+        self.completed += 1;
+        if let Err(error) = result {
+            let request = &over.request;
+            self.journal.fail(format!("vdisk {}: {request:?} failed: {error}", self.vdisk));
+            return;
+        }
+        let verdict = match over.judged {
+            Judged::Change(change) => {
+                let sectors = over.request.changes().expect("a change has sectors");
+                self.model.complete(change, sectors).map_err(|violation| violation.to_string())
+            }
+            Judged::Read(begun) => self.judge_read(begun, &over.request, data),
+            Judged::Nothing => Ok(()),
+        };
+        if let Err(what) = verdict {
+            let (vdisk, request) = (self.vdisk, &over.request);
+            self.journal.fail(format!("vdisk {vdisk}: {request:?} of token {token:#x}: {what}"));
+        }
+        if self.completed.is_multiple_of(SWEEP_EVERY) {
+            self.model.sweep();
+        }
+    }
+
+    fn judge_read(
+        &mut self,
+        begun: Moment,
+        request: &Request,
+        data: Option<Buffer>,
+    ) -> Result<(), String> {
+        let Request::Read(sectors) = request else { unreachable!("only reads are judged so") };
+        let data = data.ok_or("a read was completed without data")?;
+        let length = (sectors.end - sectors.start) as usize * SECTOR;
+        if data.len() != length {
+            return Err(format!("a read of {length} bytes gave {}", data.len()));
+        }
+        let mut contents = Vec::with_capacity(length / SECTOR);
+        for (sector, bytes) in sectors.clone().zip(data.chunks(SECTOR)) {
+            let content = recognise(self.seed, sector, bytes);
+            contents.push(content.map_err(|what| {
+                let block = sector / BLOCK_SECTORS;
+                format!("sector {sector} (block {block}) holds nothing that was written: {what}")
+            })?);
+        }
+        let judged = self.model.end_read(begun, sectors.start, &contents);
+        judged.map_err(|violation| violation.to_string())
+    }
+}

@@ -1,0 +1,231 @@
+//! The host engine's process: one production core, started, crashed and stopped as its shell would.
+//!
+//! Start: draw an incarnation, take every vdisk by compare-and-swap in the store (C8), open it, serve
+//! it. The turn takes the core's turn, hands completions to the guests and takes their requests. What
+//! a crash leaves is the guests, the store, and what the controllers hold.
+
+use crate::guest::Guest;
+use crate::journal::Journal;
+use crate::plan::Plan;
+use crate::store::SimStore;
+use cleave_coordinator::records::owner_key;
+use cleave_coordinator::{
+    DirectStore, Outcome, StoreClient, StoreError, VdiskOwner, next_incarnation,
+};
+use cleave_format::ids::{Epoch, Incarnation, VdiskId};
+use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, OpenRequest};
+use cleave_runtime::executor::Priority;
+use cleave_runtime_sim::{Process, World};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The process's name.
+pub const HOST: &str = "host-1";
+const HOST_NUMBER: u32 = 1;
+/// A clean stop gives up waiting after this long.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// A running host engine.
+pub struct HostEngine {
+    process: Process,
+    store: Rc<DirectStore>,
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    plan: Rc<Plan>,
+    guests: Rc<Vec<RefCell<Guest>>>,
+    journal: Journal,
+    core: RefCell<Option<HostCore>>,
+    /// Guests whose vdisk is served, one flag each.
+    serving: Vec<Cell<bool>>,
+    closed: Cell<bool>,
+    /// Pending wakes of the turn, so that there is one at a time.
+    alarm: Cell<Option<Duration>>,
+}
+
+impl HostEngine {
+    /// Starts the process.
+    pub fn start(
+        world: &World,
+        store: &SimStore,
+        plan: &Rc<Plan>,
+        guests: &Rc<Vec<RefCell<Guest>>>,
+        journal: &Journal,
+    ) -> HostEngine {
+        let process = world.start_process(HOST);
+        let direct = store.connect(&process);
+        let client = StoreClient::new(direct.clone());
+        let shared = Rc::new(Shared {
+            plan: Rc::clone(plan),
+            guests: Rc::clone(guests),
+            journal: journal.clone(),
+            core: RefCell::new(None),
+            serving: guests.iter().map(|_| Cell::new(false)).collect(),
+            closed: Cell::new(false),
+            alarm: Cell::new(None),
+        });
+        let starting = start(Rc::clone(&shared), process.clone(), client.clone());
+        process.executor().spawn(Priority::Foreground, starting);
+        let (turning, world, own) = (Rc::clone(&shared), world.clone(), process.clone());
+        process.set_turn(move || {
+            let any = client.turn();
+            turning.turn(&world, &own) || any
+        });
+        HostEngine { process, store: direct, shared }
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its connection to the store.
+    pub fn store(&self) -> &DirectStore {
+        &self.store
+    }
+
+    /// Whether every vdisk is served.
+    pub fn serves(&self) -> bool {
+        self.shared.serving.iter().all(Cell::get)
+    }
+
+    /// The core's figures, once there is one.
+    pub fn stats(&self) -> Option<CoreStats> {
+        self.shared.core.borrow().as_ref().map(HostCore::stats)
+    }
+
+    /// Closes every vdisk; the guests must have nothing in flight. [`closed`](HostEngine::closed)
+    /// tells when it is over.
+    pub fn close(&self) {
+        let shared = Rc::clone(&self.shared);
+        shared.serving.iter().for_each(|serving| serving.set(false));
+        let core = shared.core.borrow().clone();
+        self.process.executor().spawn(Priority::Foreground, async move {
+            if let Some(core) = core {
+                for guest in shared.guests.iter() {
+                    let vdisk = guest.borrow().vdisk();
+                    if !core.close(vdisk, CLOSE_LIMIT).await {
+                        shared.journal.note(format!("vdisk {vdisk} was not closed in time"));
+                    }
+                }
+            }
+            shared.closed.set(true);
+        });
+        self.process.wake();
+    }
+
+    /// Whether [`close`](HostEngine::close) is over.
+    pub fn closed(&self) -> bool {
+        self.shared.closed.get()
+    }
+}
+
+/// The shell's start: incarnation, core, and every vdisk taken and opened.
+async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
+    let incarnation = match next_incarnation(&client).await {
+        Ok(number) => Incarnation(number),
+        Err(error) => return shared.journal.fail(format!("no incarnation: {error}")),
+    };
+    let plan = Rc::clone(&shared.plan);
+    let config = HostCoreConfig {
+        cluster: plan.cluster,
+        host: cleave_format::ids::HostId(HOST_NUMBER),
+        incarnation,
+        core: 0,
+        cores: 1,
+        controllers: plan.controllers(),
+        write_buffer: plan.write_buffer,
+        destage: plan.destage.clone(),
+    };
+    shared.journal.note(format!("host engine begins incarnation {incarnation}"));
+    let core = HostCore::new(process.links(), process.executor(), process.random(), config);
+    *shared.core.borrow_mut() = Some(core.clone());
+    for (number, guest) in shared.guests.iter().enumerate() {
+        let (vdisk, size) = (guest.borrow().vdisk(), guest.borrow().size());
+        let epoch = match take(&client, vdisk, incarnation).await {
+            Ok(epoch) => epoch,
+            Err(error) => return shared.journal.fail(format!("vdisk {vdisk} not taken: {error}")),
+        };
+        let keys = plan.vdisks[number].keys.clone();
+        let request = OpenRequest { vdisk, size, keys, epoch, predecessor_dead: true };
+        match core.open(request).await {
+            Ok(()) => {
+                shared.journal.note(format!("vdisk {vdisk} is served at epoch {epoch}"));
+                shared.serving[number].set(true);
+                process.wake();
+            }
+            Err(error) => return shared.journal.fail(format!("opening failed: {error}")),
+        }
+    }
+}
+
+/// C8: the next ownership epoch, by compare-and-swap.
+async fn take(
+    client: &StoreClient,
+    vdisk: VdiskId,
+    incarnation: Incarnation,
+) -> Result<Epoch, StoreError> {
+    let key = owner_key(vdisk.0);
+    loop {
+        let record = client.get_record::<VdiskOwner>(&key).await?;
+        let (epoch, revision) = record.map_or((0, 0), |(owner, revision)| (owner.epoch, revision));
+        let owner = VdiskOwner {
+            epoch: epoch + 1,
+            host: u64::from(HOST_NUMBER),
+            incarnation: Some(incarnation.0),
+        };
+        match client.put_record(&key, revision, &owner).await {
+            Ok(Outcome::Committed(_)) => return Ok(Epoch(owner.epoch)),
+            // An unknown one may have been written: its epoch is then passed over.
+            Ok(Outcome::Conflict) | Err(StoreError::Unknown) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Shared {
+    fn turn(self: &Rc<Shared>, world: &World, process: &Process) -> bool {
+        let Some(core) = self.core.borrow().clone() else { return false };
+        self.journal.at(world);
+        let mut any = core.turn();
+        while let Some(event) = core.next_event() {
+            any = true;
+            match event {
+                Event::Shortage { reason } => self.journal.note(format!("shortage: {reason}")),
+                event => self.journal.fail(format!("the core reports {event:?}")),
+            }
+        }
+        let mut completions = Vec::new();
+        core.completions(&mut completions);
+        for completion in completions {
+            any = true;
+            match self.guests.iter().find(|guest| guest.borrow().owns(completion.token)) {
+                Some(guest) => guest.borrow_mut().complete(completion),
+                None => self.journal.fail(format!("a completion of nobody: {completion:?}")),
+            }
+        }
+        let mut alarm: Option<Duration> = None;
+        for (guest, serving) in self.guests.iter().zip(&self.serving) {
+            if serving.get() {
+                let (sent, again) = guest.borrow_mut().send(&core, world.now());
+                any |= sent;
+                alarm = again.into_iter().chain(alarm).min();
+            }
+        }
+        if let Some(at) = alarm {
+            self.set_alarm(world, process, at);
+        }
+        any
+    }
+
+    /// Sees to it that the turn comes again at `at`.
+    fn set_alarm(self: &Rc<Shared>, world: &World, process: &Process, at: Duration) {
+        if self.alarm.get().is_some_and(|set| set <= at && set > world.now()) {
+            return;
+        }
+        self.alarm.set(Some(at));
+        process.call_later(at.saturating_sub(world.now()), || {});
+    }
+}

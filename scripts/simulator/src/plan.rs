@@ -1,0 +1,134 @@
+//! What a seed stands for: the cluster's shape and limits, the guests, the faults, the number of episodes.
+
+use cleave_codec::{KEY_LENGTH, Keys};
+use cleave_datanode_core::log::LogSettings;
+use cleave_format::ids::{ClusterId, DatanodeId, VdiskId};
+use cleave_host_core::DestageConfig;
+use cleave_runtime::links::PeerAddress;
+use cleave_runtime::random::{Random, SplitMix};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// Names of the controllers' processes.
+pub const CONTROLLERS: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
+
+const MIB: u64 = 1 << 20;
+
+/// A vdisk of the run.
+#[derive(Clone, Debug)]
+pub struct VdiskPlan {
+    /// Its identity.
+    pub vdisk: VdiskId,
+    /// Bytes.
+    pub size: u64,
+    /// Its keys, when it is encrypted.
+    pub keys: Option<Keys>,
+}
+
+/// How large a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// For tests: a second or two each.
+    Small,
+    /// As the command runs it.
+    Usual,
+}
+
+/// Everything that a seed decides before the run begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its data node.
+    pub datanode: DatanodeId,
+    /// Drives of the pool.
+    pub drives: u16,
+    /// Bytes of each drive.
+    pub drive_size: u64,
+    /// The first so many drives may be lost or damaged: never more than redundancy covers.
+    pub victims: u16,
+    /// The log's capacities.
+    pub log: LogSettings,
+    /// The write buffer's bytes.
+    pub write_buffer: u64,
+    /// When destage writes stripes.
+    pub destage: DestageConfig,
+    /// How long the catalog takes for a request.
+    pub catalog_delay: Duration,
+    /// The vdisks; each has one guest.
+    pub vdisks: Vec<VdiskPlan>,
+    /// Bursts of requests, each with something happening in it.
+    pub episodes: u64,
+    /// Requests of each guest in an episode, at most.
+    pub requests: u64,
+    /// Faults of links, processes and drives are drawn in the background.
+    pub background_faults: bool,
+}
+
+impl Plan {
+    /// What this seed stands for.
+    pub fn draw(seed: u64, scale: Scale) -> Plan {
+        let random = SplitMix::new(seed ^ 0x5eed);
+        let pick = |from: &[u64]| from[random.below(from.len() as u64) as usize];
+        let drives = pick(&[3, 4, 5, 5, 6, 8]) as u16;
+        let victims = (drives - 3).min(pick(&[0, 1, 2, 2]) as u16);
+        let mut cluster = [0; 16];
+        cluster[..8].copy_from_slice(&random.next_u64().to_le_bytes());
+        cluster[8..].copy_from_slice(&random.next_u64().to_le_bytes());
+        let vdisks = (1..=pick(&[1, 1, 2, 3])).map(|number| {
+            let encrypted = random.below(3) == 0;
+            let id = NonZeroU32::MIN.saturating_add(number as u32);
+            let keys = encrypted.then(|| Keys::derive(id, &[number as u8; KEY_LENGTH]));
+            let size = 4096 * (64 + random.below(pick(&[200, 1500, 4000])));
+            VdiskPlan { vdisk: VdiskId(number), size, keys }
+        });
+        let vdisks = vdisks.collect();
+        let (episodes, requests) = match scale {
+            Scale::Small => (4 + random.below(3), 250),
+            Scale::Usual => (8 + random.below(16), 100 + random.below(900)),
+        };
+        Plan {
+            seed,
+            cluster: ClusterId(cluster),
+            datanode: DatanodeId(1),
+            drives,
+            drive_size: 64 << 30,
+            victims,
+            log: LogSettings {
+                record_bytes_max: pick(&[8, 16, 64]) * MIB,
+                control_bytes_max: pick(&[1, 4, 16]) * MIB,
+            },
+            write_buffer: pick(&[2, 4, 16, 64]) * MIB,
+            destage: DestageConfig {
+                fill_percent: pick(&[10, 50, 80]),
+                full_after: Duration::from_millis(pick(&[1, 50, 1_000])),
+                age_after: Duration::from_millis(pick(&[20, 500, 5_000])),
+                stripes_max: pick(&[1, 2, 4]) as usize,
+                shards_max: pick(&[1, 4, 8]) as usize,
+                run_after: pick(&[1, 3, 8, 32]) as usize,
+                run_always: pick(&[8, 64, 512]) as usize,
+            },
+            catalog_delay: Duration::from_micros(pick(&[10, 500, 5_000, 50_000])),
+            vdisks,
+            episodes,
+            requests,
+            background_faults: random.below(3) > 0,
+        }
+    }
+
+    /// The controllers as a host sees them.
+    pub fn controllers(&self) -> Vec<PeerAddress> {
+        CONTROLLERS.iter().map(|name| address(name)).collect()
+    }
+
+    /// The other controller, as a controller sees it.
+    pub fn peer_of(&self, controller: usize) -> PeerAddress {
+        address(CONTROLLERS[1 - controller])
+    }
+}
+
+fn address(name: &str) -> PeerAddress {
+    PeerAddress { name: name.to_owned(), address: String::new() }
+}

@@ -1,0 +1,129 @@
+//! The judge of what is at rest: both catalogs, and every shard of every committed stripe.
+//!
+//! Looks only while both controllers are down after a clean stop: then the catalogs must be the same, no two
+//! stripes or grants share a slot, and each committed stripe has all its shards, sealed and in place, but
+//! for those on drives that were lost or harmed, and for at most one that its commit said was missing (C16).
+
+use crate::cluster::Cluster;
+use cleave_catalog::tables::StripeRow;
+use cleave_catalog::{Catalog, Owner};
+use cleave_format::ids::StripeId;
+use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLOT_HEADER};
+use cleave_format::slot::SlotHeader;
+use cleave_format::superblock::Superblock;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Dumps are compared in pieces of about that many bytes.
+const PIECE: usize = 1 << 20;
+
+/// Looks at everything at rest.
+pub fn judge(cluster: &Cluster) {
+    if let Err(what) = look(cluster) {
+        cluster.journal.fail(what);
+    }
+}
+
+fn look(cluster: &Cluster) -> Result<(), String> {
+    let owner = Owner { cluster: cluster.plan.cluster, datanode: cluster.plan.datanode };
+    let mut catalogs = Vec::new();
+    for (number, storage) in cluster.catalogs.iter().enumerate() {
+        let name = format!("catalog {number}");
+        let catalog = Catalog::open_storage(storage.open(), Path::new(&name), owner);
+        catalogs.push(catalog.map_err(|error| format!("{name} cannot be opened: {error}"))?);
+    }
+    let dump = |catalog: &Catalog| -> Result<Vec<u8>, String> {
+        let text = |error: cleave_catalog::CatalogError| format!("a dump failed: {error}");
+        let mut dump = catalog.dump().map_err(text)?;
+        let mut all = Vec::new();
+        while let Some(piece) = dump.next_piece(PIECE).map_err(text)? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all)
+    };
+    let (a, b) = (&catalogs[0], &catalogs[1]);
+    if a.applied() != b.applied() || dump(a)? != dump(b)? {
+        return Err(format!(
+            "the catalogs differ: applied up to {} and {}",
+            a.applied(),
+            b.applied()
+        ));
+    }
+    let resident = a.resident().map_err(|error| format!("the catalog cannot be read: {error}"))?;
+    let mut slots = BTreeMap::new();
+    for (stripe, grant) in &resident.grants {
+        for place in &grant.slots {
+            claim(&mut slots, place.drive.0, place.slot.0, *stripe)?;
+        }
+    }
+    let mut stripes = 0;
+    for number in 1..=resident.newest_stripe.0 {
+        let stripe = StripeId(number);
+        let row =
+            a.stripe(stripe).map_err(|error| format!("the catalog cannot be read: {error}"))?;
+        let Some(row) = row.filter(|row| !row.slots.is_empty()) else { continue };
+        stripes += 1;
+        for place in &row.slots {
+            claim(&mut slots, place.drive.0, place.slot.0, stripe)?;
+        }
+        check_stripe(cluster, stripe, &row)?;
+    }
+    cluster.journal.note(format!(
+        "the catalogs agree at {}: {stripes} stripes, {} grants, {} slots",
+        a.applied(),
+        resident.grants.len(),
+        slots.len()
+    ));
+    Ok(())
+}
+
+fn claim(
+    slots: &mut BTreeMap<(u16, u32), StripeId>,
+    drive: u16,
+    slot: u32,
+    stripe: StripeId,
+) -> Result<(), String> {
+    match slots.insert((drive, slot), stripe) {
+        None => Ok(()),
+        Some(other) => {
+            Err(format!("slot {slot} of drive {drive} belongs to stripes {other} and {stripe}"))
+        }
+    }
+}
+
+/// Redundancy is whole, but for what was harmed on purpose.
+fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<(), String> {
+    if row.shards_missing.count_ones() > 1 {
+        return Err(format!("stripe {stripe} was committed without several shards (C16)"));
+    }
+    let mut missing = 0;
+    for (shard, place) in row.slots.iter().enumerate() {
+        let harmed = place.drive.0 < cluster.plan.victims;
+        let said = row.shards_missing >> shard & 1 == 1;
+        let superblock = Superblock::for_size(
+            crate::cluster::identity(&cluster.plan, usize::from(place.drive.0)),
+            cluster.plan.drive_size,
+        );
+        let offset = superblock.expect("drives are large enough").slot_offset(place.slot);
+        let drive = &cluster.drives[usize::from(place.drive.0)];
+        let header = SlotHeader::decode(&drive.peek(offset, SLOT_HEADER));
+        let whole = header.map_err(|error| error.to_string()).and_then(|header| {
+            let same = header.check_identity(cluster.plan.cluster, stripe, shard, place);
+            same.map_err(|error| error.to_string())?;
+            let data = drive.peek(offset + SLOT_HEADER as u64, SHARD);
+            let column = |index| header.check_column(index, &data[index * COLUMN..][..COLUMN]);
+            (0..COLUMNS).try_for_each(column).map_err(|error| error.to_string())
+        });
+        match whole {
+            Ok(()) => {}
+            Err(_) if harmed || said => missing += 1,
+            Err(error) => {
+                return Err(format!("stripe {stripe}, shard {shard} at {place:?}: {error}"));
+            }
+        }
+    }
+    if missing > 2 {
+        return Err(format!("{missing} shards of stripe {stripe} are gone"));
+    }
+    Ok(())
+}
