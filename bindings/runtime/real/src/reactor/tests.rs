@@ -272,3 +272,47 @@ fn a_full_ring_between_cores_gives_back_and_goes_on() {
     reactor.run(turn, || next.get() == 20_000);
     feeder.join().unwrap();
 }
+
+/// Work that is published right after the last look, when only the doorbell can tell of it.
+struct JustMissed {
+    armed: bool,
+    published: u64,
+    seen: Rc<Cell<u64>>,
+    doorbell: Arc<dyn Doorbell>,
+}
+
+impl Turn for JustMissed {
+    fn turn(&mut self) -> bool {
+        let any = self.published > self.seen.get();
+        self.seen.set(self.published);
+        if self.armed {
+            self.published += 1;
+            self.doorbell.ring();
+        }
+        any
+    }
+    fn arm(&mut self) {
+        self.armed = true;
+    }
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+#[test]
+fn what_is_published_after_the_last_look_ends_the_sleep() {
+    const ROUNDS: u64 = 1_000;
+    let reactor = Reactor::new(config()).unwrap();
+    let seen = Rc::new(Cell::new(0));
+    let late = Rc::new(Cell::new(false));
+    let (executor, too_late) = (reactor.executor().clone(), Rc::clone(&late));
+    reactor.executor().spawn(Priority::Foreground, async move {
+        // Far beyond any pause: so that a lost wake fails the test instead of stopping it.
+        executor.sleep(Duration::from_secs(60)).await;
+        too_late.set(true);
+    });
+    let doorbell = reactor.doorbell();
+    let application = JustMissed { armed: false, published: 0, seen: Rc::clone(&seen), doorbell };
+    reactor.run(application, || seen.get() >= ROUNDS || late.get());
+    assert!(!late.get(), "a wake was lost after {} rounds", seen.get());
+}
