@@ -107,6 +107,31 @@ def losing_both_controllers_is_named_and_needs_consent(context):
 
 
 @scenario
+def losing_all_engines_is_survived_by_the_cluster(context):
+    """What only memory held is lost, with consent; the cluster works on, now and after a restart."""
+    cluster = Cluster(context)
+    cluster.start("--vdisk", "data:256M", "--vdisk", "other:256M")
+    Verifier(context, cluster, "data", 32 << 20).finish(300)
+    for name in ENGINES:
+        cluster.kill(name)
+    for name in CONTROLLERS + [HOST]:
+        cluster.cleave("restart", name)
+
+    def told():
+        return any("has no log" in warning for warning in cluster.status()["warnings"])
+
+    until(told, 60, "status does not say that the log is lost")
+    cluster.cleave("start-empty", "--accept-data-loss")
+    cluster.until_status_ready()
+    saved = context.path("saved")
+    Verifier(context, cluster, "other", 64 << 20, ["--save", saved]).finish(300)
+    cluster.stop()
+    cluster.start()
+    Verifier(context, cluster, "other", 16 << 20, ["--load", saved]).finish(300)
+    cluster.stop()
+
+
+@scenario
 def vdisks_are_created_listed_resized_deleted_and_attached(context):
     """The namespace through the command line, with content checked on the way."""
     cluster = Cluster(context, arguments=SMALL)
