@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Common parts of this project's scripts: sourced, not run. Needs bash.
 #
 # Scripts stand at the repository's root afterwards, and stop at the first error.
