@@ -515,6 +515,3 @@ impl Drives {
         self.events.push(DriveEvent::Read { number: read.number, result });
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -328,7 +328,7 @@ impl Log {
     /// Moves the live entries of one sparse chunk together, when the log is nearly full. True when
     /// it did something; then there may be more to do.
     pub fn compact(&mut self) -> bool {
-        let Some((chunk, first, last)) = self.chunks.to_compact() else { return false };
+        let Some((chunk, first, last)) = self.chunks.sparsest() else { return false };
         let mut position = first;
         while let Some((found, entry)) = self.entries.next_from(position, last + 1) {
             position = found + 1;

@@ -227,7 +227,6 @@ impl CatalogQueue {
         }
     }
 
-
     fn poll(&mut self) -> Vec<(Waiter, CatalogReply)> {
         self.port.poll(&mut self.polled);
         let mut done = Vec::with_capacity(self.polled.len());

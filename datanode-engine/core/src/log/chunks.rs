@@ -192,7 +192,7 @@ impl Chunks {
 
     /// The chunk to empty by moving its live entries, and the range of their positions: when the
     /// log is nearly full and it pays.
-    pub fn to_compact(&mut self) -> Option<(ChunkIndex, u64, u64)> {
+    pub fn sparsest(&mut self) -> Option<(ChunkIndex, u64, u64)> {
         if self.units_used * 8 < self.units_max * 7 {
             return None;
         }

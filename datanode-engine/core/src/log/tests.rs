@@ -139,7 +139,7 @@ proptest! {
             match step {
                 Step::Append((vdisk, slice, epoch, wish), by, begins, data) => {
                     let of = |name: &Name| (name.0, name.1, name.2) == (vdisk, slice, epoch);
-                    let known = held.keys().any(|name| of(name));
+                    let known = held.keys().any(of);
                     let end = ends.get(&(vdisk, slice, epoch)).copied().filter(|_| known);
                     let sequence = end.map_or(wish as i64, |end| end as i64 + by).max(0) as u64;
                     let name = (vdisk, slice, epoch, sequence);

@@ -1,0 +1,454 @@
+//! Two controllers in the simulator, a scripted host, and everything that may happen to them: what
+//! was acknowledged can always be fetched (C7), and nothing released comes back (C4).
+
+mod rig;
+
+use cleave_datanode_core::Phase;
+use cleave_format::control::DriveState;
+use cleave_format::ids::*;
+use cleave_runtime::links::Class;
+use cleave_wire::*;
+use rig::{FakeHost, Rig, SECOND, content, slot_image};
+use std::time::Duration;
+
+/// Both run and are joined; a host has sealed its vdisk.
+fn begin(seed: u64) -> (Rig, FakeHost) {
+    let mut rig = Rig::new(seed);
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    let mut host = FakeHost::start(&rig, 1);
+    host.connect(&rig);
+    host.seal(&rig).unwrap();
+    (rig, host)
+}
+
+fn append_some(host: &mut FakeHost, count: u32) {
+    for number in 0..count {
+        host.append(number % 5, (number as usize * 977) % 20_000);
+    }
+}
+
+/// Grants, writes and commits one stripe.
+fn destage(rig: &Rig, host: &mut FakeHost) {
+    let granted = host.grant(rig, 1).remove(0);
+    assert!(host.write_stripe(rig, &granted).iter().all(|result| result.is_ok()));
+    assert_eq!(host.commit(rig, granted.stripe).1, []);
+}
+
+#[test]
+fn appends_are_mirrored_fetched_and_released() {
+    let (rig, mut host) = begin(1);
+    append_some(&mut host, 200);
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(rig.status(0).record_bytes, rig.status(1).record_bytes);
+    destage(&rig, &mut host);
+    assert!(host.records.is_empty());
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(host.open_map(&rig).len(), 1);
+    rig.world.run_for(SECOND);
+    let (a, b) = (rig.status(0), rig.status(1));
+    assert_eq!((a.record_bytes, a.catalog), (b.record_bytes, b.catalog));
+    // C11: both catalogs have all control entries, so none is in either log.
+    assert_eq!((a.control_bytes, b.control_bytes), (0, 0));
+    assert_eq!(a.entries, 20);
+}
+
+#[test]
+fn a_shard_reads_back_and_nothing_else_passes_for_it() {
+    let (rig, mut host) = begin(2);
+    let granted = host.grant(&rig, 2);
+    assert!(host.write_stripe(&rig, &granted[0]).iter().all(|result| result.is_ok()));
+    append_some(&mut host, 3);
+    host.settle(&rig);
+    host.commit(&rig, granted[0].stripe).0.unwrap();
+    for (shard, range) in [(0, 0..4096), (1, 100..200), (2, 900_000..1_048_576), (0, 5000..70_000)]
+    {
+        let bytes = host.read_shard(&rig, &granted[0], shard, range.clone()).unwrap();
+        let stripe = granted[0].stripe;
+        let expected: Vec<u8> =
+            range.map(|offset| content(stripe, shard, offset as usize)).collect();
+        assert!(bytes == expected);
+    }
+    // Never written; another stripe's place; another shard (C3).
+    let fault = Err(ShardFault::Identity);
+    assert_eq!(host.read_shard(&rig, &granted[1], 0, 0..64), fault);
+    let mut swapped = granted[0].clone();
+    swapped.slots.swap(0, 1);
+    assert_eq!(host.read_shard(&rig, &swapped, 0, 0..64), fault);
+    assert_eq!(host.read_shard(&rig, &granted[0], 0, 1_048_000..1_048_600), fault);
+    // A shard that arrives damaged, or under no grant (C15).
+    let place = granted[1].slots[0];
+    let stripe = granted[1].stripe;
+    let write = |request| HostMessage::WriteShard { request, stripe, shard: 0, place };
+    let mut image = slot_image(&granted[1], 0);
+    image[70_000] ^= 1;
+    let reply = host.call(&rig, Class::Bulk, Some(image.into()), write).0;
+    let ControllerMessage::ShardWritten { result, .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(result, Err(ShardFault::Damaged));
+    assert_eq!(host.write_stripe(&rig, &granted[0])[0], Err(ShardFault::Identity));
+}
+
+#[test]
+fn the_standby_is_killed_and_copies() {
+    let (mut rig, mut host) = begin(3);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 50);
+    host.settle(&rig);
+    let epoch = rig.role().unwrap().epoch;
+    rig.kill(1);
+    append_some(&mut host, 40);
+    rig.world.run_for(3 * SECOND);
+    host.look();
+    let waiting = host.records.values().filter(|record| !record.1).count();
+    assert_eq!(waiting, 40, "alone it acknowledges nothing");
+    assert_eq!(rig.status(0).phase, Phase::PeerAway);
+    rig.start(1);
+    rig.run_until_mirrored();
+    assert_eq!(rig.role().unwrap().epoch, epoch + 1);
+    host.settle(&rig);
+    assert!(host.is_connected(), "the host stayed connected");
+    host.verify(&rig);
+    // Now the standby's copy is the only one.
+    rig.kill(0);
+    rig.start(0);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.connect(&rig);
+    host.verify(&rig);
+    destage(&rig, &mut host);
+}
+
+#[test]
+fn the_active_is_killed_and_copies() {
+    let (mut rig, mut host) = begin(4);
+    let granted = host.grant(&rig, 3);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    append_some(&mut host, 100);
+    rig.kill(0);
+    rig.world.run_for(2 * SECOND);
+    rig.start(0);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.connect(&rig);
+    host.verify(&rig);
+    // Its grant of before, and the commit of one of them sent twice (C4).
+    assert!(host.write_stripe(&rig, &granted[1]).iter().all(|result| result.is_ok()));
+    let first = host.commit(&rig, granted[1].stripe);
+    assert_eq!(host.commit(&rig, granted[1].stripe), first);
+    rig.world.run_for(SECOND);
+    assert_eq!(host.commit(&rig, granted[1].stripe), first, "the catalog knows it, too");
+    // Slots of grants and stripes are not given again.
+    let more = host.grant(&rig, 5);
+    let mut places: Vec<_> = granted.iter().chain(&more).flat_map(|g| g.slots.clone()).collect();
+    let count = places.len();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), count);
+    assert!(more[0].stripe > granted[2].stripe);
+}
+
+#[test]
+fn clean_stop_and_start_from_the_vault_again_and_again() {
+    let (mut rig, mut host) = begin(5);
+    for round in 0..4 {
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        if round == 1 {
+            destage(&rig, &mut host);
+        }
+        append_some(&mut host, 30);
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        host.verify(&rig);
+    }
+}
+
+#[test]
+fn both_stop_and_one_image_is_enough() {
+    for keep in [0, 1] {
+        let (mut rig, mut host) = begin(6 + keep as u64);
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        rig.stop_both();
+        // The other's vault is replaced by an empty one.
+        let bytes = rig.vaults[0].capacity();
+        rig.vaults[1 - keep] = rig.world.create_drive("new-vault", bytes);
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        host.verify(&rig);
+    }
+}
+
+#[test]
+fn both_killed_stays_down_until_the_operator_says_so() {
+    let (mut rig, mut host) = begin(8);
+    append_some(&mut host, 60);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 10);
+    host.settle(&rig);
+    let before = rig.role().unwrap();
+    rig.kill(0);
+    rig.kill(1);
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    let Phase::NoLog(lost) = rig.status(0).phase else { panic!("{:?}", rig.status(0)) };
+    assert!(lost.contains("lost") && !lost.contains('\n'), "{lost}");
+    assert!(!rig.node(0).is_mirrored());
+    assert_eq!(rig.role().unwrap(), before);
+    rig.order_start_empty();
+    rig.run_until_mirrored();
+    let after = rig.role().unwrap();
+    assert_eq!(after.epoch, before.epoch + 1);
+    assert_ne!(after.log, before.log);
+    // The host learns that it is another log, and resends everything that is not released (C7).
+    host.records.values_mut().for_each(|record| record.1 = false);
+    host.connect(&rig);
+    assert_eq!(host.welcome.as_ref().unwrap().log, after.log);
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(host.open_map(&rig).len(), 1, "the catalog stayed");
+    destage(&rig, &mut host);
+    // The word was for that epoch only.
+    rig.kill(0);
+    rig.kill(1);
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
+
+#[test]
+fn an_old_image_is_not_loaded() {
+    let (mut rig, mut host) = begin(9);
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    rig.stop_both();
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    // The images of the stop are older than what was acknowledged since.
+    rig.kill(0);
+    rig.kill(1);
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    assert!(matches!(rig.status(0).phase, Phase::NoLog(_)), "{:?}", rig.status(0));
+}
+
+#[test]
+fn a_cut_between_the_controllers_heals_without_a_copy() {
+    let (rig, mut host) = begin(10);
+    append_some(&mut host, 50);
+    host.settle(&rig);
+    let epoch = rig.role().unwrap().epoch;
+    for direct in rig.stores.iter().flatten() {
+        direct.set_connected(false);
+    }
+    rig.world.partition(rig::NAMES[0], rig::NAMES[1]);
+    append_some(&mut host, 50);
+    rig.world.run_for(5 * SECOND);
+    assert!(!rig.node(0).is_mirrored());
+    rig.world.heal(rig::NAMES[0], rig::NAMES[1]);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(rig.role().unwrap().epoch, epoch, "it resumed, without the store");
+}
+
+#[test]
+fn a_lost_catalog_is_copied() {
+    for lost in [0, 1] {
+        let (mut rig, mut host) = begin(20 + lost as u64);
+        append_some(&mut host, 30);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        rig.world.run_for(SECOND);
+        rig.kill(lost);
+        rig.catalogs[lost] = cleave_catalog::storage::MemoryStorage::new();
+        rig.start(lost);
+        rig.run_until_mirrored();
+        host.settle(&rig);
+        host.connect(&rig);
+        append_some(&mut host, 30);
+        host.settle(&rig);
+        host.verify(&rig);
+        assert_eq!(host.open_map(&rig).len(), 1);
+        rig.world.run_for(SECOND);
+        assert_eq!(rig.status(0).catalog, rig.status(1).catalog);
+        destage(&rig, &mut host);
+    }
+}
+
+#[test]
+fn a_newer_owner_fences_the_older() {
+    let (rig, mut host) = begin(11);
+    append_some(&mut host, 30);
+    host.settle(&rig);
+    let granted = host.grant(&rig, 1).remove(0);
+    host.write_stripe(&rig, &granted);
+    host.seal(&rig).unwrap();
+    // C8: the older epoch's append is refused, and so is its part of a commit (C4).
+    host.epoch -= 1;
+    let (result, struck) = host.commit(&rig, granted.stripe);
+    assert!(result.is_ok());
+    assert_eq!(struck, [VdiskId(1)]);
+    host.append(77, 100);
+    rig.world.run_for(SECOND);
+    host.look();
+    let refused = host.told.borrow().events.iter().any(|event| {
+        matches!(event.2, ControllerMessage::AppendRefused { reason: Refusal::Sealed, .. })
+    });
+    assert!(refused);
+    host.records.retain(|_, record| record.1);
+    host.epoch += 1;
+    host.verify(&rig);
+    rig.world.run_for(SECOND);
+    assert_eq!(rig.status(0).stripes, 0);
+    assert_eq!(rig.status(0).slots.0, rig.status(0).slots.1, "the slots came back");
+}
+
+#[test]
+fn a_new_incarnation_ends_the_grants_of_the_old() {
+    let (rig, mut host) = begin(12);
+    let granted = host.grant(&rig, 4);
+    host.process.kill();
+    let mut next = FakeHost::start(&rig, 2);
+    next.connect(&rig);
+    rig.world.run_for(SECOND);
+    let status = rig.status(0);
+    assert_eq!(status.grants, 0);
+    assert_eq!(status.slots.0, status.slots.1);
+    assert_eq!(next.write_stripe(&rig, &granted[0])[0], Err(ShardFault::Identity));
+    assert_eq!(next.commit(&rig, granted[0].stripe).0, Err(Refusal::NoGrant));
+    next.epoch = 1;
+    next.seal(&rig).unwrap();
+    next.verify(&rig);
+}
+
+#[test]
+fn a_deleted_vdisk_is_gone_with_its_stripes() {
+    let (rig, mut host) = begin(13);
+    append_some(&mut host, 30);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 30);
+    host.settle(&rig);
+    assert!(rig.status(0).slots.1 < rig.status(0).slots.0);
+    let (vdisk, epoch) = (VdiskId(1), Epoch(host.epoch));
+    let delete = |request| HostMessage::Delete { request, vdisk, epoch };
+    let (reply, _) = host.call(&rig, Class::Log, None, delete);
+    assert!(matches!(reply, ControllerMessage::Done { result: Ok(_), .. }), "{reply:?}");
+    rig.world.run_for(SECOND);
+    let (a, b) = (rig.status(0), rig.status(1));
+    assert_eq!((a.record_bytes, b.record_bytes, a.slots.1), (0, 0, a.slots.0));
+    assert_eq!(host.seal(&rig), Err(Refusal::Sealed));
+}
+
+#[test]
+fn lost_drives_are_noticed_told_and_left_out() {
+    let (mut rig, mut host) = begin(14);
+    let granted = host.grant(&rig, 2);
+    append_some(&mut host, 10);
+    host.settle(&rig);
+    assert!(host.write_stripe(&rig, &granted[0]).iter().all(|result| result.is_ok()));
+    let first = granted[0].slots[0].drive;
+    rig.pool[usize::from(first.0)].lose();
+    rig.world.run_for(SECOND);
+    let status = rig.status(0);
+    let lost =
+        |report: &cleave_datanode_core::drives::DriveReport| report.state == DriveState::Lost;
+    let lost: Vec<DriveId> =
+        status.drives.iter().filter(|(report, _)| lost(report)).map(|(r, _)| r.drive).collect();
+    assert_eq!(lost, [first], "within a second");
+    let told = host.told.borrow().events.iter().any(
+        |event| matches!(&event.2, ControllerMessage::LostDrives { drives } if *drives == [first]),
+    );
+    assert!(told);
+    // C16: one shard may be missing.
+    host.commit(&rig, granted[0].stripe).0.unwrap();
+    assert_eq!(host.read_shard(&rig, &granted[0], 0, 0..64), Err(ShardFault::Lost));
+    let second = granted[1].slots.iter().map(|place| place.drive).find(|drive| *drive != first);
+    rig.pool[usize::from(second.unwrap().0)].lose();
+    rig.world.run_for(SECOND);
+    host.write_stripe(&rig, &granted[1]);
+    let lacks = granted[1].slots.iter().filter(|p| p.drive == first || Some(p.drive) == second);
+    if lacks.count() == 2 {
+        assert_eq!(host.commit(&rig, granted[1].stripe).0, Err(Refusal::Degraded));
+    }
+    let narrow = host.grant(&rig, 1).remove(0);
+    assert!(narrow.slots.iter().all(|p| p.drive != first && Some(p.drive) != second));
+    // A lost drive stays lost when it returns.
+    rig.pool[usize::from(first.0)].come_back();
+    rig.kill(0);
+    rig.start(0);
+    rig.run_until_mirrored();
+    rig.world.run_for(SECOND);
+    let status = rig.status(0);
+    assert_eq!(status.drives.iter().filter(|(r, _)| r.state == DriveState::Lost).count(), 2);
+}
+
+#[test]
+fn hosts_that_are_none_are_refused() {
+    let (rig, mut host) = begin(15);
+    // The standby refuses, an older incarnation is superseded, nonsense closes the connection.
+    let mut older = FakeHost::start_as(&rig, "host-2", 1);
+    older.connect_expecting_refusal(&rig, "certificate");
+    host.send(Class::Read, 0, &[bytes::Bytes::from_static(&[9, 0, 0, 0, 1, 2])]);
+    rig.world.run_for(2 * SECOND);
+    assert!(!host.is_connected());
+    host.connect(&rig);
+    host.verify(&rig);
+    host.process.kill();
+    let mut next = FakeHost::start(&rig, 5);
+    next.connect(&rig);
+    next.process.kill();
+    let mut back = FakeHost::start(&rig, 4);
+    back.connect_expecting_refusal(&rig, "newer incarnation");
+}
+
+/// Kills at random, one controller at a time; the host goes on with its work.
+#[test]
+fn one_controller_at_a_time_may_die_at_any_moment() {
+    for seed in 100..112 {
+        let (mut rig, mut host) = begin(seed);
+        let random = rig.world.random();
+        for _ in 0..6 {
+            for _ in 0..random.below(60) {
+                host.append(random.below(7) as u32, random.below(30_000) as usize);
+                rig.world.run_for(Duration::from_micros(random.below(300)));
+                host.look();
+            }
+            if random.below(3) == 0 && host.is_connected() {
+                host.settle(&rig);
+                destage(&rig, &mut host);
+            }
+            let victim = random.below(2) as usize;
+            rig.kill(victim);
+            rig.world.run_for(Duration::from_millis(random.below(1500)));
+            rig.start(victim);
+            rig.run_until_mirrored();
+            host.settle(&rig);
+            host.connect(&rig);
+            host.verify(&rig);
+        }
+    }
+}
