@@ -398,6 +398,10 @@ fn cut_up(world: &World, packet: Packet) -> Message {
         let mut joined = BytesMut::with_capacity(length);
         parts.iter().for_each(|part| joined.extend_from_slice(part));
         parts = vec![joined.freeze()];
+    } else {
+        // What arrives is the receiver's own memory: a sender sees from the counts of its slices when
+        // nothing refers to them any more, and must not wait for what a receiver keeps.
+        parts.iter_mut().for_each(|part| *part = Bytes::copy_from_slice(part));
     }
     let mut cuts: Vec<usize> = (0..random.below(4))
         .map(|_| {

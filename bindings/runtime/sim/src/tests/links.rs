@@ -51,6 +51,7 @@ fn messages_arrive_in_chunks_cut_anywhere() {
             let split = random.below(length as u64 + 1) as usize;
             let parts = [whole.slice(..split), whole.slice(split..)];
             a.links.send(connection, 2, &parts).unwrap();
+            drop(parts);
             b.events.borrow_mut().clear();
             assert!(world.run_until(|| !b.events.borrow().is_empty(), SECOND));
             let LinkEvent::Received { lane: 2, message, .. } = b.events.borrow_mut().remove(0)
@@ -58,6 +59,7 @@ fn messages_arrive_in_chunks_cut_anywhere() {
                 panic!("a message was expected")
             };
             let mut message = message;
+            assert!(length == 0 || whole.is_unique(), "the receiver holds the sender's memory");
             assert_eq!(message.len(), length);
             assert_eq!(message.take_rest(), whole);
         }
