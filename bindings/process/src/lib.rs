@@ -9,6 +9,7 @@
 //! | [`stop`] | SIGTERM and its like as a flag that wakes sleeping cores |
 //! | [`parent`] | ending with the supervisor |
 //! | [`lock`] | files locked by the kernel until the process is dead (C25) |
+//! | [`ask`] | questions from control threads to a core |
 //! | [`machine`] | processors, cores to run on, limits of open files |
 //!
 //! Nothing here is in the path of an I/O. A crash leaves lock files, which are unlocked by it and
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arguments;
+pub mod ask;
 pub mod daemon;
 pub mod lock;
 pub mod log;

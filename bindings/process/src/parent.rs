@@ -1,8 +1,9 @@
 //! Ending with the supervisor: a daemon whose parent dies gets SIGTERM, and stops cleanly.
 //!
-//! The kernel sends it when the *thread* that started this process ends, so a supervisor starts
-//! its children from a thread that lives as long as itself. A parent that died before the kernel
-//! was asked is noticed by its number, which a supervisor gives in [`SUPERVISOR`].
+//! It is for daemons whose parent says so, by its process number in [`SUPERVISOR`]; others may be
+//! started from a shell that ends. The number also tells when the parent died before the kernel was
+//! asked. The kernel sends the signal when the *thread* that started this process ends, so a supervisor
+//! starts its children from a thread that lives as long as itself.
 
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -23,24 +24,17 @@ pub enum ParentError {
     System(std::io::Error),
 }
 
-/// From now on the parent's death is a SIGTERM to this process.
+/// If a supervisor started this process: from now on its death is a SIGTERM here.
 pub fn end_with_parent() -> Result<(), ParentError> {
-    let expected = match std::env::var(SUPERVISOR) {
-        Ok(text) => Some(number(&text)?),
-        Err(_) => None,
-    };
-    let before = parent();
+    let Some(text) = std::env::var_os(SUPERVISOR) else { return Ok(()) };
+    let supervisor = number(&text.to_string_lossy())?;
     set_parent_process_death_signal(Some(Signal::TERM))
         .map_err(|error| ParentError::System(error.into()))?;
     // Whoever adopted this process meanwhile has another number.
-    if parent() != before || expected.is_some_and(|expected| expected != before) {
+    if getppid().map(Pid::as_raw_pid) != Some(supervisor) {
         return Err(ParentError::Gone);
     }
     Ok(())
-}
-
-fn parent() -> i32 {
-    getppid().map_or(0, Pid::as_raw_pid)
 }
 
 fn number(text: &str) -> Result<i32, ParentError> {

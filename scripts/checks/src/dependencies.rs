@@ -70,6 +70,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-control",
             "cleave-coordinator",
             "cleave-datanode-core",
+            "cleave-erasure",
             "cleave-format",
             "cleave-process",
             "cleave-runtime",

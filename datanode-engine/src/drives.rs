@@ -1,0 +1,197 @@
+//! The pool's drives, opened and recognised before the controller runs.
+//!
+//! A drive whose superblock says that it is another one is an error, because using it would
+//! destroy something. A drive that is missing, has shrunk or cannot be read is lost, and the pool
+//! goes on without it. One damaged copy of the superblock is written anew from the other, as the
+//! next generation (C17): a crash while it is written leaves the intact copy.
+
+use crate::error::{DriveFault, DriveProblem};
+use cleave_control::config::DriveConfig;
+use cleave_datanode_core::drives::OpenDrive;
+use cleave_format::FormatError;
+use cleave_format::ids::{ClusterId, DatanodeId, DriveId};
+use cleave_format::superblock::{COPIES, DriveIdentity, SUPERBLOCK, Superblock, choose};
+use cleave_runtime::drives::Drive;
+use cleave_runtime_real::drive::{DriveOptions, FileDrive};
+use cleave_runtime_real::error::Error;
+use cleave_runtime_real::reactor::Reactor;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// Whose the drives are.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The data node.
+    pub datanode: DatanodeId,
+}
+
+/// A drive of the configuration.
+pub struct ConfiguredDrive {
+    /// Its name in the pool.
+    pub drive: DriveId,
+    /// Its identity, as configured.
+    pub uuid: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// `Err`: why it is lost.
+    pub open: Result<OpenDrive, String>,
+}
+
+/// How looking at a drive ended, other than well.
+enum Trouble {
+    Lost(String),
+    Fatal(DriveProblem),
+}
+
+impl From<DriveProblem> for Trouble {
+    fn from(problem: DriveProblem) -> Trouble {
+        Trouble::Fatal(problem)
+    }
+}
+
+/// Opens all drives of the configuration, alone among processes: waits for a predecessor's last I/O
+/// (C15). Blocks.
+pub fn open_all(
+    reactor: &Reactor,
+    owner: Owner,
+    drives: &[DriveConfig],
+) -> Result<Vec<ConfiguredDrive>, DriveFault> {
+    let mut opened = Vec::with_capacity(drives.len());
+    for DriveConfig { id, uuid, path } in drives {
+        let open = match open(reactor, owner, DriveId(*id), uuid, path) {
+            Ok(open) => Ok(open),
+            Err(Trouble::Lost(reason)) => {
+                tracing::warn!(drive = id, path = %path.display(), "drive is lost: {reason}");
+                Err(reason)
+            }
+            Err(Trouble::Fatal(problem)) => {
+                return Err(DriveFault { drive: *id, path: path.clone(), problem });
+            }
+        };
+        let (drive, uuid, path) = (DriveId(*id), uuid.clone(), path.clone());
+        opened.push(ConfiguredDrive { drive, uuid, path, open });
+    }
+    Ok(opened)
+}
+
+fn open(
+    reactor: &Reactor,
+    owner: Owner,
+    drive: DriveId,
+    uuid: &str,
+    path: &Path,
+) -> Result<OpenDrive, Trouble> {
+    look(path)?;
+    let opened = FileDrive::open(reactor, path, &DriveOptions::default()).map_err(refused)?;
+    // Held alone from here on, so that what is read now stays.
+    let superblock = superblock(path, owner, drive, uuid)?;
+    if superblock.drive_size > opened.capacity() {
+        let (before, now) = (superblock.drive_size, opened.capacity());
+        return Err(Trouble::Lost(format!("it shrank from {before} to {now} bytes")));
+    }
+    Ok(OpenDrive { drive: Rc::new(opened), superblock })
+}
+
+/// Whether there is anything to open.
+fn look(path: &Path) -> Result<(), Trouble> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() && found.len() < (COPIES * SUPERBLOCK) as u64 => {
+            Err(Trouble::Lost(format!("it shrank to {} bytes", found.len())))
+        }
+        // Whatever else is wrong shows when it is opened.
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Trouble::Lost("there is no such file".to_owned()))
+        }
+        Err(error) => Err(Trouble::Lost(error.to_string())),
+    }
+}
+
+fn refused(error: Error) -> Trouble {
+    match error {
+        Error::DriveOpen { source, .. } if is_gone(&source) => Trouble::Lost(source.to_string()),
+        error => DriveProblem::Open(error).into(),
+    }
+}
+
+/// Whether the system says that there is no working device any more.
+fn is_gone(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let gone = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::IO, Errno::NOMEDIUM];
+    gone.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Reads, checks and, where one copy is damaged, repairs the superblock.
+fn superblock(
+    path: &Path,
+    owner: Owner,
+    drive: DriveId,
+    uuid: &str,
+) -> Result<Superblock, Trouble> {
+    let lost = |error: io::Error| Trouble::Lost(format!("its superblock: {error}"));
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(lost)?;
+    let mut copies = [[0; SUPERBLOCK]; COPIES];
+    for (index, copy) in copies.iter_mut().enumerate() {
+        file.read_exact_at(copy, (index * SUPERBLOCK) as u64).map_err(lost)?;
+    }
+    let (newest, at) = choose(&copies[0], &copies[1]).map_err(|error| match error {
+        FormatError::Magic(_) => DriveProblem::NotOurs,
+        FormatError::Version(_) => DriveProblem::Newer,
+        FormatError::Identity(_) if copies.iter().all(|copy| Superblock::decode(copy).is_ok()) => {
+            DriveProblem::Mixed
+        }
+        error => DriveProblem::Superblocks(error),
+    })?;
+    check(&newest.identity, owner, drive, uuid)?;
+    if is_intact(&copies[1 - at], 1 - at) {
+        return Ok(newest);
+    }
+    repair(&file, newest, path)
+}
+
+fn is_intact(copy: &[u8], index: usize) -> bool {
+    let right = |found: Superblock| found.generation % COPIES as u64 == index as u64;
+    Superblock::decode(copy).is_ok_and(right)
+}
+
+/// Writes the next generation, which lives where the damaged copy is.
+fn repair(file: &File, intact: Superblock, path: &Path) -> Result<Superblock, Trouble> {
+    let next = Superblock { generation: intact.generation + 1, ..intact };
+    let failed = |error: io::Error| Trouble::Fatal(DriveProblem::Repair(error));
+    file.write_all_at(&next.encode(), next.copy_offset()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    tracing::warn!(path = %path.display(), "one copy of the superblock was damaged; it is repaired");
+    Ok(next)
+}
+
+fn check(
+    found: &DriveIdentity,
+    owner: Owner,
+    drive: DriveId,
+    uuid: &str,
+) -> Result<(), DriveProblem> {
+    let hex: String = found.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    let foreign = |found: String, wanted: String| Err(DriveProblem::Foreign { found, wanted });
+    if found.cluster != owner.cluster {
+        return foreign(format!("cluster {}", found.cluster), format!("cluster {}", owner.cluster));
+    }
+    if found.datanode != owner.datanode {
+        let name = |datanode: DatanodeId| format!("data node {datanode}");
+        return foreign(name(found.datanode), name(owner.datanode));
+    }
+    if found.drive != drive {
+        return foreign(format!("drive {}", found.drive), format!("drive {drive}"));
+    }
+    if !hex.eq_ignore_ascii_case(uuid) {
+        return foreign(format!("drive {hex}"), format!("drive {}", uuid.to_lowercase()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,467 @@
+//! A core of the engine: one thread with a reactor, links, a host core, and the devices of its
+//! vdisks. It shares nothing; the control thread talks to it over two rings.
+//!
+//! ```text
+//! device ─ turn ─▶ split ─ submit ─▶ host core ─▶ links
+//!    ▲                 └ no room: stalled, in order       │
+//!    └─ complete, wake ◀── completions ◀──────────────────┘
+//! ```
+//!
+//! **Back-pressure.** What the core has no room for waits here, in the order taken, for each vdisk; while
+//! anything waits, every other write of the core waits behind it, and vdisks take turns, so that none
+//! starves. Reads pass (rule 8). The devices bound what can wait, so it ends at the guests' queues.
+//!
+//! **Answers.** A request is answered when its last piece is done. When the vdisk is taken away from
+//! the core, or it is closed, nothing more is answered: the front end keeps these requests in its inflight
+//! region, and whoever serves it next executes them again (C24).
+//!
+//! A crash leaves the sockets' files, and requests in inflight regions.
+
+mod requests;
+mod serving;
+mod thread;
+
+pub use thread::{CoreHandle, CoreSettings, start};
+
+use crate::measure::Measures;
+use crate::messages::{Answer, Command, CoreView, OpenError, OpenOrder, Order, Report, VdiskView};
+use cleave_format::ids::VdiskId;
+use cleave_host_core::{
+    Event, GuestCompletion, GuestError, GuestRequest, HostCore, HostError, OpenRequest, Operation,
+};
+use cleave_runtime::buffer::BufferPool;
+use cleave_runtime::executor::{Executor, Priority};
+use cleave_runtime::ring::{Consumer, Producer, Refused};
+use cleave_runtime::sync::Queue;
+use cleave_runtime_real::reactor::{Reactor, Turn};
+use cleave_vhost_user::{Disk, Request};
+use requests::{Taken, split};
+use serving::Serving;
+use slab::Slab;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long requests may take when a vdisk is closed, or the core ends.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// What the core's tasks bring.
+enum Finished {
+    Opened { number: u64, order: Box<OpenOrder>, result: Result<(), HostError> },
+    Closed { number: Option<u64>, vdisk: VdiskId },
+    Deleted { number: u64, vdisk: VdiskId, result: Result<(), HostError> },
+}
+
+/// See the module's page.
+struct Core<'r> {
+    reactor: &'r Reactor,
+    executor: Executor,
+    core: HostCore,
+    buffers: Vec<BufferPool>,
+    commands: Consumer<Command>,
+    reports: Producer<Report>,
+    /// Reports that the ring did not take.
+    unreported: VecDeque<Report>,
+    finished: Queue<Finished>,
+    vdisks: Slab<Serving>,
+    places: BTreeMap<VdiskId, usize>,
+    serials: u64,
+    taken: Slab<Taken>,
+    /// Requests that wait for room.
+    stalled: usize,
+    /// Requests that ever had to.
+    stalls: u64,
+    /// Whose turn it is to be given room.
+    turn_of: usize,
+    /// A device said before the last sleep that it has something to do.
+    wakeful: bool,
+    /// What guests of closed vdisks did.
+    past: Measures,
+    ending: Option<u64>,
+    ended: Rc<Cell<bool>>,
+    // Empty between uses; kept for their memory.
+    requests: Vec<Request>,
+    pieces: Vec<GuestRequest>,
+    completions: Vec<GuestCompletion>,
+}
+
+impl Turn for Core<'_> {
+    fn turn(&mut self) -> bool {
+        let mut worked = std::mem::take(&mut self.wakeful);
+        worked |= self.take_commands();
+        worked |= self.take_finished();
+        worked |= self.take_requests();
+        worked |= self.core.turn();
+        worked |= self.answer();
+        worked |= self.give_room();
+        worked |= self.take_events();
+        self.report_rest();
+        self.end_when_done();
+        worked
+    }
+
+    fn arm(&mut self) {
+        for (_, serving) in &mut self.vdisks {
+            let Some(disk) = &mut serving.disk else { continue };
+            self.wakeful |= !disk.arm();
+        }
+    }
+
+    fn disarm(&mut self) {
+        let disks = self.vdisks.iter_mut().filter_map(|(_, serving)| serving.disk.as_mut());
+        disks.for_each(Disk::disarm);
+    }
+}
+
+impl Core<'_> {
+    /// Takes what guests want, and gives it to the core.
+    fn take_requests(&mut self) -> bool {
+        let mut worked = false;
+        let now = self.executor.now();
+        for (place, serving) in &mut self.vdisks {
+            let Some(disk) = &mut serving.disk else { continue };
+            if !disk.turn(&mut self.requests) {
+                continue;
+            }
+            worked = true;
+            let at = (place, serving.serial);
+            for request in self.requests.drain(..) {
+                let taken = &mut self.taken;
+                let name = |request| taken.insert(request) as u64;
+                split(request, at, serving.vdisk, now, name, &mut self.pieces);
+            }
+            for piece in self.pieces.drain(..) {
+                let passes = matches!(piece.operation, Operation::Read { .. } | Operation::Flush);
+                let refused = match self.stalled > 0 && !passes {
+                    true => Err(piece),
+                    false => self.core.submit(piece),
+                };
+                if let Err(piece) = refused {
+                    serving.stalled.push_back(piece);
+                    self.stalled += 1;
+                    self.stalls += 1;
+                }
+            }
+            // The front end may have brought other files.
+            serving.watch(self.reactor);
+        }
+        worked
+    }
+
+    /// Gives the core what waits, one request of each vdisk after another, until it has no room.
+    fn give_room(&mut self) -> bool {
+        let mut worked = false;
+        // Vdisks found without anything that waits, since the last one that had something.
+        let mut empty = 0;
+        while self.stalled > 0 {
+            let end = self.vdisks.capacity();
+            assert!(empty <= end, "what waits belongs to a vdisk");
+            self.turn_of = if self.turn_of >= end { 0 } else { self.turn_of };
+            let waiting = self.vdisks.get_mut(self.turn_of);
+            let Some((serving, piece)) = waiting
+                .and_then(|serving| serving.stalled.pop_front().map(|piece| (serving, piece)))
+            else {
+                self.turn_of += 1;
+                empty += 1;
+                continue;
+            };
+            if let Err(piece) = self.core.submit(piece) {
+                serving.stalled.push_front(piece);
+                break;
+            }
+            self.turn_of += 1;
+            self.stalled -= 1;
+            (empty, worked) = (0, true);
+        }
+        worked
+    }
+
+    /// Tells guests what is done.
+    fn answer(&mut self) -> bool {
+        self.core.completions(&mut self.completions);
+        if self.completions.is_empty() {
+            return false;
+        }
+        let now = self.reactor.clock().refresh();
+        let mut completions = std::mem::take(&mut self.completions);
+        for GuestCompletion { token, result, data } in completions.drain(..) {
+            let name = usize::try_from(token).expect("a token given here");
+            let taken = &mut self.taken[name];
+            taken.left -= 1;
+            taken.data = data;
+            match result {
+                Ok(()) => {}
+                Err(GuestError::NotServed) => taken.void = true,
+                Err(_) => taken.failed = true,
+            }
+            if taken.left > 0 {
+                continue;
+            }
+            let taken = self.taken.remove(name);
+            let (place, serial) = taken.place;
+            let Some(serving) = self.vdisks.get_mut(place).filter(|it| it.serial == serial) else {
+                continue;
+            };
+            let Some(disk) = serving.disk.as_mut().filter(|_| !taken.void) else { continue };
+            let nanoseconds = u64::try_from(now.since(taken.since).as_nanos()).unwrap_or(u64::MAX);
+            serving.measures.record(taken.kind, taken.bytes, nanoseconds, !taken.failed);
+            taken.answer(|tag, outcome| disk.complete(tag, outcome));
+        }
+        self.completions = completions;
+        // Once a batch; a guest whose ring has nothing new is not woken.
+        let disks = self.vdisks.iter_mut().filter_map(|(_, serving)| serving.disk.as_mut());
+        disks.for_each(Disk::flush_notifications);
+        true
+    }
+
+    fn take_events(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(event) = self.core.next_event() {
+            worked = true;
+            match event {
+                Event::Fenced { vdisk } => {
+                    tracing::warn!(%vdisk, "a newer owner has the vdisk; it is not served here");
+                    self.remove(vdisk);
+                    self.report(Report::Fenced { vdisk });
+                }
+                Event::Rejected { reason } => self.report(Report::Rejected { reason }),
+                Event::LogReplaced { records } => {
+                    tracing::warn!(records, "the data node has a new log; records are sent again");
+                }
+                Event::Shortage { reason } => tracing::warn!("destage waits: {reason}"),
+            }
+        }
+        worked
+    }
+
+    fn take_commands(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(Command { number, order }) = self.commands.pop() {
+            worked = true;
+            match order {
+                Order::Open(order) => self.open(number, order),
+                Order::Resize { vdisk, size } => {
+                    let resized = self.resize(vdisk, size);
+                    self.tell(number, Answer::Resized(resized));
+                }
+                Order::Close { vdisk } => self.close(Some(number), vdisk),
+                Order::Delete { vdisk } => self.delete(number, vdisk),
+                Order::Look => {
+                    let view = self.view();
+                    self.tell(number, Answer::View(Box::new(view)));
+                }
+                Order::End => {
+                    self.ending = Some(number);
+                    for vdisk in self.places.keys().copied().collect::<Vec<_>>() {
+                        self.close(None, vdisk);
+                    }
+                }
+            }
+        }
+        worked
+    }
+
+    fn open(&mut self, number: u64, order: Box<OpenOrder>) {
+        if self.ending.is_some() {
+            return self.tell(number, Answer::Opened(Err(OpenError::Stopping)));
+        }
+        let request = OpenRequest {
+            vdisk: order.vdisk,
+            size: order.device.capacity,
+            keys: order.keys.clone(),
+            epoch: order.epoch,
+            predecessor_dead: order.predecessor_dead,
+        };
+        let opening = self.core.open(request);
+        let finished = self.finished.clone();
+        self.executor.spawn(Priority::Foreground, async move {
+            let result = opening.await;
+            finished.push(Finished::Opened { number, order, result });
+        });
+    }
+
+    fn close(&mut self, number: Option<u64>, vdisk: VdiskId) {
+        self.take_no_more(vdisk);
+        let closing = self.core.close(vdisk, CLOSE_MAX);
+        let finished = self.finished.clone();
+        self.executor.spawn(Priority::Foreground, async move {
+            if !closing.await {
+                tracing::warn!(%vdisk, "not everything was done in time; the log has the rest");
+            }
+            finished.push(Finished::Closed { number, vdisk });
+        });
+    }
+
+    fn delete(&mut self, number: u64, vdisk: VdiskId) {
+        self.take_no_more(vdisk);
+        let deleting = self.core.delete(vdisk);
+        let finished = self.finished.clone();
+        self.executor.spawn(Priority::Foreground, async move {
+            let result = deleting.await;
+            finished.push(Finished::Deleted { number, vdisk, result });
+        });
+    }
+
+    fn take_no_more(&mut self, vdisk: VdiskId) {
+        if let Some(place) = self.places.get(&vdisk) {
+            let waiting = self.vdisks[*place].close();
+            self.forget(waiting);
+        }
+    }
+
+    /// Pieces that the core never got: their requests are not answered.
+    fn forget(&mut self, pieces: VecDeque<GuestRequest>) {
+        self.stalled -= pieces.len();
+        for piece in pieces {
+            let name = usize::try_from(piece.token).expect("a token given here");
+            let taken = &mut self.taken[name];
+            taken.void = true;
+            taken.left -= 1;
+            if taken.left == 0 {
+                self.taken.remove(name);
+            }
+        }
+    }
+
+    fn take_finished(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(finished) = self.finished.try_pop() {
+            worked = true;
+            match finished {
+                Finished::Opened { number, order, result } => {
+                    let served = self.opened(&order, result);
+                    self.tell(number, Answer::Opened(served));
+                }
+                Finished::Closed { number, vdisk } => {
+                    self.remove(vdisk);
+                    if let Some(number) = number {
+                        self.tell(number, Answer::Closed);
+                    }
+                }
+                Finished::Deleted { number, vdisk, result } => {
+                    self.remove(vdisk);
+                    self.tell(number, Answer::Deleted(result));
+                }
+            }
+        }
+        worked
+    }
+
+    /// The core has opened a vdisk, or not: its device follows.
+    fn opened(
+        &mut self,
+        order: &OpenOrder,
+        result: Result<(), HostError>,
+    ) -> Result<(), OpenError> {
+        result?;
+        let vdisk = order.vdisk;
+        let bound = match order.without_device {
+            true => Ok(None),
+            false => Disk::bind(order.device.clone(), self.buffers.clone()).map(Some),
+        };
+        let disk = match bound {
+            Ok(disk) => disk,
+            Err(error) => {
+                // Nobody can use it: let it go again.
+                self.close(None, vdisk);
+                return Err(error.into());
+            }
+        };
+        self.serials += 1;
+        let mut serving = Serving::new(vdisk, self.serials, disk);
+        serving.watch(self.reactor);
+        let place = self.vdisks.insert(serving);
+        self.places.insert(vdisk, place);
+        if self.ending.is_some() {
+            self.close(None, vdisk);
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, vdisk: VdiskId, size: u64) -> Result<(), String> {
+        let place = self.places.get(&vdisk).ok_or("it is not open")?;
+        self.core.resize(vdisk, size).map_err(|error| error.to_string())?;
+        match &mut self.vdisks[*place].disk {
+            Some(disk) => disk.resize(size).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// Drops a vdisk's device; its front end is disconnected.
+    fn remove(&mut self, vdisk: VdiskId) {
+        let Some(place) = self.places.remove(&vdisk) else { return };
+        let mut serving = self.vdisks.remove(place);
+        self.forget(serving.close());
+        serving.unwatch(self.reactor);
+        self.past.merge(&serving.measures);
+    }
+
+    fn tell(&mut self, number: u64, answer: Answer) {
+        self.report(Report::Answer { number, answer });
+    }
+
+    fn report(&mut self, report: Report) {
+        self.unreported.push_back(report);
+        self.report_rest();
+    }
+
+    fn report_rest(&mut self) {
+        while let Some(report) = self.unreported.pop_front() {
+            match self.reports.push(report) {
+                Ok(()) => {}
+                Err(Refused::Full(report)) => return self.unreported.push_front(report),
+                Err(Refused::Closed(_)) => {}
+            }
+        }
+    }
+
+    fn end_when_done(&mut self) {
+        // What is still being opened serves nobody, and ends with the process.
+        if let Some(number) = self.ending
+            && self.places.is_empty()
+            && !self.ended.get()
+        {
+            self.ended.set(true);
+            self.tell(number, Answer::Ended);
+        }
+    }
+
+    fn view(&self) -> CoreView {
+        let mut guests = self.past.clone();
+        let mut vdisks = Vec::with_capacity(self.places.len());
+        for (vdisk, place) in &self.places {
+            let serving = &self.vdisks[*place];
+            guests.merge(&serving.measures);
+            let Some(disk) = &serving.disk else { continue };
+            vdisks.push(VdiskView {
+                vdisk: *vdisk,
+                state: disk.state(),
+                queues: serving.queues(),
+                in_flight: disk.in_flight() as u64,
+                stats: self.core.vdisk_stats(*vdisk).unwrap_or_default(),
+                guest: serving.measures.clone(),
+            });
+        }
+        let bytes = |piece: &GuestRequest| match &piece.operation {
+            Operation::Write { data, .. } => data.len() as u64,
+            _ => 0,
+        };
+        let stalled = self.vdisks.iter().flat_map(|(_, serving)| &serving.stalled);
+        CoreView {
+            core: self.core.stats(),
+            taken_bytes: stalled.map(bytes).sum(),
+            stalls: self.stalls,
+            guests,
+            vdisks,
+        }
+    }
+}
+
+impl Drop for Core<'_> {
+    fn drop(&mut self) {
+        for (_, serving) in &mut self.vdisks {
+            serving.unwatch(self.reactor);
+        }
+    }
+}

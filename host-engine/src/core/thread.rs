@@ -1,0 +1,195 @@
+//! A core's thread, and the control thread's end of it.
+
+use super::{Core, Finished};
+use crate::error::HostEngineError;
+use crate::measure::Measures;
+use crate::messages::{Answer, Command, Order, Report};
+use cleave_host_core::{HostCore, HostCoreConfig};
+use cleave_runtime::buffer::BufferPool;
+use cleave_runtime::executor::Doorbell;
+use cleave_runtime::links::Links;
+use cleave_runtime::random::{Random, SplitMix};
+use cleave_runtime::ring::{Consumer, Producer, Refused, ring};
+use cleave_runtime::sync::{Outcome, Promise, Queue, promise};
+use cleave_runtime_real::doorbell::EventDoorbell;
+use cleave_runtime_real::error::Error;
+use cleave_runtime_real::quic::{QuicConfig, QuicLinks};
+use cleave_runtime_real::reactor::{Reactor, ReactorConfig};
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+
+/// Commands and reports on their way; more wait at their sender.
+const RING: usize = 256;
+/// Bytes and unused buffers that a core keeps for guests' writes.
+const WRITE_BUFFERS: [(usize, usize); 6] =
+    [(4 << 10, 256), (16 << 10, 64), (64 << 10, 64), (256 << 10, 8), (1 << 20, 4), (4 << 20, 1)];
+
+/// What a core is started with.
+#[derive(Clone, Debug)]
+pub struct CoreSettings {
+    /// The host core's.
+    pub core: HostCoreConfig,
+    /// The links'.
+    pub links: QuicConfig,
+    /// The loop's.
+    pub reactor: ReactorConfig,
+}
+
+/// The control thread's end of a core.
+pub struct CoreHandle {
+    /// Which.
+    pub core: u16,
+    commands: Producer<Command>,
+    /// Commands that the ring did not take.
+    unsent: RefCell<VecDeque<Command>>,
+    reports: Consumer<Report>,
+    waiting: RefCell<BTreeMap<u64, Promise<Answer>>>,
+    next: Cell<u64>,
+    thread: RefCell<Option<JoinHandle<()>>>,
+}
+
+/// Starts a core; returns when it runs. `control` wakes the control thread.
+pub fn start(
+    settings: CoreSettings,
+    control: Arc<dyn Doorbell>,
+) -> Result<CoreHandle, HostEngineError> {
+    let core = settings.core.core;
+    let refused = |error| HostEngineError::Core { core, error };
+    let doorbell = EventDoorbell::new().map_err(refused)?;
+    let (commands, taken) = ring(RING, Arc::clone(&doorbell) as Arc<dyn Doorbell>);
+    let (report, reports) = ring(RING, control);
+    let (started, outcome) = sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name(format!("core-{core}"))
+        .spawn(move || {
+            let (reactor, links) = match prepare(&settings, doorbell) {
+                Ok(prepared) => prepared,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            // The one who waits for this is the one who started the thread.
+            let _ = started.send(Ok(()));
+            run(&reactor, links, settings.core, taken, report);
+        })
+        .map_err(|source| refused(Error::System { what: "starting a thread", source }))?;
+    match outcome.recv() {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(refused(error)),
+        Err(_) => unreachable!("a thread that panics ends the process"),
+    }
+    Ok(CoreHandle {
+        core,
+        commands,
+        unsent: RefCell::default(),
+        reports,
+        waiting: RefCell::default(),
+        next: Cell::new(1),
+        thread: RefCell::new(Some(thread)),
+    })
+}
+
+fn prepare(
+    settings: &CoreSettings,
+    doorbell: Arc<EventDoorbell>,
+) -> Result<(Reactor, Rc<QuicLinks>), Error> {
+    let reactor = Reactor::with_doorbell(settings.reactor.clone(), doorbell)?;
+    let links = QuicLinks::new(&reactor, &settings.links)?;
+    Ok((reactor, links))
+}
+
+fn run(
+    reactor: &Reactor,
+    links: Rc<dyn Links>,
+    config: HostCoreConfig,
+    commands: Consumer<Command>,
+    reports: Producer<Report>,
+) {
+    // For jitter only.
+    let seed = config.incarnation.0.rotate_left(16) ^ u64::from(config.core);
+    let random: Rc<dyn Random> = Rc::new(SplitMix::new(seed));
+    let executor = reactor.executor().clone();
+    let core = HostCore::new(links, executor.clone(), random, config);
+    let ended = Rc::new(Cell::new(false));
+    let buffers = WRITE_BUFFERS.map(|(bytes, kept)| BufferPool::new(bytes, kept));
+    let application = Core {
+        reactor,
+        executor,
+        core,
+        buffers: buffers.into(),
+        commands,
+        reports,
+        unreported: VecDeque::new(),
+        finished: Queue::<Finished>::default(),
+        vdisks: Slab::new(),
+        places: BTreeMap::new(),
+        serials: 0,
+        taken: Slab::new(),
+        stalled: 0,
+        stalls: 0,
+        turn_of: 0,
+        wakeful: false,
+        past: Measures::default(),
+        ending: None,
+        ended: Rc::clone(&ended),
+        requests: Vec::new(),
+        pieces: Vec::new(),
+        completions: Vec::new(),
+    };
+    reactor.run(application, || ended.get());
+}
+
+impl CoreHandle {
+    /// Has the core do something. `None` comes when the core has ended.
+    pub fn ask(&self, order: Order) -> Outcome<Answer> {
+        let number = self.next.replace(self.next.get() + 1);
+        let (promise, outcome) = promise();
+        self.waiting.borrow_mut().insert(number, promise);
+        self.unsent.borrow_mut().push_back(Command { number, order });
+        self.send();
+        outcome
+    }
+
+    fn send(&self) {
+        let mut unsent = self.unsent.borrow_mut();
+        while let Some(command) = unsent.pop_front() {
+            match self.commands.push(command) {
+                Ok(()) => {}
+                Err(Refused::Full(command)) => return unsent.push_front(command),
+                // Whoever waits for the answer is told by the broken promise.
+                Err(Refused::Closed(command)) => {
+                    self.waiting.borrow_mut().remove(&command.number);
+                }
+            }
+        }
+    }
+
+    /// Takes what the core reports, and gives on what is no answer. True when there was anything.
+    pub fn turn(&self, mut report: impl FnMut(Report)) -> bool {
+        let mut any = false;
+        while let Some(reported) = self.reports.pop() {
+            any = true;
+            match reported {
+                Report::Answer { number, answer } => {
+                    if let Some(promise) = self.waiting.borrow_mut().remove(&number) {
+                        promise.fulfil(answer);
+                    }
+                }
+                other => report(other),
+            }
+        }
+        self.send();
+        any
+    }
+
+    /// Waits for the thread of a core that was told to end.
+    pub fn join(&self) {
+        if let Some(thread) = self.thread.borrow_mut().take() {
+            // A panic there has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The host engine's process: starting, the control thread's loop, stopping.
+//!
+//! Order of starting: the folders, the lock (so that a predecessor is dead), identity and key, the
+//! control socket, the store; then, once the store answers: whose cluster it is, whether the key is its
+//! key, a new incarnation, the cores, the vdisks. Everything that the operator must mend is found before
+//! a guest is served.
+//!
+//! Stopping: cores take no more requests, finish those in flight for at most five seconds, and end;
+//! what is left is in the guests' inflight regions (C24). Owner records are released if the store answers at once.
+
+use crate::core::{CoreSettings, start};
+use crate::engine::Engine;
+use crate::error::HostEngineError;
+use crate::key;
+use crate::messages::{Answer, Order};
+use crate::status;
+use crate::vdisk::release;
+use cleave_control::config::HostConfig;
+use cleave_control::protocol::{Request, Response};
+use cleave_control::records::{self, CLUSTER_KEY, ClusterRecord};
+use cleave_control::server::ControlServer;
+use cleave_coordinator::{SocketStore, StoreClient, next_incarnation};
+use cleave_format::ids::{ClusterId, Epoch, HostId, Incarnation};
+use cleave_host_core::{DestageConfig, HostCoreConfig};
+use cleave_process::ask::{Questions, questions};
+use cleave_process::lock::KernelLock;
+use cleave_process::machine::{default_cores, leave_first_processor, processors, spin};
+use cleave_process::stop::Stop;
+use cleave_runtime::executor::{Doorbell, Priority};
+use cleave_runtime::links::PeerAddress;
+use cleave_runtime_real::identity::Identity;
+use cleave_runtime_real::quic::QuicConfig;
+use cleave_runtime_real::reactor::{Reactor, ReactorConfig, Turn};
+use std::cell::Cell;
+use std::error::Error;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a predecessor of this engine may take to end.
+const PREDECESSOR: Duration = Duration::from_secs(60);
+/// How long a control connection waits for an answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long cores may take to end: a little longer than they give their requests.
+const END_MAX: Duration = Duration::from_secs(7);
+/// How long the store may take to be told of the end.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
+/// Runs the engine until it is told to stop, or cannot go on.
+pub fn run(config: &Path, stop: Stop) -> Result<(), Box<dyn Error>> {
+    let config = HostConfig::load(config)?;
+    if config.datanodes.len() != 1 {
+        return Err(HostEngineError::Datanodes(config.datanodes.len()).into());
+    }
+    for folder in [&config.dir, &config.lock_dir, &config.vhost_dir] {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let (what, path) = ("create the folder", folder.clone());
+            HostEngineError::File { what, path, error }
+        })?;
+    }
+    let _alone = KernelLock::take(&config.dir.join("lock"), PREDECESSOR)?;
+    let identity = identity(&config)?;
+    let keys = config.key_file.as_deref().map(key::load).transpose()?;
+    if let Err(error) = leave_first_processor() {
+        tracing::debug!(%error, "processor 0 is used, too");
+    }
+
+    let reactor = Reactor::new(ReactorConfig {
+        spin: Duration::ZERO,
+        entries: 64,
+        drive_buffers: Vec::new(),
+        ..ReactorConfig::default()
+    })?;
+    stop.wakes(reactor.doorbell());
+    let (asker, asked) = questions(reactor.doorbell());
+    let _server = ControlServer::start(&config.control_socket, move |request| {
+        asker.ask(request, ANSWER).unwrap_or_else(Response::error)
+    })?;
+    let store = SocketStore::new(&config.store_socket, reactor.doorbell())?;
+    let store = StoreClient::new(Rc::new(store));
+    let engine = Rc::new(Engine::new(config, reactor.executor().clone(), store, keys));
+    let beginning = begin(Rc::clone(&engine), identity, reactor.doorbell());
+    reactor.executor().spawn(Priority::Foreground, beginning);
+    tracing::info!(name = engine.config.name, "running");
+
+    let over = Rc::new(Cell::new(false));
+    let shell = Shell { engine: Rc::clone(&engine), asked, stop, over: Rc::clone(&over) };
+    reactor.run(shell, || over.get());
+    let failure = engine.failure.take();
+    for core in engine.cores.take() {
+        // After a failure cores are not waited for: the process's end is theirs.
+        if failure.is_none() {
+            core.join();
+        }
+    }
+    match failure {
+        Some(failure) => Err(failure.into()),
+        None => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
+}
+
+fn identity(config: &HostConfig) -> Result<Identity, Box<dyn Error>> {
+    let tls = &config.tls;
+    let identity = Identity::load(&tls.certificate, &tls.key, &tls.ca)?;
+    let found = identity.name()?;
+    if found != config.name {
+        let (path, wanted) = (tls.certificate.clone(), config.name.clone());
+        return Err(HostEngineError::Certificate { path, found, wanted }.into());
+    }
+    Ok(identity)
+}
+
+/// Everything that needs the store.
+async fn begin(engine: Rc<Engine>, identity: Identity, doorbell: Arc<dyn Doorbell>) {
+    if let Err(error) = enter(&engine, identity, doorbell).await {
+        return engine.fail(error);
+    }
+    if let Err(error) = Rc::clone(&engine).follow().await {
+        engine.fail(error.into());
+    }
+}
+
+async fn enter(
+    engine: &Rc<Engine>,
+    identity: Identity,
+    doorbell: Arc<dyn Doorbell>,
+) -> Result<(), HostEngineError> {
+    let config = &engine.config;
+    let found = records::get::<ClusterRecord>(&engine.store, CLUSTER_KEY).await?;
+    let foreign = |found: String| {
+        let (socket, wanted) = (config.store_socket.clone(), config.cluster.clone());
+        HostEngineError::ForeignStore { socket, found, wanted }
+    };
+    let (cluster, _) = found.ok_or_else(|| foreign("no cluster".to_owned()))?;
+    let wanted: ClusterId = config.cluster.parse().expect("the configuration was checked");
+    if cluster.uuid.parse() != Ok(wanted) {
+        return Err(foreign(format!("cluster {}", cluster.uuid)));
+    }
+    key::check(engine.keys.as_ref(), config.key_file.as_deref(), &cluster)?;
+    let incarnation = Incarnation(next_incarnation(&engine.store).await?);
+    engine.incarnation.set(incarnation);
+    for settings in settings(config, wanted, incarnation, identity) {
+        let core = start(settings, Arc::clone(&doorbell))?;
+        engine.cores.borrow_mut().push(Rc::new(core));
+    }
+    tracing::info!(%incarnation, cores = engine.cores.borrow().len(), "cores run");
+    Ok(())
+}
+
+/// What each core is started with.
+fn settings(
+    config: &HostConfig,
+    cluster: ClusterId,
+    incarnation: Incarnation,
+    identity: Identity,
+) -> Vec<CoreSettings> {
+    let processors = processors();
+    let cores = match config.cores {
+        0 => u16::try_from(default_cores(processors)).unwrap_or(u16::MAX),
+        cores => cores,
+    };
+    let controllers = config.datanodes[0].controllers.iter().map(|controller| PeerAddress {
+        name: controller.name.clone(),
+        address: controller.address.to_string(),
+    });
+    let controllers: Vec<PeerAddress> = controllers.collect();
+    let write_buffer = config.write_buffer.min(config.quota) / u64::from(cores);
+    (0..cores)
+        .map(|core| {
+            let mut listen = config.listen;
+            // Each core has links of its own; without a wish the system chooses.
+            let port = if listen.port() == 0 { 0 } else { listen.port().saturating_add(core) };
+            listen.set_port(port);
+            CoreSettings {
+                core: HostCoreConfig {
+                    cluster,
+                    host: HostId(config.id),
+                    incarnation,
+                    core,
+                    cores,
+                    controllers: controllers.clone(),
+                    write_buffer,
+                    destage: DestageConfig::default(),
+                },
+                links: QuicConfig { mtu: config.mtu, ..QuicConfig::new(listen, identity.clone()) },
+                reactor: ReactorConfig {
+                    spin: spin(processors, usize::from(cores)),
+                    drive_buffers: Vec::new(),
+                    ..ReactorConfig::default()
+                },
+            }
+        })
+        .collect()
+}
+
+/// Ends the cores, then tells the store.
+async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
+    let cores = engine.cores.borrow().clone();
+    let endings: Vec<_> = cores.iter().map(|core| core.ask(Order::End)).collect();
+    let ended = async {
+        for ending in endings {
+            let answer = ending.wait().await;
+            assert!(matches!(answer, None | Some(Answer::Ended)), "the answer to the end");
+        }
+    };
+    if engine.executor.timeout(END_MAX, ended).await.is_none() {
+        tracing::warn!("a core did not end in time");
+        // Joining it could take for ever.
+        std::process::exit(0);
+    }
+    let owned: Vec<_> = engine
+        .vdisks
+        .borrow()
+        .values()
+        .filter(|vdisk| vdisk.epoch.get() > 0)
+        .map(|vdisk| (vdisk.id, Epoch(vdisk.epoch.get())))
+        .collect();
+    let told = async {
+        for (vdisk, epoch) in owned {
+            if let Err(error) = release(&engine, vdisk, epoch).await {
+                tracing::debug!(%vdisk, "not released: {error}");
+            }
+        }
+    };
+    // A successor on this host takes the locks, and needs no more.
+    engine.executor.timeout(RELEASE_MAX, told).await;
+    over.set(true);
+}
+
+/// What the control thread's reactor runs.
+struct Shell {
+    engine: Rc<Engine>,
+    asked: Questions<Request, Response>,
+    stop: Stop,
+    over: Rc<Cell<bool>>,
+}
+
+impl Turn for Shell {
+    fn turn(&mut self) -> bool {
+        let engine = &self.engine;
+        let mut worked = engine.store.turn();
+        worked |= engine.take_reports();
+        while let Some((question, reply)) = self.asked.next() {
+            worked = true;
+            let engine = Rc::clone(engine);
+            let stop = self.stop.clone();
+            self.engine.executor.spawn(Priority::Foreground, async move {
+                reply.send(status::answer(&engine, question, &stop).await);
+            });
+        }
+        if self.stop.is_asked() && !self.engine.stopping.replace(true) {
+            worked = true;
+            let ending = end(Rc::clone(&self.engine), Rc::clone(&self.over));
+            self.engine.executor.spawn(Priority::Foreground, ending);
+        }
+        if self.engine.failure.borrow().is_some() {
+            self.over.set(true);
+        }
+        worked
+    }
+}

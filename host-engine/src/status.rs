@@ -1,0 +1,180 @@
+//! What a host engine answers on its control socket: gathered from the cores, which are asked one
+//! after another and answer from their loops.
+
+use crate::engine::Engine;
+use crate::measure::Measures;
+use crate::messages::{Answer, CoreView, Order, VdiskView};
+use crate::vdisk::Vdisk;
+use cleave_control::names::vhost_socket;
+use cleave_control::protocol::{Reply, Request, Response};
+use cleave_control::status::{
+    CodecStatistics, DestageStatistics, Fill, HostLogStatistics, HostLogStatus, HostStatistics,
+    HostStatus, ProcessState, ProcessStatus, ReadStatistics, VdiskEntry, VdiskServing,
+    VdiskStatistics, VdiskStatus,
+};
+use cleave_format::layout::BLOCK;
+use cleave_process::stop::Stop;
+use cleave_vhost_user::DiskState;
+
+/// Answers one request.
+pub async fn answer(engine: &Engine, request: Request, stop: &Stop) -> Response {
+    match request {
+        Request::Status {} => Response::Ok(Reply::Host(status(engine, &look(engine).await))),
+        Request::Stats {} => {
+            Response::Ok(Reply::HostStatistics(statistics(engine, &look(engine).await)))
+        }
+        Request::Stop {} => {
+            stop.ask();
+            Response::Ok(Reply::Done {})
+        }
+        _ => Response::error("a host engine does not do this; ask the cluster's supervisor"),
+    }
+}
+
+/// How each core is; those that have ended are left out.
+async fn look(engine: &Engine) -> Vec<CoreView> {
+    let cores = engine.cores.borrow().clone();
+    let asked: Vec<_> = cores.iter().map(|core| core.ask(Order::Look)).collect();
+    let mut views = Vec::with_capacity(asked.len());
+    for answer in asked {
+        if let Some(Answer::View(view)) = answer.wait().await {
+            views.push(*view);
+        }
+    }
+    views
+}
+
+fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
+    let config = &engine.config;
+    let sum = |what: fn(&CoreView) -> u64| views.iter().map(what).sum::<u64>();
+    let memory =
+        |view: &CoreView| view.core.buffer_memory + view.core.map_memory + view.taken_bytes;
+    let buffered = sum(|view| view.core.buffer_bytes);
+    let log = HostLogStatus {
+        datanode: config.datanodes[0].id,
+        writable: !views.is_empty() && views.iter().all(|view| view.core.connected),
+        quota: Fill { used: buffered, capacity: sum(|view| view.core.buffer_limit) },
+        write_buffer: Fill { used: buffered, capacity: config.write_buffer },
+    };
+    let mut vdisks: Vec<VdiskStatus> = engine
+        .vdisks
+        .borrow()
+        .values()
+        .map(|vdisk| vdisk_status(engine, vdisk, view_of(views, vdisk)))
+        .collect();
+    vdisks.sort_by(|one, other| one.vdisk.name.cmp(&other.vdisk.name));
+    HostStatus {
+        host: config.id,
+        process: process(engine),
+        cores: engine.cores.borrow().len() as u32,
+        memory: Fill { used: sum(memory), capacity: config.memory_budget },
+        store_connected: engine.store.is_connected(),
+        logs: vec![log],
+        vdisks,
+    }
+}
+
+fn process(engine: &Engine) -> ProcessStatus {
+    let state = if engine.stopping.get() {
+        ProcessState::Stopping
+    } else if engine.cores.borrow().is_empty() {
+        ProcessState::Starting
+    } else {
+        ProcessState::Running
+    };
+    ProcessStatus {
+        name: engine.config.name.clone(),
+        pid: Some(std::process::id()),
+        state,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        incarnation: engine.incarnation.get().0,
+        uptime_seconds: engine.since.elapsed().as_secs(),
+        restarts: 0,
+    }
+}
+
+fn view_of<'v>(views: &'v [CoreView], vdisk: &Vdisk) -> Option<&'v VdiskView> {
+    views.iter().flat_map(|view| &view.vdisks).find(|view| view.vdisk == vdisk.id)
+}
+
+fn vdisk_status(engine: &Engine, vdisk: &Vdisk, view: Option<&VdiskView>) -> VdiskStatus {
+    let record = vdisk.record.borrow();
+    let serving = vdisk.serving.get();
+    let served = view.filter(|_| serving == VdiskServing::Serving);
+    let socket = served.and_then(|_| vhost_socket(&engine.config.vhost_dir, &vdisk.name).ok());
+    VdiskStatus {
+        vdisk: VdiskEntry {
+            name: vdisk.name.clone(),
+            id: record.id,
+            size: record.size,
+            encrypted: record.encrypted,
+            created: record.created,
+            host: record.host,
+            socket: socket.map(|path| path.display().to_string()),
+            attached: view.is_some_and(|view| view.state != DiskState::Listening),
+        },
+        state: serving,
+        epoch: vdisk.epoch.get(),
+        queues: view.map_or(0, |view| view.queues),
+        in_flight: view.map_or(0, |view| view.in_flight),
+        mapped: 0,
+    }
+}
+
+fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
+    let mut guests = Measures::default();
+    views.iter().for_each(|view| guests.merge(&view.guests));
+    let mut vdisks: Vec<VdiskStatistics> = engine
+        .vdisks
+        .borrow()
+        .values()
+        .map(|vdisk| VdiskStatistics {
+            name: vdisk.name.clone(),
+            id: vdisk.id.0,
+            guest: view_of(views, vdisk).map(|view| view.guest.shown()).unwrap_or_default(),
+        })
+        .collect();
+    vdisks.sort_by(|one, other| one.name.cmp(&other.name));
+    let sum = |what: fn(&CoreView) -> u64| views.iter().map(what).sum::<u64>();
+    HostStatistics {
+        host: engine.config.id,
+        name: engine.config.name.clone(),
+        pid: std::process::id(),
+        guest: guests.shown(),
+        vdisks,
+        codec: codec(views),
+        log: HostLogStatistics {
+            records: sum(|view| view.core.records_mirrored),
+            released: sum(|view| view.core.records_released),
+            stalls: sum(|view| view.stalls),
+            ..HostLogStatistics::default()
+        },
+        destage: DestageStatistics {
+            stripes: sum(|view| view.core.stripes_committed),
+            frame_bytes: sum(|view| view.core.stripe_bytes),
+            retries: sum(|view| view.core.stripes_abandoned),
+            ..DestageStatistics::default()
+        },
+        reads: ReadStatistics {
+            zero: sum(|view| view.core.reads_zero),
+            write_buffer: sum(|view| view.core.reads_buffer),
+            pool: sum(|view| view.core.reads_pool),
+            solved: sum(|view| view.core.reads_solved),
+            ..ReadStatistics::default()
+        },
+    }
+}
+
+fn codec(views: &[CoreView]) -> CodecStatistics {
+    let mut codec = CodecStatistics::default();
+    for view in views {
+        codec.check_failures += view.core.checks_failed;
+        for vdisk in &view.vdisks {
+            codec.blocks += vdisk.stats.encoded_bytes / BLOCK as u64;
+            codec.zero_blocks += vdisk.stats.zero_blocks;
+            codec.bytes_in += vdisk.stats.encoded_bytes;
+            codec.bytes_out += vdisk.stats.frame_bytes;
+        }
+    }
+    codec.with_ratio()
+}

@@ -1,0 +1,326 @@
+//! The life of one vdisk on this host: locked, owned, opened, resized, let go, deleted.
+//!
+//! ```text
+//! waiting ─ kernel lock (C25) ─▶ locked ─ compare-and-swap of owner/ID ─▶ owned ─ core: seal, map, replay (C8) ─▶ serving
+//!    ▲                                                                                                       │
+//!    └──────────────── fenced, refused, failed: again later, with a new epoch ◀──────────────────────────────┘
+//! ```
+//! The namespace says what is wanted; this task brings it about, one step after another. The lock is held
+//! from before the first epoch until nothing of the vdisk runs here any more. A crash leaves the owner
+//! record as it was: the successor on this host takes the lock, and so knows that nobody runs.
+
+use crate::core::CoreHandle;
+use crate::engine::Engine;
+use crate::messages::{Answer, OpenError, OpenOrder, Order};
+use cleave_control::names::vhost_socket;
+use cleave_control::records::{VdiskRecord, VdiskState};
+use cleave_control::status::VdiskServing;
+use cleave_coordinator::records::owner_key;
+use cleave_coordinator::{Outcome, StoreError, VdiskOwner};
+use cleave_format::ids::{Epoch, VdiskId};
+use cleave_process::lock::{KernelLock, holder};
+use cleave_runtime::sync::Signal;
+use cleave_vhost_user::DiskConfig;
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Between two looks at a lock that somebody holds.
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
+/// Before a vdisk that could not be served is tried again.
+const SERVE_AGAIN: Duration = Duration::from_secs(2);
+/// Bytes of one discard or write-zeroes, at most: what a core takes at once.
+const RANGE_MAX: u64 = cleave_host_core::RANGE_MAX;
+/// Bytes of writes that a vdisk may have taken and not written, at least and at most.
+const WRITE_BYTES: (u64, u64) = (4 << 20, 32 << 20);
+
+/// A vdisk that this host serves, or is to serve.
+pub struct Vdisk {
+    /// Its number.
+    pub id: VdiskId,
+    /// Its name.
+    pub name: String,
+    /// What is recorded of it; `None`: not for this host any more.
+    pub wanted: RefCell<Option<VdiskRecord>>,
+    /// The record that was wanted last, for status.
+    pub record: RefCell<VdiskRecord>,
+    /// Notified when [`wanted`](Vdisk::wanted) changes, or the core let go of it.
+    pub changed: Signal,
+    /// What it is doing.
+    pub serving: Cell<VdiskServing>,
+    /// The ownership epoch; 0 while this host does not own it.
+    pub epoch: Cell<u64>,
+    /// The core that serves it.
+    pub core: Rc<CoreHandle>,
+    /// The core said that a newer owner has it.
+    pub fenced: Cell<bool>,
+}
+
+/// Why a vdisk is not served.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Lock(#[from] cleave_process::lock::LockError),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("it is encrypted, and no key_file is configured")]
+    NoKey,
+    #[error("{0}")]
+    Name(#[from] cleave_control::names::NameError),
+    #[error("a newer owner has it")]
+    Fenced,
+}
+
+impl Vdisk {
+    /// A vdisk that is to be served by `core`.
+    pub fn new(name: &str, record: &VdiskRecord, core: Rc<CoreHandle>) -> Vdisk {
+        Vdisk {
+            id: VdiskId(record.id),
+            name: name.to_owned(),
+            wanted: RefCell::new(Some(record.clone())),
+            record: RefCell::new(record.clone()),
+            changed: Signal::new(),
+            serving: Cell::new(VdiskServing::Waiting),
+            epoch: Cell::new(0),
+            core,
+            fenced: Cell::new(false),
+        }
+    }
+
+    /// What is recorded has changed.
+    pub fn want(&self, wanted: Option<VdiskRecord>) {
+        if let Some(record) = &wanted {
+            self.record.replace(record.clone());
+        }
+        self.wanted.replace(wanted);
+        self.changed.notify();
+    }
+
+    fn is_wanted(&self) -> bool {
+        matches!(&*self.wanted.borrow(), Some(record) if record.state == VdiskState::Ready)
+    }
+
+    fn is_deleting(&self) -> bool {
+        matches!(&*self.wanted.borrow(), Some(record) if record.state == VdiskState::Deleting)
+    }
+
+    fn size(&self) -> u64 {
+        self.record.borrow().size
+    }
+
+    fn lock_path(&self, engine: &Engine) -> PathBuf {
+        engine.config.lock_dir.join(format!("vdisk-{}.lock", self.id))
+    }
+}
+
+/// Brings about what is wanted of a vdisk, until nothing is any more.
+pub async fn tend(engine: Rc<Engine>, vdisk: Rc<Vdisk>) {
+    let mut lock = None;
+    let mut told = String::new();
+    while vdisk.wanted.borrow().is_some() {
+        let deleting = vdisk.is_deleting();
+        let failure = match step(&engine, &vdisk, &mut lock, deleting).await {
+            Ok(true) => break,
+            Ok(false) => {
+                told.clear();
+                continue;
+            }
+            // Whatever failed did so because of that.
+            Err(_) if engine.stopping.get() => return,
+            Err(failure) => failure,
+        };
+        vdisk.serving.set(VdiskServing::Failed);
+        // What stays the same is told once.
+        let message = failure.to_string();
+        if message != told {
+            tracing::error!(vdisk = vdisk.name, "not served: {message}");
+            told = message;
+        }
+        let looked_at = vdisk.wanted.borrow().clone();
+        let changed = vdisk.changed.until(|| (*vdisk.wanted.borrow() != looked_at).then_some(()));
+        engine.executor.timeout(SERVE_AGAIN, changed).await;
+    }
+    engine.forget(&vdisk);
+}
+
+/// One time through a vdisk's life. True when nothing is left to do for it.
+async fn step(
+    engine: &Engine,
+    vdisk: &Vdisk,
+    lock: &mut Option<KernelLock>,
+    deleting: bool,
+) -> Result<bool, Failure> {
+    if lock.is_none() {
+        match take_lock(engine, vdisk).await? {
+            Some(taken) => *lock = Some(taken),
+            None => return Ok(false),
+        }
+    }
+    let record = vdisk.record.borrow().clone();
+    let keys = match record.encrypted {
+        true => Some(engine.keys.clone().ok_or(Failure::NoKey)?),
+        false => None,
+    };
+    vdisk.serving.set(VdiskServing::Recovering);
+    vdisk.fenced.set(false);
+    let (epoch, predecessor_dead) = take_ownership(engine, vdisk.id).await?;
+    let order = OpenOrder {
+        vdisk: vdisk.id,
+        epoch,
+        keys,
+        predecessor_dead,
+        device: device(engine, vdisk, record.size)?,
+        without_device: deleting,
+    };
+    match vdisk.core.ask(Order::Open(Box::new(order))).wait().await {
+        Some(Answer::Opened(opened)) => opened?,
+        _ => return Err(OpenError::Stopping.into()),
+    }
+    vdisk.epoch.set(epoch.0);
+    let outcome = match deleting {
+        true => Ok(()),
+        false => serve(vdisk, record.size).await,
+    };
+    if outcome.is_ok() && vdisk.is_deleting() {
+        let deleted = vdisk.core.ask(Order::Delete { vdisk: vdisk.id }).wait().await;
+        vdisk.epoch.set(0);
+        return match deleted {
+            Some(Answer::Deleted(Ok(()))) => {
+                tracing::info!(vdisk = vdisk.name, "deleted");
+                Ok(true)
+            }
+            Some(Answer::Deleted(Err(error))) => Err(OpenError::from(error).into()),
+            _ => Err(OpenError::Stopping.into()),
+        };
+    }
+    if outcome.is_ok() {
+        vdisk.core.ask(Order::Close { vdisk: vdisk.id }).wait().await;
+        release(engine, vdisk.id, epoch).await?;
+    }
+    vdisk.epoch.set(0);
+    outcome.map(|()| false)
+}
+
+/// Serves until something else is wanted.
+async fn serve(vdisk: &Vdisk, mut size: u64) -> Result<(), Failure> {
+    vdisk.serving.set(VdiskServing::Serving);
+    tracing::info!(
+        vdisk = vdisk.name,
+        epoch = vdisk.epoch.get(),
+        core = vdisk.core.core,
+        "serving"
+    );
+    loop {
+        let news = || {
+            let over = vdisk.fenced.get() || !vdisk.is_wanted();
+            (over || vdisk.size() != size).then_some(())
+        };
+        vdisk.changed.until(news).await;
+        if vdisk.fenced.get() {
+            return Err(Failure::Fenced);
+        }
+        if !vdisk.is_wanted() {
+            return Ok(());
+        }
+        let wanted = vdisk.size();
+        let resize = Order::Resize { vdisk: vdisk.id, size: wanted };
+        match vdisk.core.ask(resize).wait().await {
+            Some(Answer::Resized(Ok(()))) => {
+                tracing::info!(vdisk = vdisk.name, from = size, to = wanted, "resized");
+            }
+            Some(Answer::Resized(Err(reason))) => {
+                tracing::error!(
+                    vdisk = vdisk.name,
+                    from = size,
+                    to = wanted,
+                    "not resized: {reason}"
+                );
+            }
+            _ => return Ok(()),
+        }
+        // A size that was refused is not tried again until another one is wanted.
+        size = wanted;
+    }
+}
+
+/// The lock, or `None` when the vdisk is not wanted any more (C25).
+async fn take_lock(engine: &Engine, vdisk: &Vdisk) -> Result<Option<KernelLock>, Failure> {
+    let path = vdisk.lock_path(engine);
+    let mut told = false;
+    while vdisk.wanted.borrow().is_some() {
+        if let Some(lock) = KernelLock::try_take(&path)? {
+            return Ok(Some(lock));
+        }
+        vdisk.serving.set(VdiskServing::Waiting);
+        if !std::mem::replace(&mut told, true) {
+            let process = holder(&path);
+            tracing::info!(vdisk = vdisk.name, process, "waiting for the process that serves it");
+        }
+        engine.executor.sleep(LOCK_AGAIN).await;
+    }
+    Ok(None)
+}
+
+/// A new ownership epoch, and whether the owner before is known dead, because it was on this host, whose
+/// lock is held now, or has let go.
+async fn take_ownership(engine: &Engine, vdisk: VdiskId) -> Result<(Epoch, bool), StoreError> {
+    let key = owner_key(vdisk.0);
+    let host = u64::from(engine.config.id);
+    let incarnation = engine.incarnation.get().0;
+    let mut tried = None;
+    loop {
+        let found = engine.store.get_record::<VdiskOwner>(&key).await?;
+        let (before, revision) = match found {
+            Some((before, revision)) => (Some(before), revision),
+            None => (None, 0),
+        };
+        // An attempt whose fate was open did succeed.
+        if let (Some((owner, dead)), Some(before)) = (&tried, &before)
+            && owner == before
+        {
+            return Ok((Epoch(before.epoch), *dead));
+        }
+        let dead = before
+            .as_ref()
+            .is_none_or(|before| before.host == host || before.incarnation.is_none());
+        let epoch = before.map_or(0, |before| before.epoch) + 1;
+        let owner = VdiskOwner { epoch, host, incarnation: Some(incarnation) };
+        match engine.store.put_record(&key, revision, &owner).await {
+            Ok(Outcome::Committed(_)) => return Ok((Epoch(epoch), dead)),
+            Ok(Outcome::Conflict) => tried = None,
+            Err(StoreError::Unknown) => tried = Some((owner, dead)),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Says that nobody runs under this epoch any more.
+pub async fn release(engine: &Engine, vdisk: VdiskId, epoch: Epoch) -> Result<(), StoreError> {
+    let key = owner_key(vdisk.0);
+    let Some((owner, revision)) = engine.store.get_record::<VdiskOwner>(&key).await? else {
+        return Ok(());
+    };
+    if owner.epoch == epoch.0 {
+        let released = VdiskOwner { incarnation: None, ..owner };
+        // Whoever else changed it does not need this any more.
+        engine.store.put_record(&key, revision, &released).await?;
+    }
+    Ok(())
+}
+
+fn device(engine: &Engine, vdisk: &Vdisk, size: u64) -> Result<DiskConfig, Failure> {
+    let config = &engine.config;
+    let socket = vhost_socket(&config.vhost_dir, &vdisk.name)?;
+    let (least, most) = WRITE_BYTES;
+    Ok(DiskConfig {
+        group: config.vhost_group.clone(),
+        serial: format!("cleave-{}", vdisk.id),
+        discard_max: RANGE_MAX,
+        write_zeroes_max: RANGE_MAX,
+        write_bytes_max: (config.write_buffer / 4).clamp(least, most),
+        ..DiskConfig::new(vdisk.name.clone(), socket, size)
+    })
+}
