@@ -343,8 +343,10 @@ impl State {
         self.progress.notify();
     }
 
-    /// Tells the guests, in the order given, and lets reads go on that waited (C23).
+    /// Tells the guests, in the order given, and lets reads go on that waited (C23): these only when all are
+    /// published, because what one meets may be the content of another.
     pub fn publish(&mut self, published: Vec<Write>) {
+        let mut readers = Vec::new();
         for write in published {
             for key in &write.records {
                 self.buffer.published(*key);
@@ -354,9 +356,10 @@ impl State {
                 vdisk.stats.errors += 1;
             }
             self.completions.push(GuestCompletion { token: write.token, result, data: None });
-            for (read, block) in write.readers {
-                self.read_again(read, block);
-            }
+            readers.extend(write.readers);
+        }
+        for (read, block) in readers {
+            self.read_again(read, block);
         }
     }
 
