@@ -1,8 +1,8 @@
 //! A guest: several queues' worth of requests in flight on one vdisk, and the judge of what it is told.
 //!
 //! It lives outside of the host engine's process, as a virtual machine does. When the engine dies it either
-//! *resumes* (C24): everything in flight is taken again by the next engine, in the order in
-//! which it was taken, before any new request; or it dies with it, and what was in flight happened or
+//! *resumes* (C24): everything in flight is taken again by the next engine, changes in the order in which
+//! they were taken, then reads, all before any new request; or it dies with it, and what was in flight happened or
 //! did not. All requests of a vdisk go to one core, so the judge holds the engine to the order of completions
 //! and to published content too (C23).
 
@@ -54,6 +54,8 @@ pub struct Guest {
     resume: VecDeque<Token>,
     /// Tokens of the requests that were taken again and are not completed.
     resumed: usize,
+    /// Of these, those that change something.
+    resumed_changes: usize,
     /// The engine had no room for it.
     held: Option<(Request, Content)>,
     next_token: Token,
@@ -85,6 +87,7 @@ impl Guest {
             in_flight: BTreeMap::new(),
             resume: VecDeque::new(),
             resumed: 0,
+            resumed_changes: 0,
             held: None,
             next_token: vdisk.0 << 40,
             writes: 0,
@@ -170,9 +173,15 @@ impl Guest {
     /// The engine died or gave the vdisk up. `resumes`: the guest lives on.
     pub fn engine_died(&mut self, resumes: bool) {
         self.resumed = 0;
+        self.resumed_changes = 0;
         self.resume.clear();
         if resumes {
-            self.resume.extend(self.in_flight.keys());
+            // Reads last: the engine knows writes that are mirrored and not published, and a read between
+            // two that are done again could return the later one, and the next read the earlier.
+            let changes = |over: &InFlight| matches!(over.judged, Judged::Change(_));
+            let (writes, reads): (Vec<_>, Vec<_>) =
+                self.in_flight.iter().partition(|(_, over)| changes(over));
+            self.resume.extend(writes.into_iter().chain(reads).map(|(token, _)| *token));
             return;
         }
         self.held = None;
@@ -198,6 +207,10 @@ impl Guest {
         // C24: what was in flight goes first, and is over before anything new begins.
         while let Some(token) = self.resume.front().copied() {
             let again = &self.in_flight[&token];
+            let change = matches!(again.judged, Judged::Change(_));
+            if !change && self.resumed_changes > 0 {
+                return (any, None);
+            }
             let request = self.request(token, &again.request, again.content);
             if core.submit(request).is_err() {
                 return (any, None);
@@ -205,6 +218,7 @@ impl Guest {
             any = true;
             self.resume.pop_front();
             self.resumed += 1;
+            self.resumed_changes += usize::from(change);
         }
         if self.resumed > 0 {
             return (any, None);
@@ -307,7 +321,10 @@ impl Guest {
             self.journal.fail(format!("request {token:#x} was completed, but was not in flight"));
             return;
         };
-        self.resumed = self.resumed.saturating_sub(1);
+        if self.resumed > 0 {
+            self.resumed -= 1;
+            self.resumed_changes -= usize::from(matches!(over.judged, Judged::Change(_)));
+        }
         self.journal.operation();
         self.completed += 1;
         if let Err(error) = result {

@@ -98,7 +98,7 @@ impl Plan {
             victims,
             log: LogSettings {
                 record_bytes_max: pick(&[8, 16, 64]) * MIB,
-                control_bytes_max: pick(&[1, 4, 16]) * MIB,
+                control_bytes_max: pick(&[2, 4, 16]) * MIB,
             },
             write_buffer: pick(&[2, 4, 16, 64]) * MIB,
             destage: DestageConfig {
