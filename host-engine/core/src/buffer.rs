@@ -176,6 +176,7 @@ pub struct WriteBuffer {
     unplanned_weight: u64,
     bytes: u64,
     memory: u64,
+    covered: u64,
     next: u64,
 }
 
@@ -267,6 +268,7 @@ impl WriteBuffer {
         let mut older = std::mem::replace(&mut self.nodes[node as usize].older, NONE);
         while older != NONE {
             let next = self.nodes[older as usize].older;
+            self.covered += 1;
             self.end_node(older);
             older = next;
         }
@@ -594,6 +596,11 @@ impl WriteBuffer {
     /// Bytes that the unplanned mirrored content takes in stripes.
     pub fn unplanned_weight(&self) -> u64 {
         self.unplanned_weight
+    }
+
+    /// Contents of blocks that newer ones covered, since the start.
+    pub fn covered(&self) -> u64 {
+        self.covered
     }
 
     /// Blocks with buffered content, counting versions.

@@ -132,6 +132,9 @@ impl HostCore {
             }
             Ok(request) if !state.has_room(request.cost()) => {
                 state.stats.refused += 1;
+                if !std::mem::replace(&mut state.starving, true) {
+                    state.progress.notify();
+                }
                 let operation = write::undo(request, original);
                 Err(GuestRequest { token, vdisk, operation })
             }
@@ -140,6 +143,7 @@ impl HostCore {
                 stats.discards += u64::from(discard);
                 stats.writes += u64::from(!discard);
                 stats.write_bytes += bytes;
+                state.starving = false;
                 state.take_write(token, vdisk, request);
                 Ok(())
             }
@@ -167,7 +171,20 @@ impl HostCore {
         let found = state.vdisks.get(&vdisk)?;
         let commits_after_frontier = found.commits.len() as u64;
         let (size, epoch) = (found.size, found.epoch.0);
-        Some(VdiskStats { commits_after_frontier, size, epoch, ..found.stats.clone() })
+        let mapped_blocks = state.map.mapped(vdisk);
+        let stats = found.stats.clone();
+        Some(VdiskStats { commits_after_frontier, size, epoch, mapped_blocks, ..stats })
+    }
+
+    /// Appends how long records took from being taken to being mirrored, since the last call; of very
+    /// many only the first.
+    pub fn mirror_times(&self, times: &mut Vec<Duration>) {
+        times.append(&mut self.0.state.borrow_mut().mirror_times);
+    }
+
+    /// How full the write buffer is, in percent: destage should get its CPU share by it.
+    pub fn fill_percent(&self) -> u64 {
+        self.0.state.borrow().fill_percent()
     }
 
     /// Requests taken and not completed, of all vdisks.
@@ -191,10 +208,9 @@ impl State {
     /// Whether the buffer has room for that many bytes and blocks. A request that is larger than the
     /// buffer is taken when nothing else is in it.
     fn has_room(&self, (bytes, blocks): (u64, u64)) -> bool {
-        let held = self.buffer.bytes() + self.reserved;
-        let limit = self.limit();
-        let blocks_max = (limit / 256).max(1024);
-        held == 0 || (held + bytes <= limit && self.buffer.nodes() as u64 + blocks <= blocks_max)
+        let held = self.held() + self.reserved;
+        let nodes = self.buffer.nodes() as u64;
+        held == 0 || (held + bytes <= self.limit() && nodes + blocks <= self.nodes_max())
     }
 }
 

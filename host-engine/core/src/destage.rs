@@ -101,9 +101,7 @@ impl State {
         let capacity = u64::from(self.data_shards.max(1)) * SHARD as u64;
         let weight = self.buffer.unplanned_weight();
         let limit = self.limit().max(1);
-        let blocks_max = (limit / 256).max(1024);
-        let fill =
-            (self.buffer.bytes() * 100 / limit).max(self.buffer.nodes() as u64 * 100 / blocks_max);
+        let fill = self.fill_percent();
         let oldest = self.buffer.queue().next().map(|(_, record)| record.taken);
         let age = oldest.map_or(Duration::ZERO, |taken| self.now.since(taken));
         if weight >= capacity && (fill >= config.fill_percent || age >= config.full_after) {
@@ -117,11 +115,15 @@ impl State {
             return Some(Reason::Release);
         }
         let filled = fill >= config.fill_percent && (weight * 4 >= limit || fill >= 90);
+        // A guest waits for room that only destage can make.
+        let starving =
+            self.starving && (weight + self.buffer.releasable_bytes()) * 2 >= self.buffer.bytes();
         let aged = age >= config.age_after && weight * 4 >= capacity;
-        if (weight > 0 && (filled || aged)) || self.run_waits() {
+        if (weight > 0 && (filled || aged || starving)) || self.run_waits() {
             return Some(Reason::Partial);
         }
-        (fill >= 90 && self.buffer.releasable_bytes() > 0).then_some(Reason::Release)
+        let releasable = self.buffer.releasable_bytes() > 0;
+        (releasable && (starving || fill >= 90)).then_some(Reason::Release)
     }
 }
 
@@ -186,7 +188,7 @@ impl Destage {
     fn plan(&self, grant: &GrantedStripe) -> Plan {
         let capacity = grant.data_shards() * SHARD;
         let mut state = self.shared.state.borrow_mut();
-        let mut pieces = state.take_pieces(capacity / 2);
+        let mut pieces = state.take_pieces(capacity);
         let objects: Vec<usize> = pieces.iter().map(|piece| piece.frame.len()).collect();
         let (items, offsets) = plan::choose(&state.buffer, &objects, capacity);
         for (piece, offset) in pieces.iter_mut().zip(offsets) {

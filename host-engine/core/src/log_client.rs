@@ -35,6 +35,12 @@ pub struct LogClient {
     connection: Option<ConnectionId>,
     parts: Vec<Bytes>,
     spare: Vec<Vec<RecordKey>>,
+    /// Records sent.
+    pub appended: u64,
+    /// Their bytes.
+    pub appended_bytes: u64,
+    /// Records that went back to be sent again.
+    pub resent: u64,
 }
 
 /// The lane of a slice's records.
@@ -60,6 +66,7 @@ impl LogClient {
         for lane in &mut self.lanes {
             lane.next = 0;
             while let Some((_, keys)) = lane.sent.pop_back() {
+                self.resent += keys.len() as u64;
                 keys.iter().rev().for_each(|key| lane.unsent.push_front(*key));
             }
         }
@@ -139,6 +146,8 @@ impl LogClient {
             return true;
         }
         lane.next += 1;
+        self.appended += records.len() as u64;
+        self.appended_bytes += bytes as u64;
         let append = Append { number: lane.next, records };
         self.parts[0] = encode_header(&HostMessage::Append(append));
         lane.sent.push_back((lane.next, keys));

@@ -90,6 +90,8 @@ pub struct Map {
     dirty: BTreeMap<VdiskId, BTreeSet<u32>>,
     snapshots: BTreeMap<VdiskId, Snapshot>,
     versions_kept: usize,
+    /// Blocks with a frame.
+    mapped: BTreeMap<VdiskId, u64>,
 }
 
 /// The group of pieces that a slice belongs to.
@@ -133,7 +135,7 @@ impl Map {
         self.before_change(vdisk, change.slice);
         self.mark_dirty(vdisk, group_of(change.slice));
         let leaf = self.slices.entry((vdisk, change.slice)).or_insert_with(SliceMap::new);
-        let kept_before = leaf.versions.len();
+        let (kept_before, used_before) = (leaf.versions.len(), leaf.used);
         let keep = oldest.is_some_and(|oldest| change.version >= oldest);
         leaf.newest = leaf.newest.max(change.version);
         for block in change.block..end as u16 {
@@ -160,6 +162,8 @@ impl Map {
             }
         }
         self.versions_kept = self.versions_kept + leaf.versions.len() - kept_before;
+        let mapped = self.mapped.entry(vdisk).or_default();
+        *mapped = *mapped + u64::from(leaf.used) - u64::from(used_before);
     }
 
     /// Forgets versions that no unreleased record of the slice can meet any more.
@@ -194,6 +198,7 @@ impl Map {
                 leaf.used += 1;
             }
             self.versions_kept += leaf.versions.len();
+            *self.mapped.entry(piece.vdisk).or_default() += u64::from(leaf.used);
             let old = self.slices.insert((piece.vdisk, stored.slice), leaf);
             assert!(old.is_none(), "a piece is loaded once, before commits are applied");
         }
@@ -211,6 +216,12 @@ impl Map {
         });
         self.dirty.remove(&vdisk);
         self.snapshots.remove(&vdisk);
+        self.mapped.remove(&vdisk);
+    }
+
+    /// Blocks of the vdisk that have a frame.
+    pub fn mapped(&self, vdisk: VdiskId) -> u64 {
+        self.mapped.get(&vdisk).copied().unwrap_or(0)
     }
 
     /// Pieces that changed since the last run began.
@@ -296,7 +307,7 @@ impl Map {
         self.slices.len() * (BLOCKS * 8 + 96) + self.versions_kept * 24 + self.handles.memory()
     }
 
-    /// Blocks with a frame, for figures: all vdisks.
+    /// Stripes that entries name.
     pub fn stripes(&self) -> usize {
         self.handles.len()
     }

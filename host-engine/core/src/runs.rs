@@ -9,12 +9,16 @@ use crate::state::State;
 use bytes::{Bytes, BytesMut};
 use cleave_format::address::Address;
 use cleave_format::control::{MapRun, PiecePlace};
+use cleave_format::footer::FOOTER_ENTRY;
 use cleave_format::ids::{Position, VdiskId};
 use cleave_format::map_piece::PIECE_LENGTH_MAX;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Changed pieces from which on a run is written in any case: all of them are named by one commit.
-const PIECES_MAX: usize = 60_000;
+const PIECES_MAX: usize = 40_000;
+/// Changed pieces from which on a run that goes on takes what it can of its stripes, so that the next one
+/// stays within the limit.
+const PIECES_HURRY: usize = 16_000;
 /// What a piece costs in stripes, about, in bytes.
 const PIECE_COST: u64 = 8 << 10;
 
@@ -50,7 +54,9 @@ pub(crate) struct PlannedPiece {
 impl State {
     /// Begins a run where one is due.
     pub fn begin_run_if_due(&mut self) {
-        if self.run.is_some() {
+        if let Some(run) = &mut self.run {
+            // Another vdisk's may have to wait for this one.
+            run.forced |= self.vdisks.values().any(|vdisk| vdisk.run_wanted);
             return;
         }
         let config = &self.config.destage;
@@ -79,13 +85,15 @@ impl State {
         });
     }
 
-    /// Takes pieces of the run for a stripe, at most `budget` bytes of frames.
-    pub fn take_pieces(&mut self, budget: usize) -> Vec<PlannedPiece> {
+    /// Takes pieces of the run for a stripe of `capacity` bytes: half of it, or two thirds, which is
+    /// what objects can always use of it without straddling parts.
+    pub fn take_pieces(&mut self, capacity: usize) -> Vec<PlannedPiece> {
         let mut pieces = Vec::new();
-        let mut left = budget;
+        let changed = self.run.as_ref().map_or(0, |run| self.map.dirty(run.vdisk));
+        let mut left = if changed > PIECES_HURRY { capacity / 3 * 2 } else { capacity / 2 };
         while left > PIECE_LENGTH_MAX + 64 {
             let Some((group, frame)) = self.next_piece() else { break };
-            left -= frame.len();
+            left = left.saturating_sub(frame.len() + FOOTER_ENTRY);
             let run = self.run.as_mut().expect("pieces come from the run");
             run.in_stripes += 1;
             let (run, vdisk) = (run.number, run.vdisk);

@@ -27,6 +27,12 @@ use cleave_runtime::time::Moment;
 use cleave_wire::{ControllerMessage, Refusal, RequestNumber, Welcome};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Times that are kept until somebody takes them.
+const MIRROR_TIMES_MAX: usize = 4096;
+/// Blocks with buffered content: one for so many bytes of the limit.
+const BYTES_A_NODE: u64 = 256;
 
 /// A vdisk that is open here.
 pub(crate) struct Vdisk {
@@ -93,6 +99,10 @@ pub(crate) struct State {
     pub waiting: BTreeMap<(VdiskId, SliceIndex), Vec<Waiting>>,
     /// Bytes that the waiting parts will take in the buffer.
     pub reserved: u64,
+    /// The last write that came found no room.
+    pub starving: bool,
+    /// From taken to mirrored, until somebody takes them.
+    pub mirror_times: Vec<Duration>,
     pub reads: HashMap<ReadKey, ReadOperation>,
     pub next_read: ReadKey,
     pub ranges: BTreeMap<RangeKey, RangeRead>,
@@ -145,6 +155,8 @@ impl State {
             writes: Writes::default(),
             waiting: BTreeMap::new(),
             reserved: 0,
+            starving: false,
+            mirror_times: Vec::new(),
             reads: HashMap::default(),
             next_read: 0,
             ranges: BTreeMap::new(),
@@ -187,6 +199,23 @@ impl State {
     pub fn limit(&self) -> u64 {
         let share = self.quota.map(|quota| quota / u64::from(self.config.cores.max(1)));
         self.config.write_buffer.min(share.unwrap_or(u64::MAX))
+    }
+
+    /// What the buffer holds, as it counts against the limit: bytes of records, or half of the memory
+    /// that they take, where small records take more than that.
+    pub fn held(&self) -> u64 {
+        self.buffer.bytes().max(self.buffer.memory() / 2)
+    }
+
+    /// Blocks with buffered content that the buffer may hold.
+    pub fn nodes_max(&self) -> u64 {
+        (self.limit() / BYTES_A_NODE).max(1024)
+    }
+
+    /// How full the buffer is, in percent.
+    pub fn fill_percent(&self) -> u64 {
+        let bytes = self.held() * 100 / self.limit().max(1);
+        bytes.max(self.buffer.nodes() as u64 * 100 / self.nodes_max())
     }
 
     /// A request number that was never used.
@@ -331,6 +360,9 @@ impl State {
             let Some(record) = self.buffer.get(key) else { continue };
             let (identity, first) = (record.identity, !record.mirrored);
             let write = record.unpublished;
+            if self.mirror_times.len() < MIRROR_TIMES_MAX {
+                self.mirror_times.push(self.now.since(record.taken));
+            }
             self.sequences.mirrored(identity.vdisk, identity.slice, identity.version.sequence);
             self.buffer.mirrored(key);
             self.stats.records_mirrored += 1;
@@ -434,6 +466,10 @@ impl State {
             map_memory: self.map.memory() as u64,
             map_stripes: self.map.stripes() as u64,
             connected: self.ready(Class::Log).is_some(),
+            appended: self.log.appended,
+            appended_bytes: self.log.appended_bytes,
+            resent: self.log.resent,
+            covered: self.buffer.covered(),
             ..self.stats.clone()
         }
     }

@@ -19,8 +19,12 @@ pub struct VdiskStats {
     pub frame_bytes: u64,
     /// Blocks that were all zeros.
     pub zero_blocks: u64,
+    /// Blocks whose frames did not shrink.
+    pub stored_blocks: u64,
     /// Requests that failed.
     pub errors: u64,
+    /// Blocks that the map has a frame for; what is only in the write buffer not counted.
+    pub mapped_blocks: u64,
     /// Commits after the map's frontier.
     pub commits_after_frontier: u64,
     /// Size in bytes.
@@ -44,8 +48,16 @@ pub struct CoreStats {
     pub map_memory: u64,
     /// Stripes that the maps name.
     pub map_stripes: u64,
+    /// Records sent to the log, resends included, and their bytes.
+    pub appended: u64,
+    /// See [`appended`](CoreStats::appended).
+    pub appended_bytes: u64,
+    /// Records sent again after a connection was lost.
+    pub resent: u64,
     /// Records mirrored.
     pub records_mirrored: u64,
+    /// Blocks' contents that a newer write covered before they were destaged.
+    pub covered: u64,
     /// Blocks read from the write buffer, the pool, and without a frame.
     pub reads_buffer: u64,
     /// See [`reads_buffer`](CoreStats::reads_buffer).
@@ -62,6 +74,10 @@ pub struct CoreStats {
     pub stripes_committed: u64,
     /// See [`stripes_committed`](CoreStats::stripes_committed).
     pub stripe_bytes: u64,
+    /// Frames of blocks in these stripes.
+    pub stripe_frames: u64,
+    /// Bytes written to drives for them: data, parity, headers.
+    pub drive_bytes: u64,
     /// Stripes that were given up and packed again.
     pub stripes_abandoned: u64,
     /// Commits without a stripe.

@@ -105,6 +105,8 @@ pub(crate) struct FingerprintJob {
 pub(crate) struct WriteRequest {
     source: Source,
     range: (u64, u64),
+    /// What the guest asked for, before rounding: what its order goes by (C23).
+    asked: (u64, u64),
 }
 
 impl WriteRequest {
@@ -157,7 +159,7 @@ pub(crate) fn request(operation: Operation, size: u64) -> Result<WriteRequest, G
         range.0 = range.0.next_multiple_of(BLOCK_BYTES);
         range.1 = (range.1 / BLOCK_BYTES * BLOCK_BYTES).max(range.0);
     }
-    Ok(WriteRequest { source, range })
+    Ok(WriteRequest { source, range, asked: (offset, offset + length) })
 }
 
 /// Gives an operation back that was not taken.
@@ -176,11 +178,11 @@ pub(crate) fn undo(request: WriteRequest, original: (u64, u64)) -> Operation {
 impl State {
     /// Takes a write of a vdisk that is served.
     pub fn take_write(&mut self, token: Token, vdisk: VdiskId, request: WriteRequest) {
-        let WriteRequest { source, range } = request;
-        let (first, last) = match range.0 == range.1 {
+        let WriteRequest { source, range, asked } = request;
+        let (first, last) = match asked.0 == asked.1 {
             // Nothing is touched: a range that nothing overlaps.
             true => (u64::MAX, u64::MAX),
-            false => (range.0 / BLOCK_BYTES, (range.1 - 1) / BLOCK_BYTES),
+            false => (asked.0 / BLOCK_BYTES, (asked.1 - 1) / BLOCK_BYTES),
         };
         let write = self.writes.begin(token, vdisk, first, last);
         let slice_bytes = cleave_format::layout::SLICE;
@@ -333,6 +335,7 @@ impl State {
         let (first, last) = part.blocks();
         let mut entries: Vec<Entry> = Vec::new();
         let mut jobs: VecDeque<(usize, Plain)> = VecDeque::new();
+        let mut stored = 0;
         let most = match part.source {
             Source::Data { .. } => usize::from(last - first + 1) * BLOCK_COST as usize,
             Source::Zero(_) => part.bases.len() * BLOCK_COST as usize,
@@ -364,6 +367,7 @@ impl State {
                         }
                         (None, Source::Zero(_)) => unreachable!("zeros have no frame"),
                     };
+                    stored += u64::from(length >= BLOCK + FRAME_HEADER);
                     jobs.push_back((entries.len(), plain));
                     let length = length as u32;
                     entries.push(Entry { block, kind: EntryKind::Frame, blocks: 1, length });
@@ -376,6 +380,7 @@ impl State {
         if let Some(vdisk) = self.vdisks.get_mut(&part.vdisk) {
             vdisk.stats.encoded_bytes += frames * BLOCK_BYTES;
             vdisk.stats.frame_bytes += data.len() as u64;
+            vdisk.stats.stored_blocks += stored;
             if matches!(part.source, Source::Data { .. }) {
                 vdisk.stats.zero_blocks += u64::from(last - first) + 1 - frames;
             }

@@ -263,6 +263,67 @@ fn a_quiet_host_writes_no_near_empty_stripes() {
     assert_eq!(core.stats().buffer_records as usize, rig.pool.borrow().records.len());
 }
 
+// Rule 8: a request that finds no room gets it, also when little else is going on.
+#[test]
+fn a_large_request_is_not_starved_by_old_content() {
+    let mut rig = Rig::new(10, SIZE);
+    rig.write_buffer = 1 << 20;
+    let core = rig.start_host();
+    rig.open();
+    let mut model = Model::new(20, SIZE);
+    model.work(&rig, 12, 2);
+    for token in 1_000_000..1_000_010 {
+        let mut data = cleave_runtime::buffer::Buffer::new(900 << 10);
+        data.chunks_exact_mut(8).for_each(|out| {
+            out.copy_from_slice(&model.random.next_u64().to_le_bytes());
+        });
+        let mut request = GuestRequest {
+            token,
+            vdisk: DISK,
+            operation: Operation::Write { offset: (token % 4) << 20, data },
+        };
+        let mut completions = Vec::new();
+        let mut waited = 0;
+        while let Err(back) = core.submit(request) {
+            request = back;
+            waited += 1;
+            assert!(waited < 100_000, "{:?}", core.stats());
+            rig.world.step();
+        }
+        rig.host.as_ref().unwrap().0.wake();
+        let done = || {
+            core.completions(&mut completions);
+            !completions.is_empty()
+        };
+        assert!(rig.world.run_until(done, Duration::from_secs(10)));
+        assert_eq!(completions[0].result, Ok(()));
+    }
+}
+
+// Small records weigh more in memory than in the log: both are bounded.
+#[test]
+fn memory_is_bounded_for_content_that_compresses_well() {
+    let mut rig = Rig::new(11, SIZE);
+    rig.write_buffer = 1 << 20;
+    let core = rig.start_host();
+    rig.open();
+    rig.pool.borrow_mut().no_space = true;
+    for token in 1..100_000u64 {
+        let mut data = cleave_runtime::buffer::Buffer::new(4096);
+        data.fill(token as u8 | 1);
+        let operation = Operation::Write { offset: token % 2048 * 4096, data };
+        if core.submit(GuestRequest { token, vdisk: DISK, operation }).is_err() {
+            break;
+        }
+        rig.host.as_ref().unwrap().0.wake();
+        rig.world.step();
+        core.completions(&mut Vec::new());
+    }
+    let stats = core.stats();
+    assert!(stats.refused == 1 && stats.buffer_bytes < 1 << 20, "{stats:?}");
+    assert!(stats.buffer_memory <= (2 << 20) + 8192, "{stats:?}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     let run = || {

@@ -13,13 +13,14 @@ use crate::state::State;
 use cleave_format::address::Address;
 use cleave_format::control::{CommitVdisk, GrantedStripe, InlineEntry, Release};
 use cleave_format::ids::{Epoch, Position, SliceIndex, StripeId, VdiskId};
+use cleave_format::layout::SLOT;
 use cleave_runtime::links::Class;
 use cleave_wire::{ControllerMessage, HostMessage, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Most records that one commit releases beside those of its content.
-const RELEASES_MAX: usize = 16 << 10;
+const RELEASES_MAX: usize = 8 << 10;
 /// Between two attempts when the log has no room even for a commit.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -65,6 +66,10 @@ impl Destage {
                 let places: Places = grant.slots.clone().into();
                 state.apply(plan, &prepared, position, &struck, Some((grant.stripe, places)));
                 state.stats.stripes_committed += 1;
+                let with_frame = plan.items.iter().filter(|item| !item.frame.is_empty());
+                state.stats.stripe_frames += with_frame.count() as u64;
+                let written = grant.slots.len() as u64 - u64::from(missing.count_ones());
+                state.stats.drive_bytes += written * SLOT as u64;
                 let frames = plan.items.iter().map(|item| item.frame.len());
                 let pieces = plan.pieces.iter().map(|piece| piece.frame.len());
                 state.stats.stripe_bytes += frames.chain(pieces).sum::<usize>() as u64;

@@ -171,3 +171,17 @@ fn a_group_without_entries_has_no_piece() {
     map.trim(DISK, SliceIndex(0), None);
     assert!(map.piece(DISK, 0).is_none());
 }
+
+#[test]
+fn mapped_blocks_are_counted() {
+    let mut map = Map::default();
+    map.apply(DISK, &frame(0, 5, 1, 50), None);
+    map.apply(DISK, &frame(0, 5, 2, 51), None);
+    map.apply(DISK, &frame(3, 5, 1, 50), None);
+    assert_eq!(map.mapped(DISK), 2);
+    let mut loaded = Map::default();
+    loaded.load(&map.piece(DISK, 0).unwrap());
+    assert_eq!(loaded.mapped(DISK), 1);
+    map.forget(DISK);
+    assert_eq!((map.mapped(DISK), map.stripes()), (0, 0));
+}
