@@ -19,6 +19,8 @@ pub struct Applied {
     /// Slots of stripes that are no more, for the allocator. Not those of ended grants, which
     /// wait for their I/O (C15).
     pub freed: Vec<SlotPlace>,
+    /// Stripes with slots that were committed before and are no more.
+    pub ended: u64,
 }
 
 struct Tables<'t> {
@@ -32,6 +34,7 @@ struct Tables<'t> {
     drives: Table<'t, u16, Bytes>,
     newest_stripe: u64,
     freed: Vec<SlotPlace>,
+    ended: u64,
 }
 
 impl Catalog {
@@ -40,10 +43,10 @@ impl Catalog {
     pub fn apply(&mut self, entries: &[(Position, Control)]) -> Result<Applied, CatalogError> {
         let mut through = self.applied;
         if entries.last().is_none_or(|(position, _)| *position <= through) {
-            return Ok(Applied { through, freed: Vec::new() });
+            return Ok(Applied { through, ..Applied::default() });
         }
         let write = self.database.begin_write()?;
-        let freed = {
+        let (freed, ended) = {
             let mut meta = write.open_table(META)?;
             let newest_stripe = meta.get(NEWEST_STRIPE)?.map_or(0, |found| found.value());
             let mut tables = Tables {
@@ -57,6 +60,7 @@ impl Catalog {
                 drives: write.open_table(DRIVES)?,
                 newest_stripe,
                 freed: Vec::new(),
+                ended: 0,
             };
             for (position, control) in entries {
                 if *position > through {
@@ -66,11 +70,11 @@ impl Catalog {
             }
             meta.insert(APPLIED, through.0)?;
             meta.insert(NEWEST_STRIPE, tables.newest_stripe)?;
-            tables.freed
+            (tables.freed, tables.ended)
         };
         write.commit()?;
         self.applied = through;
-        Ok(Applied { through, freed })
+        Ok(Applied { through, freed, ended })
     }
 }
 
@@ -260,6 +264,7 @@ impl Tables<'_> {
         row.vdisks.retain(|other| *other != vdisk);
         if row.vdisks.is_empty() {
             self.stripes.remove(stripe)?;
+            self.ended += u64::from(!row.slots.is_empty());
             self.freed.append(&mut row.slots);
         } else {
             self.stripes.insert(stripe, encode(&row).as_slice())?;

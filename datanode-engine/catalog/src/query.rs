@@ -5,6 +5,7 @@ use crate::tables::*;
 use crate::{Catalog, CatalogError};
 use cleave_format::control::{GrantedStripe, InlineEntry, PiecePlace, SlotPlace};
 use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId, VdiskId};
+use cleave_format::layout::PARITY_SHARDS;
 use redb::{ReadableDatabase, ReadableTable};
 use std::collections::BTreeMap;
 
@@ -77,6 +78,15 @@ pub struct Resident {
     pub used: BTreeMap<DriveId, Vec<u64>>,
     /// Committed stripes.
     pub stripes: u64,
+}
+
+/// Committed stripes that lack shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// They lack some, and can be solved.
+    pub degraded: u64,
+    /// They lack more than parity can solve.
+    pub lost: u64,
 }
 
 impl Resident {
@@ -171,6 +181,25 @@ impl Catalog {
         let read = self.database.begin_read()?;
         let row = read.open_table(STRIPES)?.get(stripe.0)?;
         row.map(|found| decode("stripes", found.value())).transpose()
+    }
+
+    /// How many committed stripes lack a shard, and how many lack more than parity can solve, when
+    /// these drives (in order) are lost. Looks at every stripe.
+    pub fn damage(&self, lost: &[DriveId]) -> Result<Damage, CatalogError> {
+        let read = self.database.begin_read()?;
+        let mut damage = Damage::default();
+        for entry in read.open_table(STRIPES)?.iter()? {
+            let row: StripeRow = decode("stripes", entry?.1.value())?;
+            let missing = row.slots.iter().enumerate().filter(|(shard, place)| {
+                row.shards_missing >> shard & 1 == 1 || lost.binary_search(&place.drive).is_ok()
+            });
+            match missing.count() {
+                0 => {}
+                1..=PARITY_SHARDS => damage.degraded += 1,
+                _ => damage.lost += 1,
+            }
+        }
+        Ok(damage)
     }
 
     /// What an active controller keeps resident.

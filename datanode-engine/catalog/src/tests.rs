@@ -444,6 +444,15 @@ fn the_stripe_row_tells_a_resend() {
     };
     assert_eq!(catalog.stripe(StripeId(5)).unwrap(), Some(expected));
     assert_eq!(catalog.stripe(StripeId(6)).unwrap(), None);
+    // Shard 2 was missing from the beginning.
+    let damage = |drives: &[u16]| {
+        let lost: Vec<DriveId> = drives.iter().map(|drive| DriveId(*drive)).collect();
+        let Damage { degraded, lost } = catalog.damage(&lost).unwrap();
+        (degraded, lost)
+    };
+    assert_eq!(damage(&[]), (1, 0));
+    assert_eq!(damage(&[1, 9]), (1, 0));
+    assert_eq!(damage(&[0, 1]), (0, 1));
 }
 
 #[test]

@@ -5,9 +5,9 @@
 //! two rings; the simulator runs it inline, with a delay; both by [`CatalogWorker`].
 
 use cleave_catalog::tables::StripeRow;
-use cleave_catalog::{Applied, Catalog, CatalogError, Cursor, Dump, MapPage, Resident};
+use cleave_catalog::{Applied, Catalog, CatalogError, Cursor, Damage, Dump, MapPage, Resident};
 use cleave_format::control::{Control, GrantedStripe};
-use cleave_format::ids::{Position, StripeId, VdiskId};
+use cleave_format::ids::{DriveId, Position, StripeId, VdiskId};
 use cleave_runtime::Token;
 use cleave_runtime::executor::{Executor, Priority};
 use std::cell::RefCell;
@@ -38,6 +38,8 @@ pub enum CatalogRequest {
     Stripe(StripeId),
     /// Everything that an active controller keeps resident.
     Resident,
+    /// How many stripes lack shards when these drives, in order, are lost.
+    Damage(Vec<DriveId>),
     /// The first piece of a new dump, or the next of the one under way.
     Dump {
         /// Begin anew.
@@ -66,6 +68,8 @@ pub enum CatalogReply {
     Stripe(Option<StripeRow>),
     /// To a resident.
     Resident(Box<Resident>),
+    /// To a damage.
+    Damage(Damage),
     /// To a dump; `None` after the last piece.
     Dumped(Option<Vec<u8>>),
     /// To a beginning, piece or abandonment of a restore.
@@ -118,6 +122,7 @@ impl CatalogWorker {
             CatalogRequest::Locate(stripes) => CatalogReply::Located(catalog.locate(&stripes)?),
             CatalogRequest::Stripe(stripe) => CatalogReply::Stripe(catalog.stripe(stripe)?),
             CatalogRequest::Resident => CatalogReply::Resident(Box::new(catalog.resident()?)),
+            CatalogRequest::Damage(lost) => CatalogReply::Damage(catalog.damage(&lost)?),
             CatalogRequest::Dump { begin } => {
                 if begin {
                     self.dump = Some(catalog.dump()?);

@@ -89,6 +89,8 @@ pub struct DriveReport {
     pub state: DriveState,
     /// Its generation.
     pub generation: u32,
+    /// Why it became lost, if this process saw it; else empty.
+    pub reason: String,
     /// Its slots.
     pub slots: u32,
     /// Requests in flight.
@@ -101,8 +103,9 @@ struct PoolDrive {
     open: Option<OpenDrive>,
     state: DriveState,
     generation: u32,
-    /// Its loss was reported by an event.
+    /// Its loss was reported by an event, or is known otherwise.
     reported: bool,
+    reason: String,
     /// Writes that completed since the running flush began.
     unflushed: Vec<u64>,
     /// Writes that the running flush makes durable.
@@ -156,6 +159,7 @@ impl Drives {
                 state: DriveState::Active,
                 generation: 0,
                 reported: false,
+                reason: String::new(),
                 unflushed: Vec::new(),
                 flushing: Vec::new(),
                 flush_running: false,
@@ -224,6 +228,7 @@ impl Drives {
             drive: *id,
             state: drive.state,
             generation: drive.generation,
+            reason: drive.reason.clone(),
             slots: drive.open.as_ref().map_or(0, |open| open.superblock.slots),
             in_flight: drive.in_flight,
             counters: drive.counters,
@@ -256,6 +261,7 @@ impl Drives {
         drive.state = DriveState::Lost;
         if !drive.reported {
             drive.reported = true;
+            drive.reason.clone_from(&reason);
             self.events.push(DriveEvent::Lost { drive: id, reason });
         }
         let pending = std::mem::take(&mut drive.unflushed);

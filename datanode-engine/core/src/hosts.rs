@@ -23,13 +23,15 @@ use cleave_wire::{
     ControllerMessage, Hello, HostMessage, MapCommit, MapCursor, Refusal, RequestNumber,
     WIRE_VERSION, Welcome,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Requests that a session may have unanswered, shards apart.
 const REQUESTS_MAX: u32 = 8192;
 /// Shards that a session may have on their way to drives.
 const SHARD_WRITES_MAX: u32 = 512;
+/// Bytes being read for a session, or on their way to it, beyond which further reads wait.
+const READ_BYTES_MAX: usize = 64 << 20;
 /// A refused connection is closed after this, so that the refusal arrives first.
 const REFUSED_LINGER: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,10 @@ pub(crate) struct Session {
     /// Requests not answered.
     requests: u32,
     shard_writes: u32,
+    /// Bytes being read from drives for it.
+    read_bytes: usize,
+    /// Reads that wait until it took earlier replies.
+    waiting_reads: VecDeque<(u8, HostMessage)>,
     /// Refused: nothing is taken any more, and it is closed then.
     close_at: Option<Moment>,
 }
@@ -72,6 +78,8 @@ pub(crate) struct HostRequest {
     request: RequestNumber,
     /// The stripe whose grant a write is under; `None`: a read.
     write: Option<StripeId>,
+    /// Bytes of the read.
+    bytes: usize,
     began: Moment,
 }
 
@@ -102,6 +110,8 @@ impl State {
             lanes: Default::default(),
             requests: 0,
             shard_writes: 0,
+            read_bytes: 0,
+            waiting_reads: VecDeque::new(),
             close_at: None,
         };
         self.sessions.insert(connection, session);
@@ -382,6 +392,9 @@ impl State {
 
     /// Drives became lost: the log says so, and the hosts are told (C16).
     pub fn drive_lost(&mut self, drive: DriveId, reason: &str) {
+        if self.stopping {
+            return; // The next process will see it.
+        }
         let Some(active) = &mut self.active else { return };
         tracing::error!("drive {drive} is lost: {reason}");
         let known = active.drives.states().find(|state| state.0 == drive);
@@ -391,6 +404,7 @@ impl State {
         let drives = active.drives.lost();
         self.append_control(&Control::Drive { drive, state, generation });
         self.tell_log_sessions(&ControllerMessage::LostDrives { drives });
+        self.count_damage();
     }
 
     /// Hosts that are connected, with the number of their connections.

@@ -29,6 +29,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Longest record that the log takes, so that it fits a message with any header.
 pub const RECORD_MAX: usize = (4 << 20) - 4096;
 
+/// Chunks that are compacted at once for a record that has no room.
+const COMPACTIONS_MAX: usize = 8;
+
 /// Capacities of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
@@ -133,7 +136,7 @@ impl Log {
 
     /// Whether a control record of that many bytes has room (C13).
     pub fn has_control_room(&self, length: usize) -> bool {
-        self.control_bytes + length as u64 <= self.control_bytes_max
+        self.controls.is_empty() || self.control_bytes + length as u64 <= self.control_bytes_max
     }
 
     /// Takes a record of `length` bytes off the message: the active controller's way in. `allow`
@@ -150,9 +153,10 @@ impl Log {
         if !(RECORD_HEADER..=RECORD_MAX).contains(&length) || length > message.len() {
             return malformed;
         }
-        let Some(room) = self.chunks.room(length, false) else {
+        if !self.make_room(length) {
             return Err(Ok(Refusal::Full));
-        };
+        }
+        let room = self.chunks.room(length, false).expect("room was made");
         message.append_to(length, room);
         let identity = match Record::decode(room) {
             Ok(record) => record.identity,
@@ -181,6 +185,19 @@ impl Log {
             return Err(Ok(refusal));
         }
         Ok(Appended::New(self.seal_record(self.next, &identity)))
+    }
+
+    /// Whether there is room for a record; compacts where that helps, within bounds.
+    fn make_room(&mut self, length: usize) -> bool {
+        for _ in 0..COMPACTIONS_MAX {
+            if self.chunks.room(length, false).is_some() {
+                return true;
+            }
+            if !self.compact() {
+                return false;
+            }
+        }
+        self.chunks.room(length, false).is_some()
     }
 
     /// The record in the open chunk becomes the entry of `position`.

@@ -14,6 +14,7 @@ use crate::log::{Log, LogSettings};
 use crate::mirror::{Mirror, Standing};
 use crate::resident::Resident;
 use bytes::Bytes;
+use cleave_catalog::Damage;
 use cleave_coordinator::LogRole;
 use cleave_format::control::Control;
 use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position};
@@ -174,6 +175,7 @@ pub(crate) struct Ack {
 pub(crate) enum Waiter {
     Apply,
     Flow(Promise<CatalogReply>),
+    Damage,
     Host(HostWaiter),
 }
 
@@ -263,6 +265,8 @@ pub(crate) struct State {
     pub catalog: CatalogQueue,
     /// Committed stripes, as far as is known here.
     pub stripes: u64,
+    /// Those that lacked shards when they were last counted.
+    pub damage: Damage,
     pub counters: Counters,
     pub fatal: Option<String>,
     pub stopping: bool,
@@ -298,6 +302,7 @@ impl State {
             sessions: BTreeMap::new(),
             catalog: CatalogQueue::new(catalog),
             stripes: 0,
+            damage: Damage::default(),
             counters: Counters::default(),
             fatal: None,
             stopping: false,
@@ -352,6 +357,14 @@ impl State {
         self.counters.released += before - held.log.len();
     }
 
+    /// Has the stripes that lack shards counted.
+    pub fn count_damage(&mut self) {
+        if let Some(active) = &self.active {
+            let lost = active.drives.lost();
+            self.catalog.ask(Waiter::Damage, CatalogRequest::Damage(lost));
+        }
+    }
+
     /// Takes replies of the catalog; gives those for hosts and flows. True when there was any.
     pub fn poll_catalog(&mut self) -> bool {
         let replies = self.catalog.poll();
@@ -364,13 +377,15 @@ impl State {
                 (Waiter::Apply, CatalogReply::Applied(applied)) => {
                     self.mirror.catalog = self.mirror.catalog.max(applied.through.0);
                     if let Some(active) = &mut self.active {
+                        self.stripes = self.stripes.saturating_sub(applied.ended);
                         active.resident.synced(applied.through);
                         for place in &applied.freed {
                             active.grants.allocator.free(place);
                         }
                     }
                 }
-                (Waiter::Apply, _) => {}
+                (Waiter::Damage, CatalogReply::Damage(damage)) => self.damage = damage,
+                (Waiter::Apply | Waiter::Damage, _) => {}
                 (Waiter::Flow(promise), reply) => promise.fulfil(reply),
                 (Waiter::Host(waiter), reply) => self.answer_host(waiter, reply),
             }
@@ -384,7 +399,7 @@ impl State {
         if self.fatal.is_some() || self.stopping {
             return false;
         }
-        let mut any = self.take_deferred();
+        let mut any = self.take_deferred() | self.take_waiting_reads();
         if self.is_active_controller() {
             any |= self.forward();
             any |= self.acknowledge();

@@ -58,6 +58,8 @@ pub struct Status {
     pub newest_stripe: StripeId,
     /// Committed stripes.
     pub stripes: u64,
+    /// Those that lacked shards when they were last counted, which is every few seconds.
+    pub damage: cleave_catalog::Damage,
     /// All slots, and those that are free.
     pub slots: (u64, u64),
     /// Drives, with their free slots. The standby has none.
@@ -99,6 +101,7 @@ impl Status {
             grants: active.map_or(0, |active| active.grants.len() as u64),
             newest_stripe: active.map_or(StripeId(0), |active| active.grants.newest()),
             stripes: state.stripes,
+            damage: state.damage,
             slots: allocator.map_or((0, 0), |all| all.totals()),
             drives: drives.into_iter().map(|report| (report.clone(), free(&report))).collect(),
             counters: state.counters,

@@ -55,6 +55,8 @@ fn appends_are_mirrored_fetched_and_released() {
     // C11: both catalogs have all control entries, so none is in either log.
     assert_eq!((a.control_bytes, b.control_bytes), (0, 0));
     assert_eq!(a.entries, 20);
+    assert_eq!((a.counters.malformed, b.counters.malformed), (0, 0));
+    assert_eq!(rig.role().unwrap().epoch, 1);
 }
 
 #[test]
@@ -449,6 +451,245 @@ fn one_controller_at_a_time_may_die_at_any_moment() {
             host.settle(&rig);
             host.connect(&rig);
             host.verify(&rig);
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = |seed| {
+        let (mut rig, mut host) = begin(seed);
+        append_some(&mut host, 100);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        append_some(&mut host, 100);
+        rig.kill(0);
+        rig.start(0);
+        rig.run_until_mirrored();
+        host.settle(&rig);
+        host.connect(&rig);
+        host.verify(&rig);
+        rig.stop_both();
+        rig.world.trace_hash()
+    };
+    assert_eq!(run(50), run(50));
+    assert_ne!(run(50), run(51));
+}
+
+/// C10, C16: what failed is not reported as written, and the drive is not used again.
+#[test]
+fn drives_that_fail() {
+    let (rig, mut host) = begin(51);
+    let granted = host.grant(&rig, 3);
+    let drive = |place: usize| &rig.pool[usize::from(granted[0].slots[place].drive.0)];
+    drive(1).fail_next(1);
+    let results = host.write_stripe(&rig, &granted[0]);
+    assert_eq!(results[1], Err(ShardFault::Lost));
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), results.len() - 1);
+    let failed = granted[0].slots[1].drive;
+    let status = rig.status(0);
+    let report = &status.drives.iter().find(|(report, _)| report.drive == failed).unwrap().0;
+    assert_eq!(report.state, DriveState::Lost);
+    assert!(!report.reason.is_empty());
+    host.commit(&rig, granted[0].stripe).0.unwrap();
+    // No space is no loss.
+    let full = granted[1].slots.iter().position(|place| place.drive != failed).unwrap();
+    rig.pool[usize::from(granted[1].slots[full].drive.0)].set_full(true);
+    let results = host.write_stripe(&rig, &granted[1]);
+    assert_eq!(results[full], Err(ShardFault::NoSpace));
+    let lost = |status: cleave_datanode_core::status::Status| {
+        status.drives.iter().filter(|(r, _)| r.state == DriveState::Lost).count()
+    };
+    assert_eq!(lost(rig.status(0)), 1);
+    // Sectors that cannot be read fail their reads, and the drive only after many.
+    let (shard, place) = (0, granted[0].slots[0]);
+    let slot = u64::from(place.slot.0) * cleave_format::layout::SLOT as u64 + (1 << 20);
+    rig.pool[usize::from(place.drive.0)].spoil(slot + 4096 + 65_536, 4096);
+    assert!(host.read_shard(&rig, &granted[0], shard, 0..4096).is_ok());
+    let bad = 65_536..65_600;
+    assert_eq!(host.read_shard(&rig, &granted[0], shard, bad.clone()), Err(ShardFault::Io));
+    assert_eq!(lost(rig.status(0)), 1);
+    for _ in 0..cleave_datanode_core::drives::READ_ERRORS_MAX {
+        let _ = host.read_shard(&rig, &granted[0], shard, bad.clone());
+    }
+    assert_eq!(lost(rig.status(0)), 2);
+    rig.world.run_for(6 * SECOND);
+    assert_eq!(rig.status(0).damage.degraded, 1);
+}
+
+/// Shards in flight when the controller dies: none is committed, and their slots come back.
+#[test]
+fn a_controller_dies_while_shards_are_written() {
+    let (mut rig, mut host) = begin(52);
+    let granted = host.grant(&rig, 2);
+    for (shard, place) in granted[0].slots.iter().enumerate() {
+        let (stripe, place) = (granted[0].stripe, *place);
+        let header = HostMessage::WriteShard {
+            request: 900 + shard as u64,
+            stripe,
+            shard: shard as u8,
+            place,
+        };
+        let image = bytes::Bytes::from(slot_image(&granted[0], shard));
+        host.send(Class::Bulk, 0, &[encode_header(&header), image]);
+    }
+    rig.world.run_for(Duration::from_micros(900));
+    rig.kill(0);
+    rig.start(0);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    // The grants hold for the same incarnation: it writes again.
+    append_some(&mut host, 5);
+    host.settle(&rig);
+    assert!(host.write_stripe(&rig, &granted[0]).iter().all(|result| result.is_ok()));
+    host.commit(&rig, granted[0].stripe).0.unwrap();
+    let give_back = HostMessage::ReturnGrant { stripes: vec![granted[1].stripe] };
+    host.send(Class::Log, 0, &[encode_header(&give_back)]);
+    rig.world.run_for(SECOND);
+    assert_eq!(rig.status(0).grants, 0);
+    let used = rig.status(0).slots.0 - rig.status(0).slots.1;
+    assert_eq!(used, granted[0].slots.len() as u64);
+}
+
+/// C17: a power cut while images are written leaves what was valid before, or the new image.
+#[test]
+fn power_fails_while_the_vaults_are_written() {
+    for seed in 60..72 {
+        let (mut rig, mut host) = begin(seed);
+        append_some(&mut host, 200);
+        host.settle(&rig);
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        append_some(&mut host, 200);
+        host.settle(&rig);
+        for controller in rig.controllers.iter().flatten() {
+            controller.node.stop();
+            controller.process.wake();
+        }
+        rig.world.run_for(Duration::from_micros(200 + (seed - 60) * 700));
+        rig.kill(0);
+        rig.kill(1);
+        rig.vaults.iter().for_each(|vault| vault.power_loss());
+        rig.start(0);
+        rig.start(1);
+        rig.world.run_for(5 * SECOND);
+        if rig.node(0).is_mirrored() {
+            host.connect(&rig);
+            host.settle(&rig);
+            host.verify(&rig);
+        } else {
+            assert!(matches!(rig.status(0).phase, Phase::NoLog(_)), "{:?}", rig.status(0));
+        }
+    }
+}
+
+#[test]
+fn a_damaged_image_is_none() {
+    let (mut rig, mut host) = begin(73);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    rig.stop_both();
+    // In the middle of the bodies.
+    rig.vaults[0].flip_bit(40_000, 3);
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    rig.stop_both();
+    for vault in &rig.vaults {
+        (1..256).for_each(|step| vault.flip_bit(step * 16_384, 3));
+    }
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
+
+/// A host that fills the log is refused, and the log goes on (C13).
+#[test]
+fn a_full_log_still_commits() {
+    let (rig, mut host) = begin(74);
+    let granted = host.grant(&rig, 1).remove(0);
+    assert!(host.write_stripe(&rig, &granted).iter().all(|result| result.is_ok()));
+    for number in 0..400 {
+        host.append(number % 5, 60_000);
+        if number % 20 == 0 {
+            rig.world.run_for(Duration::from_millis(2));
+        }
+    }
+    rig.world.run_for(SECOND);
+    host.look();
+    let refused = host.told.borrow().events.iter().any(|event| {
+        matches!(event.2, ControllerMessage::AppendRefused { reason: Refusal::Full, .. })
+    });
+    assert!(refused);
+    host.commit(&rig, granted.stripe).0.unwrap();
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    let status = rig.status(0);
+    assert!(status.memory.0 <= status.memory.1);
+}
+
+/// Everything at once: cuts, breaks, pauses and kills of either controller, with time to heal between.
+#[test]
+fn faults_of_all_kinds_one_after_another() {
+    for seed in 200..208 {
+        let (mut rig, mut host) = begin(seed);
+        let random = rig.world.random();
+        for _ in 0..8 {
+            for _ in 0..random.below(40) {
+                host.append(random.below(7) as u32, random.below(20_000) as usize);
+            }
+            rig.world.run_for(Duration::from_micros(random.below(2000)));
+            let victim = random.below(2) as usize;
+            match random.below(6) {
+                0 => {
+                    rig.world.break_connections(rig::NAMES[0], rig::NAMES[1]);
+                }
+                1 => {
+                    rig.world.partition(rig::NAMES[0], rig::NAMES[1]);
+                    rig.world.run_for(Duration::from_millis(random.below(4000)));
+                    rig.world.heal_all();
+                }
+                2 => {
+                    let process = rig.controllers[victim].as_ref().unwrap().process.clone();
+                    process.pause();
+                    rig.world.run_for(Duration::from_millis(random.below(4000)));
+                    process.resume();
+                }
+                3 => {
+                    rig.world.break_connections("host-1", rig::NAMES[0]);
+                }
+                4 => {
+                    for direct in rig.stores.iter().flatten() {
+                        direct.set_connected(false);
+                        direct.set_connected(true);
+                    }
+                    rig.kill(victim);
+                    rig.start(victim);
+                }
+                _ => {
+                    rig.kill(victim);
+                    rig.world.run_for(Duration::from_millis(random.below(800)));
+                    rig.start(victim);
+                }
+            }
+            rig.world.run_for(Duration::from_millis(random.below(300)));
+            rig.run_until_mirrored();
+            host.connect(&rig);
+            host.settle(&rig);
+            host.verify(&rig);
+            if random.below(2) == 0 {
+                destage(&rig, &mut host);
+                host.verify(&rig);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Appends, shards, and what hosts ask: the requests that carry or bring data.
 
-use super::{HostRequest, HostWaiter, Malformed, WaiterKind, Who};
+use super::{HostRequest, HostWaiter, Malformed, READ_BYTES_MAX, WaiterKind, Who};
 use crate::catalog_port::CatalogRequest;
 use crate::drives::DriveEvent;
 use crate::log::{Appended, LogEntryKind};
@@ -103,8 +103,14 @@ impl State {
         let begun = active.grants.begin_write(stripe, who.incarnation, shard, &place);
         let result = begun.and_then(|()| {
             let write = Some(stripe);
-            let number =
-                active.requests.insert(HostRequest { connection, lane, request, write, began });
+            let number = active.requests.insert(HostRequest {
+                connection,
+                lane,
+                request,
+                write,
+                bytes: 0,
+                began,
+            });
             let data_shards = granted.saturating_sub(cleave_format::layout::PARITY_SHARDS);
             let submitted = active.drives.write(
                 number as u64,
@@ -158,6 +164,9 @@ impl State {
                     Ok(bytes) => (Ok(()), Some(bytes)),
                     Err(fault) => (Err(fault), None),
                 };
+                if let Some(session) = self.sessions.get_mut(&host.connection) {
+                    session.read_bytes -= host.bytes;
+                }
                 let message = ControllerMessage::Read { request: host.request, result };
                 self.reply(host.connection, host.lane, &message, payload);
             }
@@ -206,23 +215,70 @@ impl State {
                 let request = waiter(request, WaiterKind::Locate);
                 self.catalog.ask(request, CatalogRequest::Locate(stripes));
             }
-            HostMessage::Read { request, place, stripe, shard, offset, length } => {
-                let began = self.executor.now();
-                let active = self.active.as_mut().expect("good on a confirmed active only");
-                let read = HostRequest { connection, lane, request, write: None, began };
-                let number = active.requests.insert(read);
-                let drives = &mut active.drives;
-                let begun = drives.read(number as u64, &place, stripe, shard, offset, length);
-                if let Err(fault) = begun {
-                    active.requests.remove(number);
-                    self.observer.shard_read(std::time::Duration::ZERO, 0, false);
-                    let message = ControllerMessage::Read { request, result: Err(fault) };
-                    self.reply(connection, lane, &message, None);
-                }
-            }
+            read @ HostMessage::Read { .. } => self.read_or_wait(connection, lane, read),
             _ => unreachable!("dispatched before"),
         }
         Ok(())
+    }
+
+    /// Begins a read unless the host has much to take already: replies are bounded by what it takes.
+    fn read_or_wait(&mut self, connection: ConnectionId, lane: u8, read: HostMessage) {
+        let queued = self.links.queued(connection);
+        let session = self.sessions.get_mut(&connection).expect("looked up before");
+        if session.waiting_reads.is_empty() && session.read_bytes + queued < READ_BYTES_MAX {
+            self.begin_read(connection, lane, read);
+        } else {
+            session.waiting_reads.push_back((lane, read));
+        }
+    }
+
+    /// Begins reads that waited.
+    pub fn take_waiting_reads(&mut self) -> bool {
+        let mut ready = Vec::new();
+        for (connection, session) in &mut self.sessions {
+            if session.waiting_reads.is_empty() {
+                continue;
+            }
+            let mut room =
+                READ_BYTES_MAX.saturating_sub(session.read_bytes + self.links.queued(*connection));
+            while room > 0
+                && let Some((lane, read)) = session.waiting_reads.pop_front()
+            {
+                let HostMessage::Read { length, .. } = read else {
+                    unreachable!("only reads wait")
+                };
+                room = room.saturating_sub(length as usize);
+                ready.push((*connection, lane, read));
+            }
+        }
+        let any = !ready.is_empty();
+        for (connection, lane, read) in ready {
+            self.begin_read(connection, lane, read);
+        }
+        any
+    }
+
+    fn begin_read(&mut self, connection: ConnectionId, lane: u8, read: HostMessage) {
+        let HostMessage::Read { request, place, stripe, shard, offset, length } = read else {
+            unreachable!("only reads come here")
+        };
+        let began = self.executor.now();
+        let bytes = length as usize;
+        let active = self.active.as_mut().expect("good on a confirmed active only");
+        let read = HostRequest { connection, lane, request, write: None, bytes, began };
+        let number = active.requests.insert(read);
+        match active.drives.read(number as u64, &place, stripe, shard, offset, length) {
+            Ok(()) => {
+                let session = self.sessions.get_mut(&connection).expect("looked up before");
+                session.read_bytes += bytes;
+            }
+            Err(fault) => {
+                active.requests.remove(number);
+                self.observer.shard_read(std::time::Duration::ZERO, 0, false);
+                let message = ControllerMessage::Read { request, result: Err(fault) };
+                self.reply(connection, lane, &message, None);
+            }
+        }
     }
 
     /// Whether this host owns the vdisk by a mirrored seal (C8).
