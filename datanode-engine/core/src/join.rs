@@ -285,23 +285,21 @@ impl Meeting {
             return Err("the record in the store changed meanwhile".to_owned());
         };
         {
-            // Also when the connection is gone by now: the record says so.
+            // Also when the connection is gone by now: the record says so, and the next meeting resumes by it.
             let mut state = self.node.state_mut();
             state.role = Some(role);
             if let Some(held) = &mut state.held {
                 held.member = own;
             }
+            if let Some((mut active, stripes)) = built {
+                state.stripes = stripes;
+                let drives = state.pool.take().expect("the drives are handed over once");
+                active.take_drives(drives);
+                state.active = Some(active);
+                state.confirmed = true;
+            }
         }
         self.check_current()?;
-        if let Some(active) = built {
-            let mut state = self.node.state_mut();
-            state.stripes = active.1;
-            let mut active = active.0;
-            let drives = state.pool.take().expect("the drives are handed over once");
-            active.take_drives(drives);
-            state.active = Some(active);
-            state.confirmed = true;
-        }
         self.run_active(next)?;
         self.node.consume_image().await;
         Ok(())
