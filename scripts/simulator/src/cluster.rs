@@ -102,6 +102,7 @@ impl Cluster {
         if let Some(host) = self.host.take() {
             let fate = if resume { "its guests live on" } else { "its guests die with it" };
             self.journal.fault("host crashes", format!("the host engine crashes; {fate}"));
+            host.count();
             host.process().kill();
             self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(resume));
         }
@@ -124,6 +125,7 @@ impl Cluster {
             ("controller crashes", format!("{} crashes", CONTROLLERS[number]))
         };
         self.journal.fault(kind, what);
+        controller.count(&self.journal);
         controller.process().kill();
         if power {
             let random = Rc::clone(&self.random);
@@ -235,6 +237,12 @@ impl Cluster {
             Some((serves, Some(stats))) => format!("host serves {serves}: {stats:?}"),
         };
         format!("{}; {}; {host}", guests.join(", "), controllers.join("; "))
+    }
+
+    /// Counts what the running engines did.
+    pub fn count(&self) {
+        self.host.iter().for_each(HostEngine::count);
+        self.controllers.iter().flatten().for_each(|controller| controller.count(&self.journal));
     }
 
     /// Ends all processes, so that nothing holds the world any more.

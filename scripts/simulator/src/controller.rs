@@ -101,6 +101,21 @@ impl ControllerEngine {
         self.shared.node.borrow().as_ref().and_then(DataNode::failure)
     }
 
+    /// Counts what the core did.
+    pub fn count(&self, journal: &Journal) {
+        let Some(status) = self.status() else { return };
+        let counters = status.counters;
+        let faults = status.drives.iter().map(|(report, _)| report.counters.identity_faults);
+        let figures = [
+            ("duplicate records", counters.duplicates),
+            ("refused records", counters.refused),
+            ("struck vdisks", counters.struck),
+            ("copies of the log", counters.copies),
+            ("slots of another stripe", faults.sum()),
+        ];
+        figures.into_iter().for_each(|(what, count)| journal.reach(what, count));
+    }
+
     /// Its incarnation, once it drew one.
     pub fn incarnation(&self) -> Option<u64> {
         let status = self.status()?;

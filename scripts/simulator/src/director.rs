@@ -29,6 +29,7 @@ pub fn run(seed: u64, scale: Scale, aloud: bool) -> Report {
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         cluster.journal.fail(format!("panic: {}", text.unwrap_or_default()));
     }
+    cluster.count();
     let report = Report::of(&cluster);
     cluster.end();
     report
@@ -162,10 +163,10 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
 /// Faults that the world draws by itself.
 fn background(cluster: &Cluster) -> FaultPlan {
     let random = &cluster.random;
-    let often = [3_000_000, 30_000_000][random.below(2) as usize];
+    let often = [20_000, 300_000, 3_000_000][random.below(3) as usize];
     FaultPlan {
         interval: Span::micros(1_000, often),
-        lasting: Span::micros(1_000, [50_000, 5_000_000][random.below(2) as usize]),
+        lasting: Span::micros(1_000, [10_000, 200_000, 5_000_000][random.below(3) as usize]),
         damage: 0,
         ..FaultPlan::default()
     }
@@ -240,6 +241,7 @@ pub fn stop_both(cluster: &mut Cluster) {
     }
     for number in [0, 1] {
         if let Some(controller) = cluster.controllers[number].take() {
+            controller.count(&cluster.journal);
             if let Some(problem) = controller.stop_problem() {
                 let name = CONTROLLERS[number];
                 cluster.journal.fail(format!("{name} did not stop cleanly: {problem}"));
@@ -278,6 +280,7 @@ pub fn stop_host(cluster: &mut Cluster) {
     if cluster.until("a clean stop of the host engine", RECOVERY, closed)
         && let Some(host) = cluster.host.take()
     {
+        host.count();
         host.process().kill();
         cluster.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
     }

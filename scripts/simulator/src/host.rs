@@ -96,6 +96,25 @@ impl HostEngine {
         self.shared.core.borrow().as_ref().map(HostCore::stats)
     }
 
+    /// Counts what the core did.
+    pub fn count(&self) {
+        let (Some(stats), journal) = (self.stats(), &self.shared.journal) else { return };
+        let figures = [
+            ("records mirrored", stats.records_mirrored),
+            ("blocks read from the buffer", stats.reads_buffer),
+            ("blocks read from the pool", stats.reads_pool),
+            ("ranges solved", stats.reads_solved),
+            ("failed checks", stats.checks_failed),
+            ("stripes committed", stats.stripes_committed),
+            ("stripes abandoned", stats.stripes_abandoned),
+            ("stripeless commits", stats.stripeless_commits),
+            ("map runs", stats.runs),
+            ("map pieces", stats.pieces),
+            ("requests given back", stats.refused),
+        ];
+        figures.into_iter().for_each(|(what, count)| journal.reach(what, count));
+    }
+
     /// Closes every vdisk; the guests must have nothing in flight. [`closed`](HostEngine::closed)
     /// tells when it is over.
     pub fn close(&self) {

@@ -22,6 +22,7 @@ struct Inner {
     failure: RefCell<Option<String>>,
     failed: Cell<bool>,
     faults: RefCell<BTreeMap<&'static str, u64>>,
+    reached: RefCell<BTreeMap<&'static str, u64>>,
     operations: Cell<u64>,
     now: Cell<Duration>,
     aloud: Cell<bool>,
@@ -74,6 +75,16 @@ impl Journal {
     /// What failed first.
     pub fn failure(&self) -> Option<String> {
         self.0.failure.borrow().clone()
+    }
+
+    /// Counts what the engines did: what was reached, so that a run that tests nothing is seen.
+    pub fn reach(&self, what: &'static str, count: u64) {
+        *self.0.reached.borrow_mut().entry(what).or_default() += count;
+    }
+
+    /// What the engines did.
+    pub fn reached(&self) -> BTreeMap<&'static str, u64> {
+        self.0.reached.borrow().clone()
     }
 
     /// A guest's request was completed.

@@ -69,6 +69,7 @@ struct Total {
     operations: u64,
     time: Duration,
     faults: BTreeMap<&'static str, u64>,
+    reached: BTreeMap<&'static str, u64>,
     failed: Vec<u64>,
 }
 
@@ -79,6 +80,9 @@ impl Total {
         self.time += report.time;
         for (kind, count) in &report.faults {
             *self.faults.entry(kind).or_default() += count;
+        }
+        for (what, count) in &report.reached {
+            *self.reached.entry(what).or_default() += count;
         }
         if report.failure.is_some() {
             self.failed.push(report.seed);
@@ -93,12 +97,17 @@ impl Total {
             self.faults.values().sum::<u64>(),
             self.time.as_secs_f64() / 3600.0
         );
-        let kinds: Vec<String> =
-            self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        println!("faults: {}", kinds.join(", "));
+        println!("faults: {}", listed(&self.faults));
+        println!("reached: {}", listed(&self.reached));
         match self.failed.as_slice() {
             [] => println!("nothing failed"),
             failed => println!("FAILED seeds: {failed:?}"),
         }
     }
+}
+
+fn listed(counts: &BTreeMap<&'static str, u64>) -> String {
+    let counts: Vec<String> =
+        counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
+    counts.join(", ")
 }

@@ -24,6 +24,8 @@ pub struct Report {
     pub time: Duration,
     /// Faults by kind.
     pub faults: BTreeMap<&'static str, u64>,
+    /// What the engines did.
+    pub reached: BTreeMap<&'static str, u64>,
     /// What the world counted.
     pub counters: Counters,
     /// The latest happenings.
@@ -55,6 +57,7 @@ impl Report {
             operations: cluster.journal.operations(),
             time: cluster.world.now(),
             faults,
+            reached: cluster.journal.reached(),
             counters,
             happenings: cluster.journal.happenings(),
             events: cluster.world.recent(),
