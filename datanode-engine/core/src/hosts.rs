@@ -120,6 +120,7 @@ impl State {
     /// A host's connection is gone. What it asked for goes on; replies find nobody.
     pub fn host_closed(&mut self, connection: ConnectionId) {
         let Some(session) = self.sessions.remove(&connection) else { return };
+        self.waiting_reads -= session.waiting_reads.len();
         if session.who.is_some() && session.class == Class::Log && self.share_quota() {
             self.tell_quota();
         }
@@ -131,9 +132,11 @@ impl State {
         if session.close_at.is_some() {
             return;
         }
+        let whole = message.len();
         let header = cleave_wire::decode_header::<HostMessage>(|count| message.take(count));
+        let length = whole - message.len();
         let outcome = match header {
-            Ok(header) => self.dispatch(connection, lane, header, message),
+            Ok(header) => self.dispatch(connection, lane, header, length, message),
             Err(error) => Err(error.to_string()),
         };
         if let Err(reason) = outcome {
@@ -152,6 +155,7 @@ impl State {
 
     /// Closes all connections of hosts.
     pub fn close_hosts(&mut self, reason: &str) {
+        self.waiting_reads = 0;
         for (connection, _) in std::mem::take(&mut self.sessions) {
             self.links.close(connection, reason);
         }
@@ -187,6 +191,7 @@ impl State {
         connection: ConnectionId,
         lane: u8,
         header: HostMessage,
+        length: usize,
         message: Message,
     ) -> Result<(), Malformed> {
         let session = self.sessions.get_mut(&connection).expect("looked up before");
@@ -230,7 +235,7 @@ impl State {
                     }
                 }
                 if on_log {
-                    return self.control(connection, who, other);
+                    return self.control(connection, who, other, length);
                 }
                 self.query(connection, lane, who, other)
             }

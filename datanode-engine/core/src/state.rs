@@ -158,8 +158,8 @@ pub(crate) struct Active {
     pub acks: VecDeque<Ack>,
     /// Replies that wait for a position to be mirrored, in order.
     pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
-    /// Control requests that wait for room in the log (C13).
-    pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage)>,
+    /// Control requests that wait for room in the log, with the bytes that they need (C13).
+    pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,
 }
 
@@ -262,6 +262,8 @@ pub(crate) struct State {
     /// Standby: the role epoch.
     pub epoch: Epoch,
     pub sessions: BTreeMap<ConnectionId, Session>,
+    /// Reads of all sessions that wait until their host took earlier replies.
+    pub waiting_reads: usize,
     pub catalog: CatalogQueue,
     /// Committed stripes, as far as is known here.
     pub stripes: u64,
@@ -300,6 +302,7 @@ impl State {
             image: None,
             epoch: Epoch(0),
             sessions: BTreeMap::new(),
+            waiting_reads: 0,
             catalog: CatalogQueue::new(catalog),
             stripes: 0,
             damage: Damage::default(),

@@ -693,3 +693,54 @@ fn faults_of_all_kinds_one_after_another() {
         }
     }
 }
+
+/// More bytes asked for than may be on their way: all are answered, in time.
+#[test]
+fn reads_wait_for_a_host_that_takes_its_time() {
+    let (rig, mut host) = begin(75);
+    let granted = host.grant(&rig, 1).remove(0);
+    assert!(host.write_stripe(&rig, &granted).iter().all(|result| result.is_ok()));
+    let (stripe, count) = (granted.stripe, 200);
+    for request in 0..count {
+        let shard = (request % granted.slots.len() as u64) as u8;
+        let place = granted.slots[usize::from(shard)];
+        let read = HostMessage::Read {
+            request: 10_000 + request,
+            place,
+            stripe,
+            shard,
+            offset: 0,
+            length: 1 << 20,
+        };
+        host.send(Class::Read, 0, &[encode_header(&read)]);
+    }
+    for request in 0..count {
+        let (reply, payload) = host.reply(&rig, 10_000 + request).unwrap();
+        assert!(matches!(reply, ControllerMessage::Read { result: Ok(()), .. }));
+        assert_eq!(payload.len(), 1 << 20);
+    }
+}
+
+/// Control records wait for room until both catalogs have earlier ones, and lose nothing (C13).
+#[test]
+fn control_records_wait_for_room() {
+    let (rig, mut host) = begin(76);
+    let grant = |request| HostMessage::Grant { request, stripes: 0, identities: 10 };
+    for request in 20_000..20_100 {
+        host.send(Class::Log, 0, &[encode_header(&grant(request))]);
+    }
+    let mut most = 0;
+    let mut all = Vec::new();
+    for request in 20_000..20_100 {
+        match host.reply(&rig, request).unwrap().0 {
+            ControllerMessage::Granted { identities, .. } => all.extend(identities),
+            other => panic!("{other:?}"),
+        }
+        most = most.max(rig.status(0).control_bytes);
+    }
+    assert!(most <= rig::LOG.control_bytes_max);
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!((all.len(), count), (1000, 1000));
+}

@@ -11,7 +11,10 @@ use cleave_format::control::{Commit, CommitVdisk, Control};
 use cleave_format::ids::{StripeId, VdiskId};
 use cleave_format::layout::{PARITY_SHARDS, SLICE_BLOCKS};
 use cleave_runtime::links::ConnectionId;
-use cleave_wire::{ControllerMessage, HEADER_LENGTH_MAX, HostMessage, Refusal, RequestNumber};
+use cleave_wire::{ControllerMessage, HostMessage, Refusal, RequestNumber};
+
+/// Room that a request needs at least: the record of a grant is longer than its request.
+const CONTROL_BYTES_MIN: usize = 64 << 10;
 
 impl State {
     pub(super) fn control(
@@ -19,11 +22,13 @@ impl State {
         connection: ConnectionId,
         who: Who,
         message: HostMessage,
+        length: usize,
     ) -> Result<(), Malformed> {
+        let length = CONTROL_BYTES_MIN.max(2 * length);
         let held = self.held.as_ref().expect("a session is good on a confirmed active only");
         let active = self.active.as_mut().expect("as above");
-        if !active.deferred.is_empty() || !held.log.has_control_room(HEADER_LENGTH_MAX) {
-            active.deferred.push_back((connection, message));
+        if !active.deferred.is_empty() || !held.log.has_control_room(length) {
+            active.deferred.push_back((connection, message, length));
             return Ok(());
         }
         self.perform(connection, who, message);
@@ -35,10 +40,11 @@ impl State {
         let mut any = false;
         loop {
             let (Some(held), Some(active)) = (&self.held, &mut self.active) else { return any };
-            if active.deferred.is_empty() || !held.log.has_control_room(HEADER_LENGTH_MAX) {
-                return any;
+            match active.deferred.front() {
+                Some((_, _, length)) if held.log.has_control_room(*length) => {}
+                _ => return any,
             }
-            let (connection, message) = active.deferred.pop_front().expect("looked at before");
+            let (connection, message, _) = active.deferred.pop_front().expect("looked at before");
             any = true;
             let who = self.sessions.get(&connection).and_then(|session| session.who);
             if let Some(who) = who {

@@ -229,11 +229,15 @@ impl State {
             self.begin_read(connection, lane, read);
         } else {
             session.waiting_reads.push_back((lane, read));
+            self.waiting_reads += 1;
         }
     }
 
     /// Begins reads that waited.
     pub fn take_waiting_reads(&mut self) -> bool {
+        if self.waiting_reads == 0 {
+            return false;
+        }
         let mut ready = Vec::new();
         for (connection, session) in &mut self.sessions {
             if session.waiting_reads.is_empty() {
@@ -252,6 +256,7 @@ impl State {
             }
         }
         let any = !ready.is_empty();
+        self.waiting_reads -= ready.len();
         for (connection, lane, read) in ready {
             self.begin_read(connection, lane, read);
         }
