@@ -134,7 +134,8 @@ impl Control {
                 data_shards: data_shards(drives.len(), online),
                 parity_shards: PARITY_SHARDS as u32,
                 committed: status.stripes,
-                ..StripeStatus::default()
+                degraded: status.damage.degraded,
+                lost: status.damage.lost,
             },
             drives,
         }

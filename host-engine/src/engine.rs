@@ -107,17 +107,12 @@ impl Engine {
                 self.changed(&format!("{VDISKS}{name}"), None);
             }
             let watch = self.store.watch(VDISKS, listing.revision + 1);
-            loop {
-                match watch.next().await {
-                    WatchEvent::Changed(Changed { changes, .. }) => {
-                        for change in changes {
-                            self.changed(&change.key, change.value.as_deref());
-                        }
-                    }
-                    // Changes may be missing: list again.
-                    WatchEvent::Resync { .. } => break,
+            while let WatchEvent::Changed(Changed { changes, .. }) = watch.next().await {
+                for change in changes {
+                    self.changed(&change.key, change.value.as_deref());
                 }
             }
+            // Changes may be missing: list again.
         }
     }
 

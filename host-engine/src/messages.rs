@@ -126,6 +126,8 @@ pub struct CoreView {
     pub stalls: u64,
     /// What all its guests did, those of vdisks that are closed by now too.
     pub guests: Measures,
+    /// What was encoded for vdisks that are closed by now.
+    pub closed: VdiskStats,
     /// Its vdisks, in order of their numbers.
     pub vdisks: Vec<VdiskView>,
 }

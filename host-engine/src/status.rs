@@ -117,7 +117,7 @@ fn vdisk_status(engine: &Engine, vdisk: &Vdisk, view: Option<&VdiskView>) -> Vdi
         epoch: vdisk.epoch.get(),
         queues: view.map_or(0, |view| view.queues),
         in_flight: view.map_or(0, |view| view.in_flight),
-        mapped: 0,
+        mapped: view.map_or(0, |view| view.stats.mapped_blocks * BLOCK as u64),
     }
 }
 
@@ -144,16 +144,20 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
         vdisks,
         codec: codec(views),
         log: HostLogStatistics {
-            records: sum(|view| view.core.records_mirrored),
+            records: sum(|view| view.core.appended),
+            bytes: sum(|view| view.core.appended_bytes),
+            resent: sum(|view| view.core.resent),
             released: sum(|view| view.core.records_released),
             stalls: sum(|view| view.stalls),
             ..HostLogStatistics::default()
         },
         destage: DestageStatistics {
             stripes: sum(|view| view.core.stripes_committed),
+            frames: sum(|view| view.core.stripe_frames),
             frame_bytes: sum(|view| view.core.stripe_bytes),
+            drive_bytes: sum(|view| view.core.drive_bytes),
+            covered: sum(|view| view.core.covered),
             retries: sum(|view| view.core.stripes_abandoned),
-            ..DestageStatistics::default()
         },
         reads: ReadStatistics {
             zero: sum(|view| view.core.reads_zero),
@@ -169,11 +173,12 @@ fn codec(views: &[CoreView]) -> CodecStatistics {
     let mut codec = CodecStatistics::default();
     for view in views {
         codec.check_failures += view.core.checks_failed;
-        for vdisk in &view.vdisks {
-            codec.blocks += vdisk.stats.encoded_bytes / BLOCK as u64;
-            codec.zero_blocks += vdisk.stats.zero_blocks;
-            codec.bytes_in += vdisk.stats.encoded_bytes;
-            codec.bytes_out += vdisk.stats.frame_bytes;
+        for encoded in view.vdisks.iter().map(|vdisk| &vdisk.stats).chain([&view.closed]) {
+            codec.blocks += encoded.encoded_bytes / BLOCK as u64;
+            codec.zero_blocks += encoded.zero_blocks;
+            codec.stored_blocks += encoded.stored_blocks;
+            codec.bytes_in += encoded.encoded_bytes;
+            codec.bytes_out += encoded.frame_bytes;
         }
     }
     codec.with_ratio()

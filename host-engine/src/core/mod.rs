@@ -28,6 +28,7 @@ use crate::messages::{Answer, Command, CoreView, OpenError, OpenOrder, Order, Re
 use cleave_format::ids::VdiskId;
 use cleave_host_core::{
     Event, GuestCompletion, GuestError, GuestRequest, HostCore, HostError, OpenRequest, Operation,
+    VdiskStats,
 };
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::executor::{Executor, Priority};
@@ -78,6 +79,8 @@ struct Core<'r> {
     wakeful: bool,
     /// What guests of closed vdisks did.
     past: Measures,
+    /// What was encoded for them.
+    closed: VdiskStats,
     ending: Option<u64>,
     ended: Rc<Cell<bool>>,
     // Empty between uses; kept for their memory.
@@ -308,6 +311,13 @@ impl Core<'_> {
             let waiting = self.vdisks[*place].close();
             self.forget(waiting);
         }
+        // The core forgets them with the vdisk.
+        if let Some(stats) = self.core.vdisk_stats(vdisk) {
+            self.closed.encoded_bytes += stats.encoded_bytes;
+            self.closed.frame_bytes += stats.frame_bytes;
+            self.closed.zero_blocks += stats.zero_blocks;
+            self.closed.stored_blocks += stats.stored_blocks;
+        }
     }
 
     /// Pieces that the core never got: their requests are not answered.
@@ -453,6 +463,7 @@ impl Core<'_> {
             taken_bytes: stalled.map(bytes).sum(),
             stalls: self.stalls,
             guests,
+            closed: self.closed.clone(),
             vdisks,
         }
     }

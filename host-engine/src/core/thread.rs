@@ -4,7 +4,7 @@ use super::{Core, Finished};
 use crate::error::HostEngineError;
 use crate::measure::Measures;
 use crate::messages::{Answer, Command, Order, Report};
-use cleave_host_core::{HostCore, HostCoreConfig};
+use cleave_host_core::{HostCore, HostCoreConfig, VdiskStats};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::executor::Doorbell;
 use cleave_runtime::links::Links;
@@ -133,6 +133,7 @@ fn run(
         turn_of: 0,
         wakeful: false,
         past: Measures::default(),
+        closed: VdiskStats::default(),
         ending: None,
         ended: Rc::clone(&ended),
         requests: Vec::new(),
