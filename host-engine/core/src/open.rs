@@ -229,6 +229,7 @@ impl Shared {
             let oldest = state.buffer.oldest(vdisk, slice);
             state.map.trim(vdisk, slice, oldest);
         }
+        state.run_may_be_due = true;
         let open = state.vdisks.get_mut(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
         open.commits = positions.into();
         open.applied = last;
@@ -621,6 +622,7 @@ impl Shared {
             if let Some(open) = state.vdisks.get_mut(&vdisk) {
                 open.run_wanted = open.commits.len() >= RUN_AT_CLOSE;
             }
+            state.run_may_be_due = true;
             state.progress.clone()
         };
         progress.notify();

@@ -54,6 +54,9 @@ pub(crate) struct PlannedPiece {
 impl State {
     /// Begins a run where one is due.
     pub fn begin_run_if_due(&mut self) {
+        if !std::mem::take(&mut self.run_may_be_due) {
+            return;
+        }
         if let Some(run) = &mut self.run {
             // Another vdisk's may have to wait for this one.
             run.forced |= self.vdisks.values().any(|vdisk| vdisk.run_wanted);
@@ -165,6 +168,7 @@ impl State {
         }
         let (id, frontier) = (run.vdisk, run.frontier);
         self.run = None;
+        self.run_may_be_due = true;
         self.map.end_run(id);
         self.stats.runs += 1;
         if let Some(vdisk) = self.vdisks.get_mut(&id) {

@@ -120,6 +120,8 @@ pub(crate) struct State {
     pub data_shards: u8,
     pub lost_drives: BTreeSet<DriveId>,
     pub run: Option<Run>,
+    /// Something changed by which a run may be due.
+    pub run_may_be_due: bool,
 
     pub completions: Vec<GuestCompletion>,
     pub events: VecDeque<Event>,
@@ -172,6 +174,7 @@ impl State {
             data_shards: 8,
             lost_drives: BTreeSet::new(),
             run: None,
+            run_may_be_due: false,
             completions: Vec::new(),
             events: VecDeque::new(),
             stats: CoreStats::default(),
@@ -447,6 +450,7 @@ impl State {
         if self.run.as_ref().is_some_and(|run| run.vdisk == vdisk) {
             self.run = None;
         }
+        self.run_may_be_due = true;
         self.progress.notify();
     }
 

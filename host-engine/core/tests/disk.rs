@@ -78,6 +78,39 @@ fn killed_engines_lose_nothing() {
     }
 }
 
+// C2: the log may hold records for longer than their neighbours, in any pattern.
+#[test]
+fn old_records_revive_nothing() {
+    for seed in 0..4 {
+        let mut rig = Rig::new(300 + seed, SIZE);
+        // Footers only: a run may forget versions that only records released by now could meet.
+        rig.destage.run_after = 10_000;
+        rig.destage.run_always = 10_000;
+        let mut model = Model::new(30 + seed, SIZE);
+        rig.start_host();
+        rig.open();
+        model.work(&rig, 5_000, 32);
+        rig.kill_host();
+        model.crash();
+        {
+            let mut pool = rig.pool.borrow_mut();
+            let mut released = std::mem::take(&mut pool.released);
+            released.retain(|_, _| model.random.below(2) == 0);
+            assert!(released.len() > 200);
+            pool.records.append(&mut released);
+        }
+        rig.start_host();
+        rig.open();
+        model.read_all(&rig);
+        model.work(&rig, 1_000, 32);
+        rig.kill_host();
+        model.crash();
+        rig.start_host();
+        rig.open();
+        model.read_all(&rig);
+    }
+}
+
 #[test]
 fn controllers_come_and_go() {
     for seed in 0..4 {

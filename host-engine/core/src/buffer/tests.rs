@@ -212,3 +212,22 @@ fn renumbered_records_are_released_by_the_new_log_only() {
     buffer.mirrored(kept);
     assert_eq!(buffer.releasable().collect::<Vec<_>>(), [kept]);
 }
+
+// C2: a stripe on its way may still bring a covered block's older content into the map.
+#[test]
+fn a_record_in_a_stripe_is_not_released_before_that_stripe_ended() {
+    let mut buffer = WriteBuffer::default();
+    let older = buffer.insert(record(1, 0, 1, false), |_| true);
+    buffer.mirrored(older);
+    let node = buffer.unplanned(older).next().unwrap();
+    buffer.hold(older);
+    buffer.set_planned(&node, true);
+    let newer = buffer.insert(record(2, 0, 1, false), |_| true);
+    buffer.mirrored(newer);
+    assert!(!buffer.is_live(&node));
+    assert_eq!(buffer.releasable().count(), 0, "its stripe is on its way");
+    assert_eq!(buffer.oldest(DISK, SLICE), Some(version(1)), "so newer versions are kept");
+    assert!(buffer.ends_with(older, 0), "the stripe's own commit may release it");
+    buffer.let_go(older);
+    assert_eq!(buffer.releasable().collect::<Vec<_>>(), [older]);
+}

@@ -337,6 +337,7 @@ impl State {
         if let Some(run) = prepared.run {
             self.pieces_committed(run, &prepared.pieces, prepared.ends_run);
         }
+        self.run_may_be_due = true;
         self.progress.notify();
     }
 }

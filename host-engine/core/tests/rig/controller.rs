@@ -39,6 +39,8 @@ pub struct Pool {
     pub cluster: ClusterId,
     pub runs: usize,
     pub releases: usize,
+    /// What commits released.
+    pub released: BTreeMap<Position, (RecordIdentity, Bytes)>,
     pub fail_writes: u32,
     pub no_space: bool,
 }
@@ -65,6 +67,7 @@ impl Pool {
             cluster: ClusterId([7; 16]),
             runs: 0,
             releases: 0,
+            released: BTreeMap::new(),
             fail_writes: 0,
             no_space: false,
         }))
@@ -155,7 +158,8 @@ impl Pool {
                             == (part.vdisk, release.slice, version)
                     });
                     let at = *found.expect("C4: the log holds what is released").0;
-                    self.records.remove(&at);
+                    let record = self.records.remove(&at).unwrap();
+                    self.released.insert(at, record);
                     self.releases += 1;
                 }
             }
