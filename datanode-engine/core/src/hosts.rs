@@ -409,7 +409,7 @@ impl State {
         let drives = active.drives.lost();
         self.append_control(&Control::Drive { drive, state, generation });
         self.tell_log_sessions(&ControllerMessage::LostDrives { drives });
-        self.count_damage();
+        self.damage_stale = true;
     }
 
     /// Hosts that are connected, with the number of their connections.

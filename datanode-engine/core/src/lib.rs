@@ -16,12 +16,13 @@
 //! | [`drives`] | shards on the pool's drives |
 //! | [`superblocks`] | whose drives they are |
 //! | [`vault`] | the log's image on a clean stop |
-//! | [`catalog_port`] | the catalog, on a thread of its own or inline |
+//! | [`catalog_port`], `catalog_queue` | the catalog, on a thread of its own or inline; who waits for it |
 //! | [`status`] | what a controller says about itself |
 #![forbid(unsafe_code)]
 
 pub mod allocator;
 pub mod catalog_port;
+mod catalog_queue;
 pub mod drives;
 pub mod grants;
 mod hosts;

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 /// Drives are probed this often: a loss is noticed within a second.
 const PROBE: Duration = Duration::from_millis(500);
-/// Stripes that lack shards are counted after so many probes.
+/// Stripes that lack shards are counted anew, when there may be others, after so many probes.
 const PROBES_A_COUNT: u32 = 10;
 /// A stop looks this often whether the drives are idle.
 const STOP_POLL: Duration = Duration::from_millis(2);
@@ -159,7 +159,7 @@ async fn keep_house(node: Node) {
             let mut state = node.state_mut();
             state.close_refused();
             probes = (probes + 1) % PROBES_A_COUNT;
-            if probes == 0 && !state.stopping {
+            if probes == 0 && state.damage_stale && !state.stopping {
                 state.count_damage();
             }
             if let Some(active) = &mut state.active {

@@ -7,9 +7,10 @@
 //! - Nothing of this survives the process but the catalog and, after a clean stop, the vault.
 
 use crate::catalog_port::{CatalogPort, CatalogReply, CatalogRequest};
+use crate::catalog_queue::{CatalogQueue, Waiter};
 use crate::drives::Drives;
 use crate::grants::Grants;
-use crate::hosts::{HostRequest, HostWaiter, Session};
+use crate::hosts::{HostRequest, Session};
 use crate::log::{Log, LogSettings};
 use crate::mirror::{Mirror, Standing};
 use crate::resident::Resident;
@@ -19,11 +20,10 @@ use cleave_coordinator::LogRole;
 use cleave_format::control::Control;
 use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position};
 use cleave_format::vault::VaultHeader;
-use cleave_runtime::Token;
 use cleave_runtime::executor::Executor;
 use cleave_runtime::links::{ConnectionId, Links, PeerAddress, SendError};
 use cleave_runtime::message::Message;
-use cleave_runtime::sync::{Outcome, Promise, Queue, promise};
+use cleave_runtime::sync::Queue;
 use cleave_runtime::time::Moment;
 use cleave_wire::{ControllerMessage, HeldLog, PeerEntry, PeerEntryKind, PeerMessage};
 use slab::Slab;
@@ -171,76 +171,6 @@ pub(crate) struct Ack {
     pub number: u64,
 }
 
-/// Who waits for a reply of the catalog.
-pub(crate) enum Waiter {
-    Apply,
-    Flow(Promise<CatalogReply>),
-    Damage,
-    Host(HostWaiter),
-}
-
-/// Requests to the catalog, in order.
-pub(crate) struct CatalogQueue {
-    port: Box<dyn CatalogPort>,
-    next: Token,
-    waiting: BTreeMap<Token, Waiter>,
-    pending: Vec<(Position, Control)>,
-    applies: usize,
-    polled: Vec<(Token, CatalogReply)>,
-}
-
-impl CatalogQueue {
-    pub fn new(port: Box<dyn CatalogPort>) -> CatalogQueue {
-        CatalogQueue {
-            port,
-            next: 1,
-            waiting: BTreeMap::new(),
-            pending: Vec::new(),
-            applies: 0,
-            polled: Vec::new(),
-        }
-    }
-
-    fn submit(&mut self, waiter: Waiter, request: CatalogRequest) {
-        let token = self.next;
-        self.next += 1;
-        self.waiting.insert(token, waiter);
-        self.port.submit(token, request);
-    }
-
-    /// Asks, after everything that was to be applied before.
-    pub fn ask(&mut self, waiter: Waiter, request: CatalogRequest) {
-        self.flush();
-        self.submit(waiter, request);
-    }
-
-    /// As [`ask`](CatalogQueue::ask), for a flow.
-    pub fn ask_flow(&mut self, request: CatalogRequest) -> Outcome<CatalogReply> {
-        let (kept, outcome) = promise();
-        self.ask(Waiter::Flow(kept), request);
-        outcome
-    }
-
-    fn flush(&mut self) {
-        if !self.pending.is_empty() {
-            self.applies += 1;
-            let entries = std::mem::take(&mut self.pending);
-            self.submit(Waiter::Apply, CatalogRequest::Apply(entries));
-        }
-    }
-
-    fn poll(&mut self) -> Vec<(Waiter, CatalogReply)> {
-        self.port.poll(&mut self.polled);
-        let mut done = Vec::with_capacity(self.polled.len());
-        for (token, reply) in self.polled.drain(..) {
-            let waiter = self.waiting.remove(&token).expect("a reply is to a request");
-            self.applies -= usize::from(matches!(waiter, Waiter::Apply));
-            done.push((waiter, reply));
-        }
-        done
-    }
-}
-
 pub(crate) struct State {
     pub settings: Rc<Settings>,
     pub links: Rc<dyn Links>,
@@ -269,6 +199,8 @@ pub(crate) struct State {
     pub stripes: u64,
     /// Those that lacked shards when they were last counted.
     pub damage: Damage,
+    /// There may be others since.
+    pub damage_stale: bool,
     pub counters: Counters,
     pub fatal: Option<String>,
     pub stopping: bool,
@@ -306,6 +238,7 @@ impl State {
             catalog: CatalogQueue::new(catalog),
             stripes: 0,
             damage: Damage::default(),
+            damage_stale: true,
             counters: Counters::default(),
             fatal: None,
             stopping: false,
@@ -353,7 +286,7 @@ impl State {
             }
             self.mirror.effects = position.0;
             if position.0 > self.mirror.catalog {
-                self.catalog.pending.push((position, control));
+                self.catalog.apply(position, control);
             }
         }
         self.mirror.effects = self.mirror.effects.max(through.0);
@@ -364,6 +297,7 @@ impl State {
     pub fn count_damage(&mut self) {
         if let Some(active) = &self.active {
             let lost = active.drives.lost();
+            self.damage_stale = false;
             self.catalog.ask(Waiter::Damage, CatalogRequest::Damage(lost));
         }
     }
@@ -381,6 +315,7 @@ impl State {
                     self.mirror.catalog = self.mirror.catalog.max(applied.through.0);
                     if let Some(active) = &mut self.active {
                         self.stripes = self.stripes.saturating_sub(applied.ended);
+                        self.damage_stale |= applied.ended > 0;
                         active.resident.synced(applied.through);
                         for place in &applied.freed {
                             active.grants.allocator.free(place);
@@ -410,9 +345,7 @@ impl State {
         } else {
             self.answer();
         }
-        if self.catalog.applies == 0 {
-            self.catalog.flush();
-        }
+        self.catalog.flush_when_idle();
         if let Some(held) = &mut self.held {
             any |= held.log.compact();
         }

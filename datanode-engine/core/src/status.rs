@@ -58,7 +58,7 @@ pub struct Status {
     pub newest_stripe: StripeId,
     /// Committed stripes.
     pub stripes: u64,
-    /// Those that lacked shards when they were last counted, which is every few seconds.
+    /// Those that lacked shards when they were last counted, which is a few seconds after a change.
     pub damage: cleave_catalog::Damage,
     /// All slots, and those that are free.
     pub slots: (u64, u64),

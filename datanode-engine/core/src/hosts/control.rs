@@ -5,8 +5,9 @@
 
 use super::{HostWaiter, Malformed, WaiterKind, Who};
 use crate::catalog_port::CatalogRequest;
+use crate::catalog_queue::Waiter;
 use crate::grants::UsableDrive;
-use crate::state::{State, Waiter};
+use crate::state::State;
 use cleave_format::control::{Commit, CommitVdisk, Control};
 use cleave_format::ids::{StripeId, VdiskId};
 use cleave_format::layout::{PARITY_SHARDS, SLICE_BLOCKS};
@@ -165,14 +166,14 @@ impl State {
             // Lost since the grant, or written to a drive that is another one now (C16).
             if active.drives.holds(place) { missing } else { missing | 1 << shard }
         });
-        let refusal =
-            if active.grants.is_writing(stripe) || !is_sound(&slots.len(), missing, &vdisks) {
-                Some(Refusal::Malformed)
-            } else if missing.count_ones() > 1 {
-                Some(Refusal::Degraded)
-            } else {
-                None
-            };
+        let sound = is_sound(slots.len(), missing, &vdisks, self.mirror.mirrored);
+        let refusal = if active.grants.is_writing(stripe) || !sound {
+            Some(Refusal::Malformed)
+        } else if missing.count_ones() > 1 {
+            Some(Refusal::Degraded)
+        } else {
+            None
+        };
         if let Some(refusal) = refusal {
             let struck = Vec::new();
             let refused = ControllerMessage::Committed { request, result: Err(refusal), struck };
@@ -189,6 +190,7 @@ impl State {
         active.grants.close(stripe);
         self.counters.commits += 1;
         self.counters.struck += struck.len() as u64;
+        self.damage_stale |= missing != 0;
         self.stripes += u64::from(!slots.is_empty() && struck.len() < vdisks.len());
         let position = self.append_control(&Control::Commit(Commit {
             stripe,
@@ -203,12 +205,12 @@ impl State {
 }
 
 /// Whether a commit says what a host can mean.
-fn is_sound(slots: &usize, missing: u16, vdisks: &[CommitVdisk]) -> bool {
+fn is_sound(slots: usize, missing: u16, vdisks: &[CommitVdisk], mirrored: u64) -> bool {
     let mut names: Vec<VdiskId> = vdisks.iter().map(|part| part.vdisk).collect();
     names.sort_unstable();
     let distinct = names.windows(2).all(|pair| pair[0] != pair[1]);
-    let stripeless = *slots < 1 + PARITY_SHARDS;
-    let shards = u32::from(missing).checked_shr(*slots as u32).unwrap_or(0) == 0;
+    let stripeless = slots < 1 + PARITY_SHARDS;
+    let shards = u32::from(missing).checked_shr(slots as u32).unwrap_or(0) == 0;
     let part = |part: &CommitVdisk| {
         let blocks = |entry: &cleave_format::control::InlineEntry| {
             let end = u32::from(entry.block) + u32::from(entry.blocks);
@@ -217,7 +219,10 @@ fn is_sound(slots: &usize, missing: u16, vdisks: &[CommitVdisk]) -> bool {
                 && entry.reference.is_none_or(|address| address.is_valid())
         };
         let pieces = part.run.iter().flat_map(|run| &run.pieces);
-        !(stripeless && part.in_footer)
+        // A host knows of a commit once it is mirrored.
+        let frontier = part.run.as_ref().is_none_or(|run| run.frontier.0 <= mirrored);
+        frontier
+            && !(stripeless && part.in_footer)
             && part.entries.iter().all(blocks)
             && pieces.into_iter().all(|piece| piece.address.is_none_or(|a| a.is_valid()))
             && part.releases.iter().all(|release| release.first <= release.last)

@@ -2,9 +2,10 @@
 
 use super::{HostRequest, HostWaiter, Malformed, READ_BYTES_MAX, WaiterKind, Who};
 use crate::catalog_port::CatalogRequest;
+use crate::catalog_queue::Waiter;
 use crate::drives::DriveEvent;
 use crate::log::{Appended, LogEntryKind};
-use crate::state::{Ack, State, Waiter};
+use crate::state::{Ack, State};
 use bytes::Bytes;
 use cleave_catalog::Cursor;
 use cleave_format::control::SlotPlace;

@@ -33,7 +33,8 @@ pub const NAMES: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
 pub const SECOND: Duration = Duration::from_secs(1);
 const DRIVES: u16 = 6;
 const DRIVE_SIZE: u64 = 64 << 20;
-pub const LOG: LogSettings = LogSettings { record_bytes_max: 16 << 20, control_bytes_max: 70 << 10 };
+pub const LOG: LogSettings =
+    LogSettings { record_bytes_max: 16 << 20, control_bytes_max: 70 << 10 };
 
 pub struct Controller {
     pub process: Process,

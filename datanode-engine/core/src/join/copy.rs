@@ -1,0 +1,178 @@
+//! The copy of a log, and of a catalog where the copier's lacks more than the log holds: both sides.
+
+use super::{Ended, Meeting};
+use crate::catalog_port::{CatalogReply, CatalogRequest};
+use crate::log::Log;
+use crate::mirror::Standing;
+use crate::state::{Phase, insert_entries, peer_entry};
+use bytes::Bytes;
+use cleave_format::ids::Position;
+use cleave_wire::{Decision, PeerMessage};
+use std::time::Duration;
+
+/// Bytes of entries in one message of a copy, but for a longer entry alone.
+const COPY_BYTES_MAX: usize = 1 << 20;
+/// Entries in one message of a copy.
+const COPY_ENTRIES_MAX: usize = 4096;
+/// Bytes queued on the link beyond which a copy waits.
+const COPY_QUEUED_MAX: usize = 8 << 20;
+
+impl Meeting {
+    /// Active: the standby copies. Gives the position from which entries are forwarded.
+    pub(super) async fn give(&self, standby: &Standing) -> Result<Position, Ended> {
+        self.say(&PeerMessage::Decision(Decision::StandbyCopies), &[])?;
+        let next = self.send_copy(standby).await?;
+        self.hear_done().await?;
+        self.node.state_mut().counters.copies += 1;
+        Ok(next)
+    }
+
+    pub(super) async fn hear_done(&self) -> Result<(), Ended> {
+        // The copier also writes its catalog.
+        match self.word().await? {
+            (PeerMessage::CopyDone, _) => Ok(()),
+            _ => Err("the peer did not finish its copy".to_owned()),
+        }
+    }
+
+    async fn room(&self) -> Result<(), Ended> {
+        while self.node.links().queued(self.connection) > COPY_QUEUED_MAX {
+            self.node.executor().sleep(Duration::from_millis(1)).await;
+            self.check_current()?;
+        }
+        Ok(())
+    }
+
+    /// Sends the log, and the catalog if the copier's lacks more than the log has. While there is no
+    /// mirror nothing leaves the log, so what is announced stays.
+    pub(super) async fn send_copy(&self, copier: &Standing) -> Result<Position, Ended> {
+        self.node.set_phase(Phase::Copying);
+        let (start, next) = {
+            let state = self.node.state();
+            match &state.held {
+                Some(held) => {
+                    let catalog = copier.catalog < held.log.trimmed();
+                    let (log, next, entries) = (held.log.id(), held.log.next(), held.log.len());
+                    (PeerMessage::CopyStart { log, next, entries, catalog }, next)
+                }
+                None => {
+                    let next = Position(state.mirror.catalog + 1);
+                    (PeerMessage::CopyStart { log: 0, next, entries: 0, catalog: true }, next)
+                }
+            }
+        };
+        self.say(&start, &[])?;
+        if matches!(start, PeerMessage::CopyStart { catalog: true, .. }) {
+            self.send_catalog().await?;
+        }
+        let mut from = Position(0);
+        loop {
+            self.room().await?;
+            let (mut entries, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
+            {
+                let state = self.node.state();
+                let Some(held) = &state.held else { break };
+                while let Some((position, entry)) = held.log.next_entry(from, next) {
+                    let full = bytes + entry.bytes.len() > COPY_BYTES_MAX
+                        || entries.len() == COPY_ENTRIES_MAX;
+                    if full && !entries.is_empty() {
+                        break;
+                    }
+                    entries.push(peer_entry(position, entry));
+                    bytes += entry.bytes.len();
+                    parts.push(entry.bytes.clone());
+                    from = Position(position.0 + 1);
+                }
+            }
+            if entries.is_empty() {
+                break;
+            }
+            self.say(&PeerMessage::CopyEntries { entries }, &parts)?;
+        }
+        Ok(next)
+    }
+
+    async fn send_catalog(&self) -> Result<(), Ended> {
+        let mut begin = true;
+        loop {
+            self.room().await?;
+            let request = CatalogRequest::Dump { begin };
+            begin = false;
+            let asked = self.node.state_mut().catalog.ask_flow(request);
+            match asked.wait().await {
+                Some(CatalogReply::Dumped(Some(piece))) => {
+                    let message = PeerMessage::CopyCatalog { last: false };
+                    self.say(&message, &[Bytes::from(piece)])?;
+                }
+                Some(CatalogReply::Dumped(None)) => {
+                    return self.say(&PeerMessage::CopyCatalog { last: true }, &[]);
+                }
+                _ => return Err("the catalog failed".to_owned()),
+            }
+        }
+    }
+
+    /// Copies the peer's log, and its catalog if that comes first.
+    pub(super) async fn take(&self) -> Result<Log, Ended> {
+        self.node.set_phase(Phase::Copying);
+        let (PeerMessage::CopyStart { log: id, next, mut entries, catalog }, _) =
+            self.word().await?
+        else {
+            return Err("the peer did not begin its copy".to_owned());
+        };
+        if catalog && let Err(reason) = self.take_catalog().await {
+            let abandon = self.node.state_mut().catalog.ask_flow(CatalogRequest::RestoreAbandon);
+            abandon.wait().await;
+            return Err(reason);
+        }
+        let settings = self.node.state().settings.log;
+        let mut log = Log::new(id, Position(0), settings);
+        while entries > 0 {
+            let (PeerMessage::CopyEntries { entries: batch }, mut payload) = self.word().await?
+            else {
+                return Err("the peer did not go on with its copy".to_owned());
+            };
+            entries = entries
+                .checked_sub(batch.len() as u64)
+                .filter(|_| !batch.is_empty())
+                .ok_or("the peer sent more entries than it said")?;
+            insert_entries(&mut log, &batch, &mut payload)?;
+        }
+        let catalog = Position(self.node.state().mirror.catalog);
+        log.finish_copy(next, catalog).map_err(|error| error.to_string())?;
+        if catalog >= next {
+            return Err("the catalog here is ahead of the peer's log".to_owned());
+        }
+        Ok(log)
+    }
+
+    async fn take_catalog(&self) -> Result<(), Ended> {
+        let ask = async |request| {
+            let asked = self.node.state_mut().catalog.ask_flow(request);
+            match asked.wait().await {
+                Some(CatalogReply::Rejected(reason)) => Err(reason),
+                Some(CatalogReply::Failed(reason)) => Err(reason),
+                Some(reply) => Ok(reply),
+                None => Err("the catalog failed".to_owned()),
+            }
+        };
+        ask(CatalogRequest::RestoreBegin).await?;
+        loop {
+            let (PeerMessage::CopyCatalog { last }, mut payload) = self.word().await? else {
+                return Err("the peer did not send its catalog".to_owned());
+            };
+            if !payload.is_empty() {
+                let piece = payload.take_rest().to_vec();
+                ask(CatalogRequest::RestorePiece(piece)).await?;
+            }
+            if last {
+                break;
+            }
+        }
+        let CatalogReply::Restored(position) = ask(CatalogRequest::RestoreFinish).await? else {
+            return Err("the catalog failed".to_owned());
+        };
+        self.node.state_mut().mirror.catalog = position.0;
+        Ok(())
+    }
+}

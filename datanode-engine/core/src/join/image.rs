@@ -1,0 +1,64 @@
+//! The vault's image at start: whether it is valid, loading it, and its end (C7).
+
+use crate::node::Node;
+use crate::roles;
+use crate::state::Held;
+use crate::vault;
+use cleave_format::ids::Position;
+use cleave_format::vault::VaultState;
+impl Node {
+    /// Loads the vault's image if no log is held and the image is still valid (C7).
+    pub(crate) async fn load_image(&self) -> Result<(), String> {
+        if self.state().held.is_some() {
+            return Ok(());
+        }
+        let io = self.vault_io();
+        let identity = self.vault_identity();
+        let header = match vault::read_header(&io, &identity).await {
+            Ok(header) => header.filter(|header| header.state == VaultState::Image),
+            Err(error @ (vault::VaultError::Foreign { .. } | vault::VaultError::Drive(_))) => {
+                return Err(error.to_string());
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                None
+            }
+        };
+        let Some(header) = header else { return Ok(()) };
+        let (store, datanode) = self.store();
+        let recorded = roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
+        let image = header.identity;
+        let valid = recorded.role.is_some_and(|(role, _)| {
+            role.log == image.log_id && role.is_in_sync(image.incarnation.0)
+        });
+        if !valid {
+            tracing::info!("the vault's image is of an older role, and is not used");
+            return Ok(());
+        }
+        let (settings, catalog) = {
+            let state = self.state();
+            (state.settings.log, Position(state.mirror.catalog))
+        };
+        match vault::load(&io, &header, settings, catalog).await {
+            Ok(log) => {
+                tracing::info!("loaded the log from the vault: {} entries", log.len());
+                let mut state = self.state_mut();
+                state.mirror.effects = 0;
+                state.held = Some(Held { log, member: image.incarnation });
+                state.image = Some(header);
+            }
+            Err(error) => tracing::error!("{error}"),
+        }
+        Ok(())
+    }
+
+    /// Marks the image that was loaded as consumed, now that the record has ended it.
+    pub(super) async fn consume_image(&self) {
+        let image = self.state_mut().image.take();
+        if let Some(header) = image
+            && let Err(error) = vault::consume(&self.vault_io(), &header).await
+        {
+            tracing::warn!("the vault's image is void, but could not be marked: {error}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The active's side of a meeting: it decides, has the log copied, makes both members, and runs.
+
+use super::{Ended, Meeting, next_before};
+use crate::catalog_port::{CatalogReply, CatalogRequest};
+use crate::grants::Grants;
+use crate::log::Log;
+use crate::mirror::{Plan, Standing, decide};
+use crate::resident::Resident;
+use crate::roles::{self, Recorded};
+use crate::state::{Active, Held, Phase};
+use cleave_format::control::Control;
+use cleave_format::ids::{Epoch, Position};
+use cleave_wire::{Decision, PeerMessage};
+use slab::Slab;
+use std::collections::VecDeque;
+
+impl Meeting {
+    pub(super) async fn lead(&self) -> Result<(), Ended> {
+        let heard = self.hear_hello().await?;
+        self.say_hello()?;
+        let standby = match heard {
+            Ok(standby) => standby,
+            Err(reason) => {
+                self.say(&PeerMessage::Decision(Decision::Refuse { reason: reason.clone() }), &[])?;
+                return Err(format!("refused the peer: {reason}"));
+            }
+        };
+        if self.resumes(&standby) {
+            return self.resume(&standby);
+        }
+        let recorded = self.read_record().await?;
+        self.check_current()?;
+        let own = self.node.state().standing();
+        let role = recorded.role.as_ref().map(|(role, _)| role);
+        let plan = decide(role, recorded.start_empty, &own, &standby);
+        tracing::info!("met the peer: {plan:?}");
+        let next = match plan {
+            Plan::Resume => return self.resume(&standby),
+            Plan::StandbyCopies => self.give(&standby).await?,
+            Plan::ActiveCopies => {
+                self.say(&PeerMessage::Decision(Decision::ActiveCopies), &[])?;
+                let log = self.take().await?;
+                let next = log.next();
+                self.install(log);
+                self.say(&PeerMessage::CopyDone, &[])?;
+                next
+            }
+            Plan::StartEmpty { catalog_from_standby } => {
+                if catalog_from_standby {
+                    self.say(&PeerMessage::Decision(Decision::ActiveCopies), &[])?;
+                    self.take().await?;
+                    self.say(&PeerMessage::CopyDone, &[])?;
+                }
+                let next = self.start_empty(&standby);
+                if catalog_from_standby { next } else { self.give(&standby).await? }
+            }
+            Plan::NoLog => {
+                let lost = self.lost(&recorded);
+                self.node.set_phase(Phase::NoLog(lost));
+                self.say(&PeerMessage::Decision(Decision::NoLog), &[])?;
+                return Err(self.until_closed().await);
+            }
+        };
+        self.join(&recorded, &standby, next).await
+    }
+
+    /// Whether both kept everything, by what is known without asking the store: only this
+    /// controller changes the record.
+    fn resumes(&self, standby: &Standing) -> bool {
+        let state = self.node.state();
+        let own = state.standing();
+        let role = state.role.as_ref();
+        role.is_some_and(|role| decide(Some(role), false, &own, standby) == Plan::Resume)
+    }
+
+    fn resume(&self, standby: &Standing) -> Result<(), Ended> {
+        let next = standby.log.map_or(Position(1), |held| held.next);
+        self.say(&PeerMessage::Decision(Decision::Resume), &[])?;
+        self.run_active(next)
+    }
+
+    async fn read_record(&self) -> Result<Recorded, Ended> {
+        let (store, datanode) = self.node.store();
+        roles::read(&store, datanode).await.map_err(|error| error.to_string())
+    }
+
+    /// An empty log of its own, after everything that either catalog knows.
+    fn start_empty(&self, standby: &Standing) -> Position {
+        let mut state = self.node.state_mut();
+        let next = Position(state.mirror.catalog.max(standby.catalog.0) + 1);
+        let log = Log::new(state.incarnation.0, next, state.settings.log);
+        tracing::warn!("starting with an empty log {}, at position {next}", log.id());
+        drop(state.held.take());
+        state.mirror.effects = next.0 - 1;
+        state.held = Some(Held { log, member: state.incarnation });
+        next
+    }
+
+    /// What is lost when nobody has the log.
+    fn lost(&self, recorded: &Recorded) -> String {
+        let Some((role, _)) = &recorded.role else { return String::new() };
+        let catalog = self.node.state().mirror.catalog;
+        let text = format!(
+            "neither controller holds log {} of role epoch {}, and there is no image of it: writes that were \
+             acknowledged and not yet destaged are lost, unless hosts still hold them; the catalog reaches \
+             position {catalog}; bring the controller back that has it, or order an empty log",
+            role.log, role.epoch
+        );
+        if self.node.phase() != Phase::NoLog(text.clone()) {
+            tracing::error!("{text}");
+        }
+        text
+    }
+
+    /// Makes both members, then runs.
+    async fn join(
+        &self,
+        recorded: &Recorded,
+        standby: &Standing,
+        next: Position,
+    ) -> Result<(), Ended> {
+        let built = self.build_active().await?;
+        self.check_current()?;
+        let (store, datanode) = self.node.store();
+        let (log, own) = {
+            let state = self.node.state();
+            let held = state.held.as_ref().expect("the log was copied, given or started");
+            (held.log.id(), state.incarnation)
+        };
+        let joined = roles::join(&store, datanode, recorded, log, own, standby.incarnation).await;
+        let Some(role) = joined.map_err(|error| error.to_string())? else {
+            return Err("the record in the store changed meanwhile".to_owned());
+        };
+        {
+            // Also when the connection is gone by now: the record says so, and the next meeting resumes by it.
+            let mut state = self.node.state_mut();
+            state.role = Some(role);
+            if let Some(held) = &mut state.held {
+                held.member = own;
+            }
+            if let Some((mut active, stripes)) = built {
+                state.stripes = stripes;
+                let drives = state.pool.take().expect("the drives are handed over once");
+                active.take_drives(drives);
+                state.active = Some(active);
+                state.confirmed = true;
+            }
+        }
+        self.check_current()?;
+        self.run_active(next)?;
+        self.node.consume_image().await;
+        Ok(())
+    }
+
+    /// What an active controller keeps resident, unless it has that already: from the catalog, and the control
+    /// entries of the log beyond it.
+    async fn build_active(&self) -> Result<Option<(Active, u64)>, Ended> {
+        if self.node.state().active.is_some() {
+            return Ok(None);
+        }
+        let asked = self.node.state_mut().catalog.ask_flow(CatalogRequest::Resident);
+        let Some(CatalogReply::Resident(catalog)) = asked.wait().await else {
+            return Err("the catalog failed".to_owned());
+        };
+        let mut state = self.node.state_mut();
+        let mut resident = Resident::load(&catalog);
+        let mut grants = Grants::default();
+        let pool = state.pool.as_mut().ok_or("the drives are gone")?;
+        for (drive, row) in &catalog.drives {
+            pool.set_state(*drive, row.state, row.generation);
+        }
+        for (drive, _, slots, _) in pool.states() {
+            grants.allocator.add_drive(drive, slots);
+        }
+        for (drive, used) in &catalog.used {
+            grants.allocator.mark_all(*drive, used);
+        }
+        grants.load(catalog.newest_stripe, catalog.grants.clone());
+        let mut active = Active {
+            resident: Resident::default(),
+            grants,
+            drives: crate::drives::Drives::new(state.settings.cluster, Vec::new()),
+            requests: Slab::new(),
+            acks: VecDeque::new(),
+            replies: VecDeque::new(),
+            deferred: VecDeque::new(),
+            quota: state.settings.log.record_bytes_max / 4 * 3,
+        };
+        let mut stripes = catalog.stripes;
+        let state = &mut *state;
+        let held = state.held.as_ref().ok_or("the log is gone")?;
+        let mut after = catalog.applied;
+        while let Some((position, control)) = held.log.next_control(after, held.log.next()) {
+            after = position;
+            resident.apply(position, &control);
+            match &control {
+                Control::Grant { incarnation, stripes } => {
+                    active.grants.replay(*incarnation, stripes);
+                }
+                Control::Drive { drive, state: drive_state, generation } => {
+                    let pool = state.pool.as_mut().expect("looked at before");
+                    pool.set_state(*drive, *drive_state, *generation);
+                }
+                Control::Commit(commit) => stripes += u64::from(!commit.slots.is_empty()),
+                _ => {}
+            }
+            std::mem::swap(&mut active.resident, &mut resident);
+            active.effect(&control);
+            std::mem::swap(&mut active.resident, &mut resident);
+        }
+        active.resident = resident;
+        Ok(Some((active, stripes)))
+    }
+
+    /// The mirror runs from here on: everything before `next` is held by both.
+    fn run_active(&self, next: Position) -> Result<(), Ended> {
+        {
+            let state = self.node.state();
+            let role = state.role.as_ref().expect("joined or resumed by a record");
+            let (epoch, log) = (Epoch(role.epoch), role.log);
+            drop(state);
+            self.say(&PeerMessage::Joined { epoch, log, next }, &[])?;
+        }
+        let mut state = self.node.state_mut();
+        state.mirror.forwarded = next.0 - 1;
+        state.mirror.mirrored = next.0 - 1;
+        state.mirror.peer_catalog = 0;
+        state.phase = Phase::Mirrored;
+        let peer = state.peer.as_mut().ok_or("the connection is gone")?;
+        peer.joined = true;
+        state.advance_effects(next_before(next));
+        drop(state);
+        self.drain();
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! What hosts may do: append, seal, commit, delete, fill the log; and what they may not.
+
+use crate::rig::{self, FakeHost, SECOND};
+use crate::{append_some, begin, destage};
+use cleave_format::ids::*;
+use cleave_runtime::links::Class;
+use cleave_wire::*;
+use std::time::Duration;
+
+#[test]
+fn appends_are_mirrored_fetched_and_released() {
+    let (rig, mut host) = begin(1);
+    append_some(&mut host, 200);
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(rig.status(0).record_bytes, rig.status(1).record_bytes);
+    destage(&rig, &mut host);
+    assert!(host.records.is_empty());
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(host.open_map(&rig).len(), 1);
+    rig.world.run_for(SECOND);
+    let (a, b) = (rig.status(0), rig.status(1));
+    assert_eq!((a.record_bytes, a.catalog), (b.record_bytes, b.catalog));
+    // C11: both catalogs have all control entries, so none is in either log.
+    assert_eq!((a.control_bytes, b.control_bytes), (0, 0));
+    assert_eq!(a.entries, 20);
+    assert_eq!((a.counters.malformed, b.counters.malformed), (0, 0));
+    assert_eq!(rig.role().unwrap().epoch, 1);
+}
+
+#[test]
+fn a_newer_owner_fences_the_older() {
+    let (rig, mut host) = begin(11);
+    append_some(&mut host, 30);
+    host.settle(&rig);
+    let granted = host.grant(&rig, 1).remove(0);
+    host.write_stripe(&rig, &granted);
+    host.seal(&rig).unwrap();
+    // C8: the older epoch's append is refused, and so is its part of a commit (C4).
+    host.epoch -= 1;
+    let (result, struck) = host.commit(&rig, granted.stripe);
+    assert!(result.is_ok());
+    assert_eq!(struck, [VdiskId(1)]);
+    host.append(77, 100);
+    rig.world.run_for(SECOND);
+    host.look();
+    let refused = host.told.borrow().events.iter().any(|event| {
+        matches!(event.2, ControllerMessage::AppendRefused { reason: Refusal::Sealed, .. })
+    });
+    assert!(refused);
+    host.records.retain(|_, record| record.1);
+    host.epoch += 1;
+    host.verify(&rig);
+    rig.world.run_for(SECOND);
+    assert_eq!(rig.status(0).stripes, 0);
+    assert_eq!(rig.status(0).slots.0, rig.status(0).slots.1, "the slots came back");
+}
+
+#[test]
+fn a_new_incarnation_ends_the_grants_of_the_old() {
+    let (rig, mut host) = begin(12);
+    let granted = host.grant(&rig, 4);
+    host.process.kill();
+    let mut next = FakeHost::start(&rig, 2);
+    next.connect(&rig);
+    rig.world.run_for(SECOND);
+    let status = rig.status(0);
+    assert_eq!(status.grants, 0);
+    assert_eq!(status.slots.0, status.slots.1);
+    assert_eq!(next.write_stripe(&rig, &granted[0])[0], Err(ShardFault::Identity));
+    assert_eq!(next.commit(&rig, granted[0].stripe).0, Err(Refusal::NoGrant));
+    next.epoch = 1;
+    next.seal(&rig).unwrap();
+    next.verify(&rig);
+}
+
+#[test]
+fn a_deleted_vdisk_is_gone_with_its_stripes() {
+    let (rig, mut host) = begin(13);
+    append_some(&mut host, 30);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 30);
+    host.settle(&rig);
+    assert!(rig.status(0).slots.1 < rig.status(0).slots.0);
+    let (vdisk, epoch) = (VdiskId(1), Epoch(host.epoch));
+    let delete = |request| HostMessage::Delete { request, vdisk, epoch };
+    let (reply, _) = host.call(&rig, Class::Log, None, delete);
+    assert!(matches!(reply, ControllerMessage::Done { result: Ok(_), .. }), "{reply:?}");
+    rig.world.run_for(SECOND);
+    let (a, b) = (rig.status(0), rig.status(1));
+    assert_eq!((a.record_bytes, b.record_bytes, a.slots.1), (0, 0, a.slots.0));
+    assert_eq!(host.seal(&rig), Err(Refusal::Sealed));
+}
+
+#[test]
+fn hosts_that_are_none_are_refused() {
+    let (rig, mut host) = begin(15);
+    // The standby refuses, an older incarnation is superseded, nonsense closes the connection.
+    let mut older = FakeHost::start_as(&rig, "host-2", 1);
+    older.connect_expecting_refusal(&rig, "certificate");
+    host.send(Class::Read, 0, &[bytes::Bytes::from_static(&[9, 0, 0, 0, 1, 2])]);
+    rig.world.run_for(2 * SECOND);
+    assert!(!host.is_connected());
+    host.connect(&rig);
+    host.verify(&rig);
+    host.process.kill();
+    let mut next = FakeHost::start(&rig, 5);
+    next.connect(&rig);
+    next.process.kill();
+    let mut back = FakeHost::start(&rig, 4);
+    back.connect_expecting_refusal(&rig, "newer incarnation");
+}
+
+/// A host that fills the log is refused, and the log goes on (C13).
+#[test]
+fn a_full_log_still_commits() {
+    let (rig, mut host) = begin(74);
+    let granted = host.grant(&rig, 1).remove(0);
+    assert!(host.write_stripe(&rig, &granted).iter().all(|result| result.is_ok()));
+    for number in 0..400 {
+        host.append(number % 5, 60_000);
+        if number % 20 == 0 {
+            rig.world.run_for(Duration::from_millis(2));
+        }
+    }
+    rig.world.run_for(SECOND);
+    host.look();
+    let refused = host.told.borrow().events.iter().any(|event| {
+        matches!(event.2, ControllerMessage::AppendRefused { reason: Refusal::Full, .. })
+    });
+    assert!(refused);
+    host.commit(&rig, granted.stripe).0.unwrap();
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    let status = rig.status(0);
+    assert!(status.memory.0 <= status.memory.1);
+}
+
+/// Control records wait for room until both catalogs have earlier ones, and lose nothing (C13).
+#[test]
+fn control_records_wait_for_room() {
+    let (rig, mut host) = begin(76);
+    let grant = |request| HostMessage::Grant { request, stripes: 0, identities: 10 };
+    for request in 20_000..20_100 {
+        host.send(Class::Log, 0, &[encode_header(&grant(request))]);
+    }
+    let mut most = 0;
+    let mut all = Vec::new();
+    for request in 20_000..20_100 {
+        match host.reply(&rig, request).unwrap().0 {
+            ControllerMessage::Granted { identities, .. } => all.extend(identities),
+            other => panic!("{other:?}"),
+        }
+        most = most.max(rig.status(0).control_bytes);
+    }
+    assert!(most <= rig::LOG.control_bytes_max);
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!((all.len(), count), (1000, 1000));
+}

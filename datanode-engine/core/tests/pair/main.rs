@@ -1,0 +1,35 @@
+//! Two controllers in the simulator, a scripted host, and everything that may happen to them: what
+//! was acknowledged can always be fetched (C7), and nothing released comes back (C4).
+
+mod drives;
+mod faults;
+mod hosts;
+mod members;
+mod rig;
+
+use rig::{FakeHost, Rig};
+
+/// Both run and are joined; a host has sealed its vdisk.
+fn begin(seed: u64) -> (Rig, FakeHost) {
+    let mut rig = Rig::new(seed);
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    let mut host = FakeHost::start(&rig, 1);
+    host.connect(&rig);
+    host.seal(&rig).unwrap();
+    (rig, host)
+}
+
+fn append_some(host: &mut FakeHost, count: u32) {
+    for number in 0..count {
+        host.append(number % 5, (number as usize * 977) % 20_000);
+    }
+}
+
+/// Grants, writes and commits one stripe.
+fn destage(rig: &Rig, host: &mut FakeHost) {
+    let granted = host.grant(rig, 1).remove(0);
+    assert!(host.write_stripe(rig, &granted).iter().all(|result| result.is_ok()));
+    assert_eq!(host.commit(rig, granted.stripe).1, []);
+}

@@ -1,0 +1,272 @@
+//! Who holds the log: restarts, copies, images, and when there is none (C7).
+
+use crate::rig::{self, SECOND};
+use crate::{append_some, begin, destage};
+use cleave_datanode_core::Phase;
+use std::time::Duration;
+
+#[test]
+fn the_standby_is_killed_and_copies() {
+    let (mut rig, mut host) = begin(3);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 50);
+    host.settle(&rig);
+    let epoch = rig.role().unwrap().epoch;
+    rig.kill(1);
+    append_some(&mut host, 40);
+    rig.world.run_for(3 * SECOND);
+    host.look();
+    let waiting = host.records.values().filter(|record| !record.1).count();
+    assert_eq!(waiting, 40, "alone it acknowledges nothing");
+    assert_eq!(rig.status(0).phase, Phase::PeerAway);
+    rig.start(1);
+    rig.run_until_mirrored();
+    assert_eq!(rig.role().unwrap().epoch, epoch + 1);
+    host.settle(&rig);
+    assert!(host.is_connected(), "the host stayed connected");
+    host.verify(&rig);
+    // Now the standby's copy is the only one.
+    rig.kill(0);
+    rig.start(0);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.connect(&rig);
+    host.verify(&rig);
+    destage(&rig, &mut host);
+}
+
+#[test]
+fn the_active_is_killed_and_copies() {
+    let (mut rig, mut host) = begin(4);
+    let granted = host.grant(&rig, 3);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    append_some(&mut host, 100);
+    rig.kill(0);
+    rig.world.run_for(2 * SECOND);
+    rig.start(0);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.connect(&rig);
+    host.verify(&rig);
+    // Its grant of before, and the commit of one of them sent twice (C4).
+    assert!(host.write_stripe(&rig, &granted[1]).iter().all(|result| result.is_ok()));
+    let first = host.commit(&rig, granted[1].stripe);
+    assert_eq!(host.commit(&rig, granted[1].stripe), first);
+    rig.world.run_for(SECOND);
+    assert_eq!(host.commit(&rig, granted[1].stripe), first, "the catalog knows it, too");
+    // Slots of grants and stripes are not given again.
+    let more = host.grant(&rig, 5);
+    let mut places: Vec<_> = granted.iter().chain(&more).flat_map(|g| g.slots.clone()).collect();
+    let count = places.len();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), count);
+    assert!(more[0].stripe > granted[2].stripe);
+}
+
+#[test]
+fn clean_stop_and_start_from_the_vault_again_and_again() {
+    let (mut rig, mut host) = begin(5);
+    for round in 0..4 {
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        if round == 1 {
+            destage(&rig, &mut host);
+        }
+        append_some(&mut host, 30);
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        host.verify(&rig);
+    }
+}
+
+#[test]
+fn both_stop_and_one_image_is_enough() {
+    for keep in [0, 1] {
+        let (mut rig, mut host) = begin(6 + keep as u64);
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        rig.stop_both();
+        // The other's vault is replaced by an empty one.
+        let bytes = rig.vaults[0].capacity();
+        rig.vaults[1 - keep] = rig.world.create_drive("new-vault", bytes);
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        host.verify(&rig);
+    }
+}
+
+#[test]
+fn both_killed_stays_down_until_the_operator_says_so() {
+    let (mut rig, mut host) = begin(8);
+    append_some(&mut host, 60);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 10);
+    host.settle(&rig);
+    let before = rig.role().unwrap();
+    rig.kill(0);
+    rig.kill(1);
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    let Phase::NoLog(lost) = rig.status(0).phase else { panic!("{:?}", rig.status(0)) };
+    assert!(lost.contains("lost") && !lost.contains('\n'), "{lost}");
+    assert!(!rig.node(0).is_mirrored());
+    assert_eq!(rig.role().unwrap(), before);
+    rig.order_start_empty();
+    rig.run_until_mirrored();
+    let after = rig.role().unwrap();
+    assert_eq!(after.epoch, before.epoch + 1);
+    assert_ne!(after.log, before.log);
+    // The host learns that it is another log, and resends everything that is not released (C7).
+    host.records.values_mut().for_each(|record| record.1 = false);
+    host.connect(&rig);
+    assert_eq!(host.welcome.as_ref().unwrap().log, after.log);
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(host.open_map(&rig).len(), 1, "the catalog stayed");
+    destage(&rig, &mut host);
+    // The word was for that epoch only.
+    rig.kill(0);
+    rig.kill(1);
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
+
+#[test]
+fn an_old_image_is_not_loaded() {
+    let (mut rig, mut host) = begin(9);
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    rig.stop_both();
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    // The images of the stop are older than what was acknowledged since.
+    rig.kill(0);
+    rig.kill(1);
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    assert!(matches!(rig.status(0).phase, Phase::NoLog(_)), "{:?}", rig.status(0));
+}
+
+#[test]
+fn a_cut_between_the_controllers_heals_without_a_copy() {
+    let (rig, mut host) = begin(10);
+    append_some(&mut host, 50);
+    host.settle(&rig);
+    let epoch = rig.role().unwrap().epoch;
+    for direct in rig.stores.iter().flatten() {
+        direct.set_connected(false);
+    }
+    rig.world.partition(rig::NAMES[0], rig::NAMES[1]);
+    append_some(&mut host, 50);
+    rig.world.run_for(5 * SECOND);
+    assert!(!rig.node(0).is_mirrored());
+    rig.world.heal(rig::NAMES[0], rig::NAMES[1]);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.verify(&rig);
+    assert_eq!(rig.role().unwrap().epoch, epoch, "it resumed, without the store");
+}
+
+#[test]
+fn a_lost_catalog_is_copied() {
+    for lost in [0, 1] {
+        let (mut rig, mut host) = begin(20 + lost as u64);
+        append_some(&mut host, 30);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        rig.world.run_for(SECOND);
+        rig.kill(lost);
+        rig.catalogs[lost] = cleave_catalog::storage::MemoryStorage::new();
+        rig.start(lost);
+        rig.run_until_mirrored();
+        host.settle(&rig);
+        host.connect(&rig);
+        append_some(&mut host, 30);
+        host.settle(&rig);
+        host.verify(&rig);
+        assert_eq!(host.open_map(&rig).len(), 1);
+        rig.world.run_for(SECOND);
+        assert_eq!(rig.status(0).catalog, rig.status(1).catalog);
+        destage(&rig, &mut host);
+    }
+}
+
+/// C17: a power cut while images are written leaves what was valid before, or the new image.
+#[test]
+fn power_fails_while_the_vaults_are_written() {
+    for seed in 60..72 {
+        let (mut rig, mut host) = begin(seed);
+        append_some(&mut host, 200);
+        host.settle(&rig);
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        append_some(&mut host, 200);
+        host.settle(&rig);
+        for controller in rig.controllers.iter().flatten() {
+            controller.node.stop();
+            controller.process.wake();
+        }
+        rig.world.run_for(Duration::from_micros(200 + (seed - 60) * 700));
+        rig.kill(0);
+        rig.kill(1);
+        rig.vaults.iter().for_each(|vault| vault.power_loss());
+        rig.start(0);
+        rig.start(1);
+        rig.world.run_for(5 * SECOND);
+        if rig.node(0).is_mirrored() {
+            host.connect(&rig);
+            host.settle(&rig);
+            host.verify(&rig);
+        } else {
+            assert!(matches!(rig.status(0).phase, Phase::NoLog(_)), "{:?}", rig.status(0));
+        }
+    }
+}
+
+#[test]
+fn a_damaged_image_is_none() {
+    let (mut rig, mut host) = begin(73);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    rig.stop_both();
+    // In the middle of the bodies.
+    rig.vaults[0].flip_bit(40_000, 3);
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    rig.stop_both();
+    for vault in &rig.vaults {
+        (1..256).for_each(|step| vault.flip_bit(step * 16_384, 3));
+    }
+    rig.start(0);
+    rig.start(1);
+    rig.world.run_for(5 * SECOND);
+    assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
