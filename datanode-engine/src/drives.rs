@@ -115,6 +115,7 @@ fn look(path: &Path) -> Result<(), Trouble> {
 fn refused(error: Error) -> Trouble {
     match error {
         Error::DriveOpen { source, .. } if is_gone(&source) => Trouble::Lost(source.to_string()),
+        Error::DriveHeld { waited, .. } => DriveProblem::Held(waited.as_secs()).into(),
         error => DriveProblem::Open(error).into(),
     }
 }

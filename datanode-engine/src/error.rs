@@ -41,6 +41,9 @@ pub enum DriveProblem {
         /// Whose it should be.
         wanted: String,
     },
+    /// A predecessor that does not end, or another controller.
+    #[error("another process still holds it after {0} s; end that process")]
+    Held(u64),
     /// The runtime refuses it.
     #[error("{0}")]
     Open(cleave_runtime_real::error::Error),

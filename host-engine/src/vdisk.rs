@@ -324,3 +324,6 @@ fn device(engine: &Engine, vdisk: &Vdisk, size: u64) -> Result<DiskConfig, Failu
         ..DiskConfig::new(vdisk.name.clone(), socket, size)
     })
 }
+
+#[cfg(test)]
+mod tests;

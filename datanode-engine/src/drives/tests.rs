@@ -145,5 +145,5 @@ fn a_drive_that_another_process_holds_is_named() {
     let _held = FileDrive::open(&bench.reactor, &bench.path(), &options).unwrap();
     let again = FileDrive::open(&bench.reactor, &bench.path(), &options).err().unwrap();
     let Trouble::Fatal(problem) = refused(again) else { panic!("it is not lost") };
-    assert!(problem.to_string().contains("held"));
+    assert!(problem.to_string().contains("still holds it"));
 }

@@ -21,6 +21,8 @@ mod requests;
 mod serving;
 mod thread;
 
+#[cfg(test)]
+pub use thread::ScriptedCore;
 pub use thread::{CoreHandle, CoreSettings, start};
 
 use crate::measure::Measures;

@@ -194,3 +194,32 @@ impl CoreHandle {
         }
     }
 }
+
+/// A core that a test plays.
+#[cfg(test)]
+pub struct ScriptedCore {
+    /// What it is told.
+    pub commands: Consumer<Command>,
+    /// What it says.
+    pub reports: Producer<Report>,
+}
+
+#[cfg(test)]
+impl CoreHandle {
+    /// A core without a thread.
+    pub fn scripted(core: u16) -> (CoreHandle, ScriptedCore) {
+        let doorbell = Arc::new(cleave_runtime::executor::NoDoorbell);
+        let (commands, taken) = ring(RING, Arc::clone(&doorbell) as Arc<dyn Doorbell>);
+        let (report, reports) = ring(RING, doorbell as Arc<dyn Doorbell>);
+        let handle = CoreHandle {
+            core,
+            commands,
+            unsent: RefCell::default(),
+            reports,
+            waiting: RefCell::default(),
+            next: Cell::new(1),
+            thread: RefCell::default(),
+        };
+        (handle, ScriptedCore { commands: taken, reports: report })
+    }
+}

@@ -1,0 +1,297 @@
+//! The lives of vdisks, with a store in memory and a core that the test plays.
+
+use super::*;
+use crate::core::ScriptedCore;
+use crate::messages::{Command, Report};
+use cleave_control::config::{DatanodeAddresses, HostConfig, PeerAddress, TlsFiles};
+use cleave_control::records::{to_value, vdisk_key};
+use cleave_coordinator::{
+    Answer as StoreAnswer, DirectServer, Hub, Operation, RedbStore, StoreClient, Transaction,
+};
+use cleave_format::ids::Incarnation;
+use cleave_host_core::HostError;
+use cleave_runtime::executor::{Executor, NoDoorbell, Priority};
+use cleave_runtime::time::{Clock, Moment};
+use cleave_wire::Refusal;
+use std::sync::Arc;
+
+const HOST: u32 = 1;
+const INCARNATION: u64 = 77;
+const MIB: u64 = 1 << 20;
+
+#[derive(Default)]
+struct HandClock(Cell<u64>);
+
+impl Clock for HandClock {
+    fn now(&self) -> Moment {
+        Moment(self.0.get())
+    }
+    fn unix_seconds(&self) -> u64 {
+        0
+    }
+}
+
+struct Bench {
+    clock: Rc<HandClock>,
+    server: DirectServer,
+    engine: Rc<Engine>,
+    core: ScriptedCore,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Rc::new(HandClock::default());
+        let executor = Executor::new(Rc::clone(&clock) as Rc<dyn Clock>, Arc::new(NoDoorbell));
+        let server = DirectServer::new(Hub::new(RedbStore::in_memory()));
+        let store = server.connect(Rc::new(|arrives: Box<dyn FnOnce()>| arrives()));
+        let config = config(folder.path());
+        let engine = Engine::new(config, executor, StoreClient::new(Rc::new(store)), None);
+        engine.incarnation.set(Incarnation(INCARNATION));
+        let (handle, core) = CoreHandle::scripted(0);
+        engine.cores.borrow_mut().push(Rc::new(handle));
+        let engine = Rc::new(engine);
+        let follow = Rc::clone(&engine).follow();
+        engine.executor.spawn(Priority::Foreground, async { follow.await.unwrap() });
+        Bench { clock, server, engine, core, folder }
+    }
+
+    /// Lets everything happen that can without time.
+    fn settle(&self) {
+        let engine = &self.engine;
+        while engine.store.turn() | engine.take_reports() | engine.executor.run_until_idle() {}
+    }
+
+    fn pass(&self, span: Duration) {
+        self.clock.0.set(self.clock.0.get() + span.as_nanos() as u64);
+        self.settle();
+    }
+
+    fn record(&self, name: &str, record: Option<&VdiskRecord>) {
+        let key = vdisk_key(name);
+        let transaction = match record {
+            Some(record) => Transaction::new().put(key, to_value(record)),
+            None => Transaction::new().delete(key),
+        };
+        self.server.execute(Operation::Transact(transaction)).unwrap();
+        self.settle();
+    }
+
+    fn own(&self, vdisk: u64, owner: &VdiskOwner) {
+        let value = cleave_coordinator::encoding::encode(owner);
+        let put = Transaction::new().put(owner_key(vdisk), value);
+        self.server.execute(Operation::Transact(put)).unwrap();
+    }
+
+    fn owner(&self, vdisk: u64) -> Option<VdiskOwner> {
+        let get = Operation::Get { key: owner_key(vdisk) };
+        let StoreAnswer::Value(found) = self.server.execute(get).unwrap() else { panic!() };
+        found.map(|found| cleave_coordinator::encoding::decode(&found.value).unwrap())
+    }
+
+    fn command(&self) -> Command {
+        self.core.commands.pop().expect("the core is told something")
+    }
+
+    fn idle(&self) {
+        assert!(self.core.commands.pop().is_none(), "the core is told nothing");
+    }
+
+    fn answer(&self, number: u64, answer: Answer) {
+        self.core.reports.push(Report::Answer { number, answer }).ok().unwrap();
+        self.settle();
+    }
+
+    /// Takes the order to open, and obeys.
+    fn open(&self) -> OpenOrder {
+        let Command { number, order: Order::Open(order) } = self.command() else {
+            panic!("an order to open")
+        };
+        self.answer(number, Answer::Opened(Ok(())));
+        *order
+    }
+
+    fn serving(&self, vdisk: u64) -> Option<VdiskServing> {
+        self.engine.vdisks.borrow().get(&vdisk).map(|vdisk| vdisk.serving.get())
+    }
+}
+
+fn config(folder: &std::path::Path) -> HostConfig {
+    let peer =
+        |name: &str| PeerAddress { name: name.to_owned(), address: "127.0.0.1:1".parse().unwrap() };
+    HostConfig {
+        name: "host-1".to_owned(),
+        id: HOST,
+        cluster: "0".repeat(32),
+        dir: folder.to_owned(),
+        store_socket: folder.join("store"),
+        control_socket: folder.join("control"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        cores: 1,
+        memory_budget: 64 * MIB,
+        write_buffer: 32 * MIB,
+        quota: 32 * MIB,
+        vhost_dir: folder.to_owned(),
+        vhost_group: None,
+        key_file: None,
+        lock_dir: folder.to_owned(),
+        mtu: 1452,
+        tls: TlsFiles { ca: "/".into(), certificate: "/".into(), key: "/".into() },
+        datanodes: vec![DatanodeAddresses { id: 1, controllers: vec![peer("a"), peer("b")] }],
+    }
+}
+
+fn vdisk(id: u64) -> VdiskRecord {
+    VdiskRecord {
+        id,
+        size: 8 * MIB,
+        encrypted: false,
+        created: 0,
+        host: Some(HOST),
+        home: 1,
+        state: VdiskState::Ready,
+    }
+}
+
+#[test]
+fn a_vdisk_is_owned_opened_and_served() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    let order = bench.open();
+    assert_eq!((order.vdisk, order.epoch, order.predecessor_dead), (VdiskId(5), Epoch(1), true));
+    assert_eq!(order.device.capacity, 8 * MIB);
+    assert_eq!(order.device.socket, bench.folder.path().join("data.sock"));
+    assert!(!order.without_device);
+    let owner = VdiskOwner { epoch: 1, host: HOST.into(), incarnation: Some(INCARNATION) };
+    assert_eq!(bench.owner(5), Some(owner));
+    assert_eq!(bench.serving(5), Some(VdiskServing::Serving));
+    // Another host's vdisk is none of ours.
+    bench.record("other", Some(&VdiskRecord { host: Some(2), ..vdisk(6) }));
+    bench.idle();
+    assert_eq!(bench.serving(6), None);
+}
+
+// C9, C25: only a predecessor whose lock is held here, or that let go, is known dead.
+#[test]
+fn a_predecessor_elsewhere_may_be_alive() {
+    for (before, dead) in [
+        (VdiskOwner { epoch: 4, host: 2, incarnation: Some(9) }, false),
+        (VdiskOwner { epoch: 4, host: 2, incarnation: None }, true),
+        (VdiskOwner { epoch: 4, host: HOST.into(), incarnation: Some(9) }, true),
+    ] {
+        let bench = Bench::new();
+        bench.own(5, &before);
+        bench.record("data", Some(&vdisk(5)));
+        let order = bench.open();
+        assert_eq!((order.epoch, order.predecessor_dead), (Epoch(5), dead), "{before:?}");
+    }
+}
+
+// C25
+#[test]
+fn nothing_is_owned_before_the_lock_is_held() {
+    let bench = Bench::new();
+    let path = bench.folder.path().join("vdisk-5.lock");
+    let predecessor = KernelLock::try_take(&path).unwrap().unwrap();
+    bench.record("data", Some(&vdisk(5)));
+    bench.pass(LOCK_AGAIN);
+    bench.idle();
+    assert_eq!((bench.owner(5), bench.serving(5)), (None, Some(VdiskServing::Waiting)));
+    drop(predecessor);
+    bench.pass(LOCK_AGAIN);
+    assert_eq!(bench.open().epoch, Epoch(1));
+    assert!(KernelLock::try_take(&path).unwrap().is_none(), "held while it is served");
+}
+
+#[test]
+fn a_vdisk_grows_and_a_refused_size_is_not_tried_again() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.record("data", Some(&VdiskRecord { size: 16 * MIB, ..vdisk(5) }));
+    let Command { number, order: Order::Resize { size, .. } } = bench.command() else { panic!() };
+    assert_eq!(size, 16 * MIB);
+    bench.answer(number, Answer::Resized(Ok(())));
+    bench.idle();
+    bench.record("data", Some(&vdisk(5)));
+    let Command { number, .. } = bench.command();
+    bench.answer(number, Answer::Resized(Err("it can only grow".to_owned())));
+    bench.idle();
+    assert_eq!(bench.serving(5), Some(VdiskServing::Serving));
+}
+
+#[test]
+fn a_vdisk_that_moves_is_closed_released_and_unlocked() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.record("data", Some(&VdiskRecord { host: Some(2), ..vdisk(5) }));
+    let Command { number, order: Order::Close { .. } } = bench.command() else { panic!() };
+    let path = bench.folder.path().join("vdisk-5.lock");
+    assert!(KernelLock::try_take(&path).unwrap().is_none(), "held until it is closed");
+    bench.answer(number, Answer::Closed);
+    assert_eq!(bench.owner(5).unwrap().incarnation, None);
+    assert_eq!(bench.serving(5), None);
+    assert!(KernelLock::try_take(&path).unwrap().is_some());
+}
+
+#[test]
+fn a_vdisk_is_deleted_once_the_log_says_so() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.record("data", Some(&VdiskRecord { state: VdiskState::Deleting, ..vdisk(5) }));
+    let Command { number, order: Order::Delete { .. } } = bench.command() else { panic!() };
+    let refused = HostError::Refused { vdisk: VdiskId(5), refusal: Refusal::Sealed };
+    bench.answer(number, Answer::Deleted(Err(refused)));
+    assert_eq!(bench.serving(5), Some(VdiskServing::Failed), "it is still there");
+    bench.pass(SERVE_AGAIN);
+    let again = bench.open();
+    assert_eq!((again.epoch, again.without_device), (Epoch(2), true));
+    let Command { number, order: Order::Delete { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Deleted(Ok(())));
+    assert_eq!(bench.serving(5), None);
+    bench.record("data", None);
+    bench.idle();
+}
+
+// C8
+#[test]
+fn a_fenced_vdisk_is_taken_again_with_a_new_epoch_if_it_is_still_ours() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.core.reports.push(Report::Fenced { vdisk: VdiskId(5) }).ok().unwrap();
+    bench.settle();
+    assert_eq!(bench.serving(5), Some(VdiskServing::Failed));
+    bench.idle();
+    bench.pass(SERVE_AGAIN);
+    assert_eq!(bench.open().epoch, Epoch(2));
+    assert_eq!(bench.serving(5), Some(VdiskServing::Serving));
+}
+
+#[test]
+fn a_vdisk_that_cannot_be_opened_is_tried_again_later_or_when_it_changes() {
+    let bench = Bench::new();
+    bench.record("data", Some(&VdiskRecord { encrypted: true, ..vdisk(5) }));
+    bench.idle();
+    assert_eq!((bench.owner(5), bench.serving(5)), (None, Some(VdiskServing::Failed)));
+    bench.record("data", Some(&vdisk(5)));
+    let Command { number, order: Order::Open(_) } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Opened(Err(OpenError::Stopping)));
+    bench.idle();
+    bench.pass(SERVE_AGAIN);
+    assert_eq!(bench.open().epoch, Epoch(2));
+}
+
+#[test]
+fn a_name_that_is_given_to_another_vdisk_lets_the_first_one_go() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.record("data", Some(&vdisk(6)));
+    let (first, second) = (bench.command(), bench.command());
+    assert!(matches!(first.order, Order::Close { vdisk: VdiskId(5) }), "{first:?}");
+    assert!(matches!(&second.order, Order::Open(order) if order.vdisk == VdiskId(6)));
+}
