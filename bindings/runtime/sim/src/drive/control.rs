@@ -67,11 +67,19 @@ impl SimDrive {
     /// in bytes.
     pub fn peek(&self, offset: u64, length: usize) -> Vec<u8> {
         let medium = self.0.medium.borrow();
-        let byte = |place: u64| {
-            let content = medium.read(place / PAGE as u64);
-            content.map_or(0, |content| content[(place % PAGE as u64) as usize])
-        };
-        (offset..offset + length as u64).map(byte).collect()
+        let (page, end) = (PAGE as u64, offset + length as u64);
+        let mut bytes = Vec::with_capacity(length);
+        let mut place = offset;
+        while place < end {
+            let from = (place % page) as usize;
+            let to = PAGE.min(from + (end - place) as usize);
+            match medium.read(place / page) {
+                Some(content) => bytes.extend_from_slice(&content[from..to]),
+                None => bytes.resize(bytes.len() + to - from, 0),
+            }
+            place += (to - from) as u64;
+        }
+        bytes
     }
 
     /// Unflushed page writes.
