@@ -6,7 +6,7 @@
 
 use crate::controller::ControllerEngine;
 use crate::guest::Guest;
-use crate::host::HostEngine;
+use crate::host::{HOSTS, HostEngine};
 use crate::journal::Journal;
 use crate::plan::{CONTROLLERS, Plan};
 use crate::store::SimStore;
@@ -46,6 +46,10 @@ pub struct Cluster {
     pub catalogs: [MemoryStorage; 2],
     /// The host engine, while it runs.
     pub host: Option<HostEngine>,
+    /// The number of the host that the guests are on.
+    pub host_number: u32,
+    /// An engine that was given up while it could not be reached, and may come to again.
+    pub abandoned: Option<HostEngine>,
     /// The controllers, while they run.
     pub controllers: [Option<ControllerEngine>; 2],
     /// Drives that were lost.
@@ -81,6 +85,8 @@ impl Cluster {
             vaults,
             catalogs: Default::default(),
             host: None,
+            host_number: 1,
+            abandoned: None,
             controllers: [None, None],
             lost: Cell::new(0),
             images: Cell::new(None),
@@ -91,8 +97,15 @@ impl Cluster {
     /// Starts the host engine.
     pub fn start_host(&mut self) {
         self.journal.at(&self.world);
-        let host =
-            HostEngine::start(&self.world, &self.store, &self.plan, &self.guests, &self.journal);
+        let (world, journal) = (&self.world, &self.journal);
+        let host = HostEngine::start(
+            world,
+            &self.store,
+            &self.plan,
+            &self.guests,
+            journal,
+            self.host_number,
+        );
         self.host = Some(host);
     }
 
@@ -106,6 +119,32 @@ impl Cluster {
             host.process().kill();
             self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(resume));
         }
+    }
+
+    /// The host engine cannot be reached; its guests die, and start again on the other host, whose engine
+    /// is told that the old one is dead. The old one is not, and may come to at any time (C8).
+    pub fn move_host(&mut self) {
+        self.journal.at(&self.world);
+        self.end_abandoned();
+        let Some(host) = self.host.take() else { return };
+        host.abandon();
+        self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
+        self.abandoned = Some(host);
+        self.host_number = 3 - self.host_number;
+        self.start_host();
+    }
+
+    /// Kills the engine that was given up.
+    pub fn end_abandoned(&mut self) {
+        if let Some(old) = self.abandoned.take() {
+            old.count();
+            old.process().kill();
+        }
+    }
+
+    /// The name of the present host's process.
+    pub fn host_name(&self) -> &'static str {
+        HOSTS[self.host_number as usize]
     }
 
     /// Starts a controller.
@@ -251,6 +290,7 @@ impl Cluster {
             process.kill();
         }
         self.host = None;
+        self.abandoned = None;
         self.controllers = [None, None];
     }
 }

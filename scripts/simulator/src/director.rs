@@ -85,9 +85,10 @@ enum Strike {
     StoreAway,
     Damage,
     Storm,
+    HostMoves,
 }
 
-const STRIKES: [(Strike, u64); 14] = [
+const STRIKES: [(Strike, u64); 15] = [
     (Strike::Nothing, 2),
     (Strike::HostCrash, 5),
     (Strike::ControllerCrash, 5),
@@ -102,6 +103,7 @@ const STRIKES: [(Strike, u64); 14] = [
     (Strike::StoreAway, 2),
     (Strike::Damage, 3),
     (Strike::Storm, 3),
+    (Strike::HostMoves, 3),
 ];
 
 fn draw_strike(cluster: &Cluster) -> Strike {
@@ -193,6 +195,7 @@ fn carry_out(cluster: &mut Cluster, strike: Strike) {
         Strike::StoreAway => store_away(cluster),
         Strike::Damage => damage(cluster),
         Strike::Storm => storm(cluster),
+        Strike::HostMoves => move_host(cluster),
     }
 }
 
@@ -295,11 +298,39 @@ fn lose_drive(cluster: &mut Cluster) {
     }
 }
 
+/// Guests move to the other host while the engine that had them is paused, or cut off, or merely slow to
+/// die; then it comes to.
+fn move_host(cluster: &mut Cluster) {
+    // An engine that is still opening could take the vdisks back, which nobody does to its successor.
+    if !cluster.until("served before a move", RECOVERY, Cluster::serves) {
+        return;
+    }
+    let name = cluster.host_name();
+    let process = cluster.world.process(name).expect("it serves");
+    let how = cluster.random.below(3);
+    let what = ["is paused", "is cut off", "goes on"][how as usize];
+    cluster.journal.fault("moves", format!("{name} {what}, and its guests move"));
+    match how {
+        0 => process.pause(),
+        1 => CONTROLLERS.iter().for_each(|other| cluster.world.partition(name, other)),
+        _ => {}
+    }
+    cluster.pass(some_time(cluster, Duration::from_secs(5)));
+    cluster.move_host();
+    cluster.pass(some_time(cluster, Duration::from_secs(5)));
+    process.resume();
+    CONTROLLERS.iter().for_each(|other| cluster.world.heal(name, other));
+    cluster.pass(some_time(cluster, Duration::from_secs(5)));
+    if cluster.random.below(2) == 0 {
+        cluster.end_abandoned();
+    }
+}
+
 fn pair(cluster: &Cluster) -> (&'static str, &'static str) {
     let pairs = [
         (CONTROLLERS[0], CONTROLLERS[1]),
-        (host::HOST, CONTROLLERS[0]),
-        (host::HOST, CONTROLLERS[1]),
+        (cluster.host_name(), CONTROLLERS[0]),
+        (cluster.host_name(), CONTROLLERS[1]),
     ];
     pairs[cluster.random.below(3) as usize]
 }
@@ -326,7 +357,7 @@ fn partition(cluster: &mut Cluster) {
 }
 
 fn pause(cluster: &mut Cluster) {
-    let names = [host::HOST, CONTROLLERS[0], CONTROLLERS[1]];
+    let names = [cluster.host_name(), CONTROLLERS[0], CONTROLLERS[1]];
     let name = names[cluster.random.below(3) as usize];
     let span = some_time(cluster, Duration::from_secs(15));
     if let Some(process) = cluster.world.process(name) {
@@ -361,7 +392,7 @@ fn store_away(cluster: &mut Cluster) {
         }),
     };
     let span = some_time(cluster, Duration::from_secs(10));
-    let name = [CONTROLLERS[0], CONTROLLERS[1], host::HOST][which];
+    let name = [CONTROLLERS[0], CONTROLLERS[1], cluster.host_name()][which];
     cluster.journal.fault("store away", format!("the store is away from {name} for {span:?}"));
     set(cluster, false);
     if cluster.random.below(2) == 0 && which < 2 {

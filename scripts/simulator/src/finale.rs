@@ -16,6 +16,7 @@ pub fn play(cluster: &mut Cluster) {
     cluster.journal.at(&cluster.world);
     cluster.journal.note("calm");
     cluster.world.calm();
+    cluster.end_abandoned();
     revive(cluster);
     let recovered = |c: &Cluster| c.guests_quiet() && c.serves() && c.mirrored();
     if !cluster.until("everything is well after calm", RECOVERY, recovered) {
@@ -32,9 +33,11 @@ pub fn play(cluster: &mut Cluster) {
             cluster.start_host();
         }),
         ("after a clean stop of both controllers", |cluster| {
+            let status = cluster.controllers[0].as_ref().and_then(|active| active.status());
+            let drives = status.map_or_else(Vec::new, |status| status.drives);
             stop_both(cluster);
             if !cluster.journal.failed() {
-                pool::judge(cluster);
+                pool::judge(cluster, &drives);
                 revive(cluster);
             }
         }),

@@ -12,7 +12,7 @@ use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{
     DirectStore, Outcome, StoreClient, StoreError, VdiskOwner, next_incarnation,
 };
-use cleave_format::ids::{Epoch, Incarnation, VdiskId};
+use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
 use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, OpenRequest};
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::{Process, World};
@@ -20,9 +20,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The process's name.
-pub const HOST: &str = "host-1";
-const HOST_NUMBER: u32 = 1;
+/// Names of the hosts' processes, by the host's number.
+pub const HOSTS: [&str; 3] = ["", "host-1", "host-2"];
 /// A clean stop gives up waiting after this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -41,6 +40,9 @@ struct Shared {
     /// Guests whose vdisk is served, one flag each.
     serving: Vec<Cell<bool>>,
     closed: Cell<bool>,
+    /// Its guests live on another host now.
+    abandoned: Cell<bool>,
+    number: u32,
     /// Pending wakes of the turn, so that there is one at a time.
     alarm: Cell<Option<Duration>>,
 }
@@ -53,8 +55,9 @@ impl HostEngine {
         plan: &Rc<Plan>,
         guests: &Rc<Vec<RefCell<Guest>>>,
         journal: &Journal,
+        number: u32,
     ) -> HostEngine {
-        let process = world.start_process(HOST);
+        let process = world.start_process(HOSTS[number as usize]);
         let direct = store.connect(&process);
         let client = StoreClient::new(direct.clone());
         let shared = Rc::new(Shared {
@@ -64,6 +67,8 @@ impl HostEngine {
             core: RefCell::new(None),
             serving: guests.iter().map(|_| Cell::new(false)).collect(),
             closed: Cell::new(false),
+            abandoned: Cell::new(false),
+            number,
             alarm: Cell::new(None),
         });
         let starting = start(Rc::clone(&shared), process.clone(), client.clone());
@@ -94,6 +99,12 @@ impl HostEngine {
     /// The core's figures, once there is one.
     pub fn stats(&self) -> Option<CoreStats> {
         self.shared.core.borrow().as_ref().map(HostCore::stats)
+    }
+
+    /// Its guests are started elsewhere.
+    pub fn abandon(&self) {
+        self.shared.abandoned.set(true);
+        self.shared.serving.iter().for_each(|serving| serving.set(false));
     }
 
     /// Counts what the core did.
@@ -150,7 +161,7 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
     let plan = Rc::clone(&shared.plan);
     let config = HostCoreConfig {
         cluster: plan.cluster,
-        host: cleave_format::ids::HostId(HOST_NUMBER),
+        host: HostId(shared.number),
         incarnation,
         core: 0,
         cores: 1,
@@ -163,7 +174,7 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
     *shared.core.borrow_mut() = Some(core.clone());
     for (number, guest) in shared.guests.iter().enumerate() {
         let (vdisk, size) = (guest.borrow().vdisk(), guest.borrow().size());
-        let epoch = match take(&client, vdisk, incarnation).await {
+        let epoch = match take(&client, vdisk, shared.number, incarnation).await {
             Ok(epoch) => epoch,
             Err(error) => return shared.journal.fail(format!("vdisk {vdisk} not taken: {error}")),
         };
@@ -184,6 +195,7 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
 async fn take(
     client: &StoreClient,
     vdisk: VdiskId,
+    host: u32,
     incarnation: Incarnation,
 ) -> Result<Epoch, StoreError> {
     let key = owner_key(vdisk.0);
@@ -192,7 +204,7 @@ async fn take(
         let (epoch, revision) = record.map_or((0, 0), |(owner, revision)| (owner.epoch, revision));
         let owner = VdiskOwner {
             epoch: epoch + 1,
-            host: u64::from(HOST_NUMBER),
+            host: u64::from(host),
             incarnation: Some(incarnation.0),
         };
         match client.put_record(&key, revision, &owner).await {
@@ -212,6 +224,10 @@ impl Shared {
         while let Some(event) = core.next_event() {
             any = true;
             match event {
+                Event::Fenced { vdisk } if self.abandoned.get() => {
+                    self.journal.note(format!("the abandoned engine is fenced off vdisk {vdisk}"));
+                    self.journal.reach("fenced vdisks", 1);
+                }
                 Event::Shortage { reason } => self.journal.note(format!("shortage: {reason}")),
                 event => self.journal.fail(format!("the core reports {event:?}")),
             }
@@ -220,6 +236,9 @@ impl Shared {
         core.completions(&mut completions);
         for completion in completions {
             any = true;
+            if self.abandoned.get() {
+                continue;
+            }
             match self.guests.iter().find(|guest| guest.borrow().owns(completion.token)) {
                 Some(guest) => guest.borrow_mut().complete(completion),
                 None => self.journal.fail(format!("a completion of nobody: {completion:?}")),

@@ -72,7 +72,7 @@ impl Plan {
     pub fn draw(seed: u64, scale: Scale) -> Plan {
         let random = SplitMix::new(seed ^ 0x5eed);
         let pick = |from: &[u64]| from[random.below(from.len() as u64) as usize];
-        let drives = pick(&[3, 4, 5, 5, 6, 8]) as u16;
+        let drives = pick(&[3, 3, 4, 5, 5, 6, 8]) as u16;
         let victims = (drives - 3).min(pick(&[0, 1, 2, 2]) as u16);
         let mut cluster = [0; 16];
         cluster[..8].copy_from_slice(&random.next_u64().to_le_bytes());
@@ -81,12 +81,12 @@ impl Plan {
             let encrypted = random.below(3) == 0;
             let id = NonZeroU32::MIN.saturating_add(number as u32);
             let keys = encrypted.then(|| Keys::derive(id, &[number as u8; KEY_LENGTH]));
-            let size = 4096 * (64 + random.below(pick(&[200, 1500, 4000])));
+            let size = 4096 * (64 + random.below(pick(&[200, 1500, 4000, 4000])));
             VdiskPlan { vdisk: VdiskId(number), size, keys }
         });
         let vdisks = vdisks.collect();
         let (episodes, requests) = match scale {
-            Scale::Small => (4 + random.below(3), 250),
+            Scale::Small => (4 + random.below(3), 350),
             Scale::Usual => (8 + random.below(16), 100 + random.below(900)),
         };
         Plan {
@@ -100,7 +100,7 @@ impl Plan {
                 record_bytes_max: pick(&[8, 16, 64]) * MIB,
                 control_bytes_max: pick(&[2, 4, 16]) * MIB,
             },
-            write_buffer: pick(&[2, 4, 16, 64]) * MIB,
+            write_buffer: pick(&[1, 2, 4, 16]) * MIB,
             destage: DestageConfig {
                 fill_percent: pick(&[10, 50, 80]),
                 full_after: Duration::from_millis(pick(&[1, 50, 1_000])),

@@ -7,6 +7,7 @@
 use crate::cluster::Cluster;
 use cleave_catalog::tables::StripeRow;
 use cleave_catalog::{Catalog, Owner};
+use cleave_datanode_core::drives::DriveReport;
 use cleave_format::ids::StripeId;
 use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLOT_HEADER};
 use cleave_format::slot::SlotHeader;
@@ -17,14 +18,15 @@ use std::path::Path;
 /// Dumps are compared in pieces of about that many bytes.
 const PIECE: usize = 1 << 20;
 
-/// Looks at everything at rest.
-pub fn judge(cluster: &Cluster) {
-    if let Err(what) = look(cluster) {
+/// Looks at everything at rest. `drives`: what the active controller said of them when nothing moved any
+/// more, each with its free slots.
+pub fn judge(cluster: &Cluster, drives: &[(DriveReport, u32)]) {
+    if let Err(what) = look(cluster, drives) {
         cluster.journal.fail(what);
     }
 }
 
-fn look(cluster: &Cluster) -> Result<(), String> {
+fn look(cluster: &Cluster, drives: &[(DriveReport, u32)]) -> Result<(), String> {
     let owner = Owner { cluster: cluster.plan.cluster, datanode: cluster.plan.datanode };
     let mut catalogs = Vec::new();
     for (number, storage) in cluster.catalogs.iter().enumerate() {
@@ -67,6 +69,17 @@ fn look(cluster: &Cluster) -> Result<(), String> {
             claim(&mut slots, place.drive.0, place.slot.0, stripe)?;
         }
         check_stripe(cluster, stripe, &row)?;
+    }
+    // A drive that could not be opened has no slots.
+    for (report, free) in drives.iter().filter(|(report, _)| report.slots > 0) {
+        let own = (report.drive.0, 0)..=(report.drive.0, u32::MAX);
+        let (used, named) = (report.slots - free, slots.range(own).count());
+        if used as usize != named {
+            let drive = report.drive;
+            return Err(format!(
+                "drive {drive}: {used} slots are taken, {named} have a stripe or grant"
+            ));
+        }
     }
     cluster.journal.note(format!(
         "the catalogs agree at {}: {stripes} stripes, {} grants, {} slots",
