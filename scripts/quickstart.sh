@@ -82,7 +82,7 @@ done
 say "booting a guest; fio writes 64 MiB in pieces of 4 to 64 KiB, reads them back and checks them"
 python3 scripts/guest --disk "$folder/c/vhost/demo.sock" --program /usr/bin/fio --seconds 1200 -- \
     'fio --name=demo --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=16 --size=64m \
-         --rw=randwrite --bs=4k-64k --verify=crc32c --verify_fatal=1' ||
+         --rw=randwrite --bsrange=4k-64k --verify=crc32c --verify_fatal=1' ||
     die "fio in the guest failed"
 
 say "what Cleave did with it"

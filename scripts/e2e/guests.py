@@ -37,7 +37,7 @@ umount /mnt
 
 FIO = """
 fio --name=verify --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=16 \
-    --rw=randwrite --bs=4k-64k --size={size} --randrepeat=0 --verify=crc32c --verify_fatal=1 \
+    --rw=randwrite --bsrange=4k-64k --size={size} --randrepeat=0 --verify=crc32c --verify_fatal=1 \
     --output-format=normal
 """
 
@@ -48,7 +48,7 @@ exec 3<&0
 pass=0
 while [ ! -e /tmp/stop ]; do
     fio --name=verify --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=8 \
-        --rw=randwrite --bs=4k-64k --size=24m --randseed=$pass --verify=crc32c --verify_fatal=1 \
+        --rw=randwrite --bsrange=4k-64k --size=24m --randseed=$pass --verify=crc32c --verify_fatal=1 \
         --output=/tmp/fio.out || { cat /tmp/fio.out; dmesg | tail -20; exit 1; }
     pass=$((pass + 1))
     echo "pass $pass done"

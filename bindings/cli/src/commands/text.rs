@@ -1,7 +1,7 @@
 //! Status and statistics as people read them. Scripts read the JSON.
 
 use cleave_control::status::{
-    ClusterStatistics, ClusterStatus, DriveState, Fill, OperationStatistics, ProcessState,
+    ClusterStatistics, ClusterStatus, DriveState, Fill, Latency, OperationStatistics, ProcessState,
     ProcessStatus, Role, VdiskEntry, VdiskServing,
 };
 use std::fmt::Write;
@@ -124,14 +124,13 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
         line(
             &mut out,
             format_args!(
-                "  log: {} records, {}; {} released, {} resent, {} stalls; mirrored in p50 {:.0} us, p99 {:.0} us",
+                "  log: {} records, {}; {} released, {} resent, {} stalls{}",
                 log.records,
                 bytes(log.bytes),
                 log.released,
                 log.resent,
                 log.stalls,
-                log.latency_us.p50,
-                log.latency_us.p99
+                latency(&log.latency_us)
             ),
         );
         let destage = &host.destage;
@@ -184,19 +183,24 @@ fn operation(out: &mut String, name: &str, operations: &OperationStatistics) {
     if operations.operations == 0 {
         return;
     }
-    let latency = &operations.latency_us;
     line(
         out,
         format_args!(
-            "  {name}: {}, {}, {} failed; p50 {:.0} us, p99 {:.0} us, longest {:.0} us",
+            "  {name}: {}, {}, {} failed{}",
             operations.operations,
             bytes(operations.bytes),
             operations.errors,
-            latency.p50,
-            latency.p99,
-            latency.max
+            latency(&operations.latency_us)
         ),
     );
+}
+
+/// Percentiles, where latencies were measured.
+fn latency(latency: &Latency) -> String {
+    if latency.max == 0.0 {
+        return String::new();
+    }
+    format!("; p50 {:.0} us, p99 {:.0} us, longest {:.0} us", latency.p50, latency.p99, latency.max)
 }
 
 fn process(process: &ProcessStatus) -> String {
