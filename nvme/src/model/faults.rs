@@ -1,0 +1,114 @@
+//! How the model misbehaves.
+
+use crate::spec::completion::Status;
+
+/// Which commands a fault is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// Commands of the admin queue, or of I/O queues.
+    pub admin: bool,
+    /// The opcode.
+    pub opcode: u8,
+    /// Commands that are spared first.
+    pub after: u32,
+    /// Commands that are hit then.
+    pub count: u32,
+}
+
+/// A way to misbehave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Commands fail with this status, undone.
+    Fail(Scope, Status),
+    /// Commands are never done; an abort ends them.
+    Hang(Scope),
+    /// Commands are never done, nor aborted.
+    HangForGood(Scope),
+    /// The next completion names a command that is not outstanding.
+    UnknownCommand,
+    /// The next completion names another submission queue.
+    WrongQueue,
+    /// The next completion names a submission queue head that is not.
+    WrongHead,
+    /// The next completion comes twice.
+    Twice,
+    /// Data of Identify with this CNS has other bytes at a place.
+    Identify {
+        /// What is identified.
+        what: u8,
+        /// Where.
+        at: usize,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// The device is removed: all registers read as ones.
+    Vanish,
+    /// It is put back, as after power-on.
+    Return,
+    /// It reports a fatal error and does nothing more until it is reset.
+    Fatal,
+    /// It does not become ready any more.
+    NeverReady,
+    /// It does not become disabled any more.
+    NeverDisabled,
+}
+
+#[derive(Default)]
+pub(super) struct Faults {
+    pub(super) vanished: bool,
+    pub(super) fatal: bool,
+    pub(super) never_ready: bool,
+    pub(super) never_disabled: bool,
+    /// For the next completion.
+    pub(super) unknown_command: bool,
+    pub(super) wrong_queue: bool,
+    pub(super) wrong_head: bool,
+    pub(super) twice: bool,
+    scoped: Vec<(Scope, Outcome)>,
+    pub(super) identify: Vec<(u8, usize, Vec<u8>)>,
+}
+
+/// What becomes of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    Fails(Status),
+    Hangs,
+    HangsForGood,
+}
+
+impl Faults {
+    pub(super) fn add(&mut self, fault: Fault) {
+        match fault {
+            Fault::Fail(scope, status) => self.scoped.push((scope, Outcome::Fails(status))),
+            Fault::Hang(scope) => self.scoped.push((scope, Outcome::Hangs)),
+            Fault::HangForGood(scope) => self.scoped.push((scope, Outcome::HangsForGood)),
+            Fault::UnknownCommand => self.unknown_command = true,
+            Fault::WrongQueue => self.wrong_queue = true,
+            Fault::WrongHead => self.wrong_head = true,
+            Fault::Twice => self.twice = true,
+            Fault::Identify { what, at, bytes } => self.identify.push((what, at, bytes)),
+            Fault::Vanish => self.vanished = true,
+            Fault::Return => *self = Faults::default(),
+            Fault::Fatal => self.fatal = true,
+            Fault::NeverReady => self.never_ready = true,
+            Fault::NeverDisabled => self.never_disabled = true,
+        }
+    }
+
+    /// Decides about a command that was taken.
+    pub(super) fn decide(&mut self, admin: bool, opcode: u8) -> Outcome {
+        let hit = |(scope, _): &&mut (Scope, Outcome)| {
+            scope.admin == admin && scope.opcode == opcode && scope.count > 0
+        };
+        let Some((scope, outcome)) = self.scoped.iter_mut().find(hit) else {
+            return Outcome::Done;
+        };
+        if scope.after > 0 {
+            scope.after -= 1;
+            return Outcome::Done;
+        }
+        scope.count -= 1;
+        *outcome
+    }
+}
