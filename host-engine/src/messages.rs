@@ -4,6 +4,7 @@
 
 use crate::measure::Measures;
 use cleave_codec::Keys;
+use cleave_control::histogram::Histogram;
 use cleave_format::ids::{Epoch, VdiskId};
 use cleave_host_core::{CoreStats, HostError, VdiskStats};
 use cleave_vhost_user::{DiskConfig, DiskState};
@@ -120,6 +121,8 @@ pub enum OpenError {
 pub struct CoreView {
     /// Its figures.
     pub core: CoreStats,
+    /// From taking records to both controllers' holding them, in nanoseconds.
+    pub mirrored: Histogram,
     /// Bytes of guests' writes that are not yet in the write buffer.
     pub taken_bytes: u64,
     /// Requests that had to wait for room in the write buffer.

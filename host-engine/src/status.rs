@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::measure::Measures;
 use crate::messages::{Answer, CoreView, Order, VdiskView};
 use crate::vdisk::Vdisk;
+use cleave_control::histogram::Histogram;
 use cleave_control::names::vhost_socket;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
@@ -143,14 +144,7 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
         guest: guests.shown(),
         vdisks,
         codec: codec(views),
-        log: HostLogStatistics {
-            records: sum(|view| view.core.appended),
-            bytes: sum(|view| view.core.appended_bytes),
-            resent: sum(|view| view.core.resent),
-            released: sum(|view| view.core.records_released),
-            stalls: sum(|view| view.stalls),
-            ..HostLogStatistics::default()
-        },
+        log: log(views),
         destage: DestageStatistics {
             stripes: sum(|view| view.core.stripes_committed),
             frames: sum(|view| view.core.stripe_frames),
@@ -169,6 +163,20 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
     }
 }
 
+fn log(views: &[CoreView]) -> HostLogStatistics {
+    let sum = |what: fn(&CoreView) -> u64| views.iter().map(what).sum::<u64>();
+    let mut mirrored = Histogram::new();
+    views.iter().for_each(|view| mirrored.merge(&view.mirrored));
+    HostLogStatistics {
+        records: sum(|view| view.core.appended),
+        bytes: sum(|view| view.core.appended_bytes),
+        resent: sum(|view| view.core.resent),
+        released: sum(|view| view.core.records_released),
+        stalls: sum(|view| view.stalls),
+        latency_us: mirrored.latency(),
+    }
+}
+
 fn codec(views: &[CoreView]) -> CodecStatistics {
     let mut codec = CodecStatistics::default();
     for view in views {
@@ -182,4 +190,32 @@ fn codec(views: &[CoreView]) -> CodecStatistics {
         }
     }
     codec.with_ratio()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(times: &[u64]) -> CoreView {
+        let mut mirrored = Histogram::new();
+        times.iter().for_each(|time| mirrored.record(*time));
+        CoreView {
+            core: Default::default(),
+            mirrored,
+            taken_bytes: 0,
+            stalls: 2,
+            guests: Measures::default(),
+            closed: Default::default(),
+            vdisks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_logs_latencies_of_all_cores_are_shown() {
+        let shown = log(&[view(&[1_000, 3_000]), view(&[]), view(&[500_000])]);
+        assert_eq!(shown.stalls, 6);
+        assert_eq!((shown.latency_us.mean, shown.latency_us.max), (168.0, 500.0));
+        assert!(shown.latency_us.p50 >= 3.0 && shown.latency_us.p50 < 3.5, "{shown:?}");
+        assert_eq!(log(&[]).latency_us, Default::default());
+    }
 }

@@ -332,8 +332,10 @@ impl WriteBuffer {
             let record = &self.records[node.record as usize];
             if record.mirrored {
                 return match record.unpublished {
-                    Some(write) => Visible::Unpublished(write),
-                    None => self.content(node),
+                    Some(write) if !is_planted(Planted::ReadUnpublished) => {
+                        Visible::Unpublished(write)
+                    }
+                    _ => self.content(node),
                 };
             }
             at = node.older;

@@ -99,6 +99,8 @@ impl HostCore {
     /// again after a turn (rule 8). Reads are never given back.
     pub fn submit(&self, request: GuestRequest) -> Result<(), GuestRequest> {
         let mut state = self.0.state.borrow_mut();
+        // The last turn may be long ago: the core may have slept.
+        state.now = self.0.executor.now();
         let GuestRequest { token, vdisk, operation } = request;
         let serving = state.vdisks.get_mut(&vdisk).filter(|vdisk| vdisk.serving);
         let Some(found) = serving else {

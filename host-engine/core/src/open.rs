@@ -207,6 +207,7 @@ impl State {
         self.buffer.insert(record, |block| {
             let known = map.version(vdisk, slice.block(block));
             known.is_none_or(|known| identity.version > known)
+                || is_planted(Planted::ReplayWithoutVersions)
         });
         Ok(slice)
     }

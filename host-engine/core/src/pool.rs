@@ -86,7 +86,8 @@ impl RangeRead {
     pub fn check<'a>(&self, wanted: &Wanted, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let start = (wanted.address.offset - self.frames[0].address.offset) as usize;
         let frame = bytes.get(start..start + wanted.address.length as usize)?;
-        frame::check_at(frame, &wanted.address).is_ok().then_some(frame)
+        let good = frame::check_at(frame, &wanted.address).is_ok();
+        (good || is_planted(Planted::ReadWithoutChecks)).then_some(frame)
     }
 }
 

@@ -51,7 +51,7 @@ impl Writes {
         let ranges = self.ranges.entry(vdisk).or_default();
         let mut blockers = 0;
         for (earlier, from, to) in ranges.iter() {
-            if *from <= last && first <= *to {
+            if *from <= last && first <= *to && !is_planted(Planted::PublishOutOfOrder) {
                 let earlier = self.writes.get_mut(earlier).expect("a range belongs to a write");
                 earlier.dependents.push(key);
                 blockers += 1;

@@ -73,7 +73,10 @@ impl State {
                     || (commits >= config.run_after && worth_it))
         });
         let Some((vdisk, found)) = due else { return };
-        let (vdisk, frontier, forced) = (*vdisk, found.applied, found.run_wanted);
+        let (vdisk, mut frontier, forced) = (*vdisk, found.applied, found.run_wanted);
+        if is_planted(Planted::RunAheadOfItsFrontier) {
+            frontier.0 += 100;
+        }
         self.map.begin_run(vdisk);
         self.stats.runs_begun += 1;
         self.run = Some(Run {

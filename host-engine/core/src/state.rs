@@ -363,7 +363,8 @@ impl State {
             let Some(record) = self.buffer.get(key) else { continue };
             let (identity, first) = (record.identity, !record.mirrored);
             let write = record.unpublished;
-            if self.mirror_times.len() < MIRROR_TIMES_MAX {
+            // One that another log took again says nothing about how long that takes.
+            if first && self.mirror_times.len() < MIRROR_TIMES_MAX {
                 self.mirror_times.push(self.now.since(record.taken));
             }
             self.sequences.mirrored(identity.vdisk, identity.slice, identity.version.sequence);

@@ -238,7 +238,12 @@ impl State {
             }
             let index = part.slice.block(block);
             let mut base = Box::new([0; BLOCK]);
-            let found = match self.buffer.newest(part.vdisk, index) {
+            let newest = match self.buffer.visible(part.vdisk, index) {
+                Visible::Unpublished(_) => self.buffer.newest(part.vdisk, index),
+                published if is_planted(Planted::MergeOntoPublished) => published,
+                _ => self.buffer.newest(part.vdisk, index),
+            };
+            let found = match newest {
                 Visible::Zero => true,
                 Visible::Frame(frame) => self.decode(part.vdisk, &frame, &mut base[..]).is_ok(),
                 Visible::Map => self.map.get(part.vdisk, index).is_empty(),

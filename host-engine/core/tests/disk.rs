@@ -368,3 +368,33 @@ fn the_same_seed_gives_the_same_trace() {
     };
     assert_eq!(run(), run());
 }
+
+// What `stats` shows: one time for each record, and not how long the core slept before it took the write.
+#[test]
+fn the_time_to_the_mirror_begins_when_a_write_is_taken() {
+    let mut rig = Rig::new(43, SIZE);
+    let core = rig.start_host();
+    rig.open();
+    core.mirror_times(&mut Vec::new());
+    let mut times = Vec::new();
+    for token in 1..=5u64 {
+        rig.world.run_for(Duration::from_secs(10));
+        let mut data = cleave_runtime::buffer::Buffer::new(4096);
+        data.fill(token as u8);
+        let operation = Operation::Write { offset: token * 4096, data };
+        core.submit(GuestRequest { token, vdisk: DISK, operation }).unwrap();
+        rig.host.as_ref().unwrap().0.wake();
+        rig.world.run_for(Duration::from_millis(100));
+        core.mirror_times(&mut times);
+    }
+    assert_eq!(times.len(), 5, "a record each: {times:?}");
+    let sound = |time: &Duration| *time > Duration::ZERO && *time < Duration::from_millis(100);
+    assert!(times.iter().all(sound), "{times:?}");
+    // Another log takes the same records: that is no time of theirs.
+    rig.kill_controller();
+    rig.pool.borrow_mut().lose_log();
+    rig.start_controller();
+    rig.world.run_for(Duration::from_secs(5));
+    core.mirror_times(&mut times);
+    assert_eq!((times.len(), rig.pool.borrow().records.len()), (5, 5));
+}

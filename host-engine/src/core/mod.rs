@@ -17,6 +17,7 @@
 //!
 //! A crash leaves the sockets' files, and requests in inflight regions.
 
+mod background;
 mod requests;
 mod serving;
 mod thread;
@@ -27,6 +28,8 @@ pub use thread::{CoreHandle, CoreSettings, start};
 
 use crate::measure::Measures;
 use crate::messages::{Answer, Command, CoreView, OpenError, OpenOrder, Order, Report, VdiskView};
+use background::BackgroundShare;
+use cleave_control::histogram::Histogram;
 use cleave_format::ids::VdiskId;
 use cleave_host_core::{
     Event, GuestCompletion, GuestError, GuestRequest, HostCore, HostError, OpenRequest, Operation,
@@ -85,10 +88,14 @@ struct Core<'r> {
     closed: VdiskStats,
     ending: Option<u64>,
     ended: Rc<Cell<bool>>,
+    background: BackgroundShare,
+    /// From taking a record to both controllers' holding it.
+    mirrored: Histogram,
     // Empty between uses; kept for their memory.
     requests: Vec<Request>,
     pieces: Vec<GuestRequest>,
     completions: Vec<GuestCompletion>,
+    times: Vec<Duration>,
 }
 
 impl Turn for Core<'_> {
@@ -98,6 +105,7 @@ impl Turn for Core<'_> {
         worked |= self.take_finished();
         worked |= self.take_requests();
         worked |= self.core.turn();
+        self.measure_log();
         worked |= self.answer();
         worked |= self.give_room();
         worked |= self.take_events();
@@ -218,6 +226,17 @@ impl Core<'_> {
         let disks = self.vdisks.iter_mut().filter_map(|(_, serving)| serving.disk.as_mut());
         disks.for_each(Disk::flush_notifications);
         true
+    }
+
+    /// Counts what the log took, and gives destage its share by how full the log is.
+    fn measure_log(&mut self) {
+        self.core.mirror_times(&mut self.times);
+        for time in self.times.drain(..) {
+            self.mirrored.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+        if let Some(percent) = self.background.turn(|| self.core.fill_percent()) {
+            self.reactor.set_background_share(percent);
+        }
     }
 
     fn take_events(&mut self) -> bool {
@@ -462,6 +481,7 @@ impl Core<'_> {
         let stalled = self.vdisks.iter().flat_map(|(_, serving)| &serving.stalled);
         CoreView {
             core: self.core.stats(),
+            mirrored: self.mirrored.clone(),
             taken_bytes: stalled.map(bytes).sum(),
             stalls: self.stalls,
             guests,

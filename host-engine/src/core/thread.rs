@@ -1,9 +1,11 @@
 //! A core's thread, and the control thread's end of it.
 
+use super::background::BackgroundShare;
 use super::{Core, Finished};
 use crate::error::HostEngineError;
 use crate::measure::Measures;
 use crate::messages::{Answer, Command, Order, Report};
+use cleave_control::histogram::Histogram;
 use cleave_host_core::{HostCore, HostCoreConfig, VdiskStats};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::executor::Doorbell;
@@ -136,9 +138,12 @@ fn run(
         closed: VdiskStats::default(),
         ending: None,
         ended: Rc::clone(&ended),
+        background: BackgroundShare::default(),
+        mirrored: Histogram::new(),
         requests: Vec::new(),
         pieces: Vec::new(),
         completions: Vec::new(),
+        times: Vec::new(),
     };
     reactor.run(application, || ended.get());
 }

@@ -51,6 +51,7 @@ pub(super) async fn pack(
     for (index, (item, fingerprint)) in plan.items.iter().zip(fingerprints).enumerate() {
         let blocks = u32::from(item.blocks);
         let content = match item.kind {
+            EntryKind::Zero | EntryKind::Discard if is_planted(Planted::LoseZeroEntries) => continue,
             EntryKind::Zero => FooterContent::Zero { blocks },
             EntryKind::Discard => FooterContent::Discard { blocks },
             EntryKind::Frame | EntryKind::Reference => {
