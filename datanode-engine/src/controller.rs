@@ -22,7 +22,7 @@ use cleave_coordinator::{SocketStore, StoreClient};
 use cleave_datanode_core::catalog_port::CatalogWorker;
 use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::vault::vault_capacity;
-use cleave_datanode_core::{DataNode, Settings, World};
+use cleave_datanode_core::{DataNode, GRANTS_KEPT, Settings, World};
 use cleave_format::ids::{ClusterId, DatanodeId};
 use cleave_process::ask::{Asker, Questions, questions};
 use cleave_process::lock::KernelLock;
@@ -111,6 +111,7 @@ pub fn run(config: &Path, stop: Stop) -> Result<(), Box<dyn Error>> {
             address: config.peer.address.to_string(),
         },
         log,
+        grants_kept: GRANTS_KEPT,
     };
     let node = Rc::new(DataNode::new(world, settings));
     tracing::info!(name = config.name, listen = %config.listen, "running");

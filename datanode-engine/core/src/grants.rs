@@ -1,7 +1,7 @@
 //! Grants: stripes and slots that host incarnations may write (C15).
 //!
-//! A grant lives from its control record to a commit, a return, or its incarnation's successor. It is
-//! refused from the moment that its end is decided, ended once that record is mirrored, and its
+//! A grant lives from its control record to a commit, a return, its incarnation's successor, or until
+//! its incarnation was away for too long. It is refused from the moment that its end is decided, ended once that record is mirrored, and its
 //! slots are free only when no write under it is on its way to a drive any more. Stripe
 //! identities are used once: the newest is in the catalog, raised by every grant (C3).
 //!
@@ -239,7 +239,19 @@ impl Grants {
         }
     }
 
-    /// Open grants of incarnations that `superseded` names, in order.
+    /// Incarnations that hold open grants.
+    pub fn holders(&self) -> BTreeSet<Incarnation> {
+        let open = self.grants.values().filter(|grant| grant.state == State::Open);
+        open.map(|grant| grant.incarnation).collect()
+    }
+
+    /// Open grants of an incarnation, in order.
+    pub fn open_of(&self, incarnation: Incarnation) -> Vec<StripeId> {
+        let open = |grant: &Grant| grant.incarnation == incarnation && grant.state == State::Open;
+        self.grants.iter().filter(|(_, grant)| open(grant)).map(|(id, _)| *id).collect()
+    }
+
+    /// Grants of incarnations that `superseded` names, in order, whatever their state.
     pub fn of(&self, superseded: impl Fn(Incarnation) -> bool) -> Vec<StripeId> {
         let grants = self.grants.iter();
         grants.filter(|(_, grant)| superseded(grant.incarnation)).map(|(id, _)| *id).collect()

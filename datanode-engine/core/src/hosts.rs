@@ -8,6 +8,7 @@
 
 mod control;
 mod data;
+mod expiry;
 
 use crate::catalog_port::CatalogReply;
 use crate::state::State;

@@ -38,4 +38,4 @@ pub mod superblocks;
 pub mod vault;
 
 pub use node::{DataNode, World};
-pub use state::{Counters, NoObserver, Observer, Phase, Settings};
+pub use state::{Counters, GRANTS_KEPT, NoObserver, Observer, Phase, Settings};

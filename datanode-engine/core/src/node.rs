@@ -158,6 +158,7 @@ async fn keep_house(node: Node) {
         {
             let mut state = node.state_mut();
             state.close_refused();
+            state.end_absent_grants();
             probes = (probes + 1) % PROBES_A_COUNT;
             if probes == 0 && state.damage_stale && !state.stopping {
                 state.count_damage();

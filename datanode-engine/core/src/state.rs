@@ -51,7 +51,12 @@ pub struct Settings {
     pub peer: PeerAddress,
     /// Capacities of the log.
     pub log: LogSettings,
+    /// Grants of a host incarnation without a log connection end after this (C15).
+    pub grants_kept: Duration,
 }
+
+/// How long grants of a host incarnation that is away are kept, unless the settings say otherwise.
+pub const GRANTS_KEPT: Duration = Duration::from_secs(60);
 
 /// Is told how long things took.
 pub trait Observer {
@@ -116,6 +121,8 @@ pub struct Counters {
     pub seals: u64,
     /// Stripes granted.
     pub granted: u64,
+    /// Grants ended because their host was away for too long.
+    pub expired: u64,
     /// Connections closed because of what came over them.
     pub malformed: u64,
     /// Copies of the log made or taken.
@@ -161,6 +168,8 @@ pub(crate) struct Active {
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,
+    /// Host incarnations with grants and without a log connection, and since when (C15).
+    pub absent: BTreeMap<Incarnation, Moment>,
 }
 
 /// An append that waits for its position to be mirrored.

@@ -12,7 +12,7 @@ use cleave_datanode_core::catalog_port::InlineCatalog;
 use cleave_datanode_core::drives::OpenDrive;
 use cleave_datanode_core::status::Status;
 use cleave_datanode_core::superblocks::identify;
-use cleave_datanode_core::{DataNode, NoObserver, Settings, World as CoreWorld};
+use cleave_datanode_core::{DataNode, GRANTS_KEPT, NoObserver, Settings, World as CoreWorld};
 use cleave_format::ids::DriveId;
 use cleave_runtime::drives::{Drive, DriveIo};
 use cleave_runtime::executor::Priority;
@@ -187,6 +187,7 @@ async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Start
         controller: number as u8,
         peer: plan.peer_of(number),
         log: plan.log,
+        grants_kept: GRANTS_KEPT,
     };
     let node = DataNode::new(world, settings);
     if shared.stopping.get() {

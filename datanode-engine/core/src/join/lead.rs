@@ -12,7 +12,7 @@ use cleave_format::control::Control;
 use cleave_format::ids::{Epoch, Position};
 use cleave_wire::{Decision, PeerMessage};
 use slab::Slab;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 impl Meeting {
     pub(super) async fn lead(&self) -> Result<(), Ended> {
@@ -185,6 +185,7 @@ impl Meeting {
             replies: VecDeque::new(),
             deferred: VecDeque::new(),
             quota: state.settings.log.record_bytes_max / 4 * 3,
+            absent: BTreeMap::new(),
         };
         let mut stripes = catalog.stripes;
         let state = &mut *state;

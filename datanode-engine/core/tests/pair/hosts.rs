@@ -2,6 +2,7 @@
 
 use crate::rig::{self, FakeHost, SECOND};
 use crate::{append_some, begin, destage};
+use cleave_datanode_core::GRANTS_KEPT;
 use cleave_format::ids::*;
 use cleave_runtime::links::Class;
 use cleave_wire::*;
@@ -162,4 +163,57 @@ fn control_records_wait_for_room() {
     all.sort_unstable();
     all.dedup();
     assert_eq!((all.len(), count), (1000, 1000));
+}
+
+/// C15: a connection renews grants; without one they end, by the log, and are refused from then on.
+#[test]
+fn grants_of_a_host_that_is_away_end() {
+    let (mut rig, mut host) = begin(77);
+    let granted = host.grant(&rig, 3);
+    append_some(&mut host, 5);
+    host.settle(&rig);
+    rig.world.run_for(200 * SECOND);
+    assert_eq!(rig.status(0).grants, 3, "a host that is connected keeps its grants");
+    assert!(host.write_stripe(&rig, &granted[0]).iter().all(|result| result.is_ok()));
+    let short = GRANTS_KEPT - 5 * SECOND;
+    rig.world.partition("host-1", rig::NAMES[0]);
+    rig.world.run_for(short);
+    rig.world.heal_all();
+    host.connect(&rig);
+    rig.world.run_for(short);
+    assert_eq!(rig.status(0).grants, 3, "it came back in time, and the time began anew");
+    rig.world.partition("host-1", rig::NAMES[0]);
+    rig.world.run_for(GRANTS_KEPT + 40 * SECOND);
+    let status = rig.status(0);
+    assert_eq!((status.grants, status.counters.expired), (0, 3));
+    assert_eq!(status.slots.0, status.slots.1, "their slots are free");
+    rig.world.heal_all();
+    host.connect(&rig);
+    assert_eq!(host.write_stripe(&rig, &granted[1])[0], Err(ShardFault::Identity));
+    assert_eq!(host.commit(&rig, granted[0].stripe).0, Err(Refusal::NoGrant));
+    // It plans anew, and the end outlives the controller.
+    destage(&rig, &mut host);
+    rig.kill(0);
+    rig.start(0);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    assert_eq!(rig.status(0).grants, 0);
+    assert_eq!(host.commit(&rig, granted[0].stripe).0, Err(Refusal::NoGrant));
+    host.verify(&rig);
+}
+
+/// C15: the time of a host that nobody hears begins with the controller that waits for it.
+#[test]
+fn a_new_controller_waits_for_a_host_before_it_ends_its_grants() {
+    let (mut rig, mut host) = begin(78);
+    host.grant(&rig, 2);
+    host.process.kill();
+    rig.world.run_for(GRANTS_KEPT / 2);
+    rig.kill(0);
+    rig.start(0);
+    rig.run_until_mirrored();
+    rig.world.run_for(GRANTS_KEPT - 5 * SECOND);
+    assert_eq!(rig.status(0).grants, 2);
+    rig.world.run_for(10 * SECOND);
+    assert_eq!(rig.status(0).grants, 0);
 }
