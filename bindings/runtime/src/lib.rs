@@ -17,12 +17,14 @@
 //! | [`ring`] | bounded single-producer rings between cores |
 //! | [`sync`] | local channels and gates for tasks of one core |
 //! | [`random`] | randomness as an input |
+//! | [`planted`] | bugs that judges of tests must find |
 
 pub mod buffer;
 pub mod drives;
 pub mod executor;
 pub mod links;
 pub mod message;
+pub mod planted;
 pub mod random;
 pub mod ring;
 pub mod sync;

@@ -7,6 +7,7 @@
 use cleave_coordinator::LogRole;
 use cleave_format::ids::{Incarnation, Position};
 use cleave_wire::{HeldLog, PeerEntry};
+use cleave_runtime::planted::{Planted, is_planted};
 
 /// What the controllers do when they meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +67,10 @@ pub fn decide(
         if active.is_valid(role) {
             return Plan::StandbyCopies;
         }
-        if standby.is_valid(role) {
+        if standby.is_valid(role) && !is_planted(Planted::StartEmptyBesideThePeer) {
             return Plan::ActiveCopies;
         }
-        if !start_empty {
+        if !start_empty && !is_planted(Planted::StartEmptyBesideThePeer) {
             return Plan::NoLog;
         }
     }

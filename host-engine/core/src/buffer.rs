@@ -18,6 +18,7 @@ use bytes::Bytes;
 use cleave_format::footer::{FOOTER_ENTRY, Fingerprint};
 use cleave_format::ids::{BlockIndex, SliceIndex, VdiskId, Version};
 use cleave_format::record::{Entry, EntryKind, RecordIdentity, encode_head};
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::time::Moment;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -348,6 +349,14 @@ impl WriteBuffer {
         match self.chains.get(&(vdisk, block)) {
             Some(node) => self.content(&self.nodes[*node as usize]),
             None => Visible::Map,
+        }
+    }
+
+    /// What [`newest`](WriteBuffer::newest) must not be: for a planted bug.
+    pub fn published_content(&self, vdisk: VdiskId, block: BlockIndex) -> Visible {
+        match self.visible(vdisk, block) {
+            Visible::Unpublished(_) => self.newest(vdisk, block),
+            published => published,
         }
     }
 

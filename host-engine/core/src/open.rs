@@ -26,6 +26,7 @@ use cleave_format::record::{EntryKind, Record as LogRecord};
 use cleave_format::{FormatError, frame};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::Queue;
 use cleave_wire::{ControllerMessage, HostMessage, MapCommit, MapCursor, Refusal};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

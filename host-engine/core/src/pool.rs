@@ -16,6 +16,7 @@ use cleave_format::ids::{BlockIndex, StripeId, VdiskId};
 use cleave_format::layout::{PART, SHARD};
 use cleave_runtime::links::Class;
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{HostMessage, ShardFault, encode_header};
 
 /// Names a range that is being read.

@@ -8,6 +8,7 @@ use crate::hash::Map;
 use crate::request::GuestError;
 use cleave_format::ids::{BlockIndex, VdiskId};
 use cleave_runtime::Token;
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::BTreeMap;
 
 /// Names a guest's read.

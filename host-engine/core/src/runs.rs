@@ -12,6 +12,7 @@ use cleave_format::control::{MapRun, PiecePlace};
 use cleave_format::footer::FOOTER_ENTRY;
 use cleave_format::ids::{Position, VdiskId};
 use cleave_format::map_piece::PIECE_LENGTH_MAX;
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Changed pieces from which on a run is written in any case: all of them are named by one commit.

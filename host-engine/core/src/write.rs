@@ -16,6 +16,7 @@ use cleave_format::layout::{BLOCK, SLICE_BLOCKS};
 use cleave_format::record::{Entry, EntryKind, RecordIdentity};
 use cleave_runtime::Token;
 use cleave_runtime::buffer::Buffer;
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -238,10 +239,9 @@ impl State {
             }
             let index = part.slice.block(block);
             let mut base = Box::new([0; BLOCK]);
-            let newest = match self.buffer.visible(part.vdisk, index) {
-                Visible::Unpublished(_) => self.buffer.newest(part.vdisk, index),
-                published if is_planted(Planted::MergeOntoPublished) => published,
-                _ => self.buffer.newest(part.vdisk, index),
+            let newest = match is_planted(Planted::MergeOntoPublished) {
+                true => self.buffer.published_content(part.vdisk, index),
+                false => self.buffer.newest(part.vdisk, index),
             };
             let found = match newest {
                 Visible::Zero => true,

@@ -6,6 +6,7 @@
 use cleave_format::control::Release;
 use cleave_format::ids::{Epoch, SliceIndex, VdiskId};
 use cleave_format::record::RecordIdentity;
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::{HashMap, VecDeque};
 
 type Key = (VdiskId, SliceIndex, Epoch);
@@ -88,7 +89,7 @@ impl Slices {
         let Some(slice) = self.0.get_mut(&key) else { return };
         let start = slice.records.partition_point(|record| record.0 < range.first.0);
         for record in slice.records.range_mut(start..) {
-            if record.0 > range.last.0 {
+            if record.0 > range.last.0 + u64::from(is_planted(Planted::ReleaseTooMuch)) {
                 break;
             }
             if record.1 != RELEASED {

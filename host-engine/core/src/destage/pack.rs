@@ -13,6 +13,7 @@ use cleave_format::record::EntryKind;
 use cleave_format::slot::{SlotHeader, column_checksums};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::{Class, LANES};
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::Queue;
 use cleave_wire::{ControllerMessage, HostMessage, ShardFault};
 use std::rc::Rc;
@@ -51,7 +52,9 @@ pub(super) async fn pack(
     for (index, (item, fingerprint)) in plan.items.iter().zip(fingerprints).enumerate() {
         let blocks = u32::from(item.blocks);
         let content = match item.kind {
-            EntryKind::Zero | EntryKind::Discard if is_planted(Planted::LoseZeroEntries) => continue,
+            EntryKind::Zero | EntryKind::Discard if is_planted(Planted::LoseZeroEntries) => {
+                continue;
+            }
             EntryKind::Zero => FooterContent::Zero { blocks },
             EntryKind::Discard => FooterContent::Discard { blocks },
             EntryKind::Frame | EntryKind::Reference => {
