@@ -1,14 +1,12 @@
 //! A disk over a host core, against a model: writes, merges, zeroes, discards and reads, through
 //! destage, map runs, crashes, broken connections, lost drives and rot.
 
-mod rig;
-
+use crate::rig::model::Model;
+use crate::rig::{DISK, Rig};
 use cleave_codec::Keys;
 use cleave_format::ids::*;
 use cleave_host_core::*;
 use cleave_runtime::random::Random;
-use rig::model::Model;
-use rig::{DISK, Rig};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
