@@ -14,8 +14,9 @@ use cleave_erasure::placement::{Candidate, choose};
 use cleave_format::control::{GrantedStripe, SlotPlace};
 use cleave_format::ids::{DriveId, Incarnation, StripeId};
 use cleave_format::layout::PARITY_SHARDS;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::ShardFault;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most stripes with slots that an incarnation may hold.
 pub const STRIPES_MAX: usize = 256;
@@ -266,6 +267,12 @@ impl Grants {
     pub fn ended(&mut self, stripe: StripeId) {
         let Some(grant) = self.grants.get_mut(&stripe) else { return };
         grant.state = State::Ended;
+        if is_planted(Planted::ReuseSlotsEarly) {
+            let early = std::mem::take(&mut grant.slots);
+            for place in &early {
+                self.allocator.free(place);
+            }
+        }
         if grant.writes == 0 {
             self.forget(stripe);
         }

@@ -19,6 +19,7 @@ use cleave_format::control::Control;
 use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId};
 use cleave_runtime::links::{Class, ConnectionId, LANES};
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::time::Moment;
 use cleave_wire::{
     ControllerMessage, Hello, HostMessage, MapCommit, MapCursor, Refusal, RequestNumber,
@@ -362,6 +363,9 @@ impl State {
     pub(crate) fn append_control(&mut self, control: &Control) -> Position {
         let held = self.held.as_mut().expect("an active controller holds the log");
         let position = held.log.append_control(control);
+        if let Control::Seal { vdisk, host, .. } = control {
+            held.log.assign(*vdisk, *host);
+        }
         let active = self.active.as_mut().expect("only the active decides");
         active.resident.apply(position, control);
         position
@@ -424,7 +428,10 @@ impl State {
 
     /// Sends what waited for the mirror: acknowledgements, one a lane, and replies.
     pub fn acknowledge(&mut self) -> bool {
-        let mirrored = self.mirror.mirrored;
+        let mirrored = match is_planted(Planted::AcknowledgeBeforeMirrored) {
+            true => u64::MAX,
+            false => self.mirror.mirrored,
+        };
         let Some(active) = &mut self.active else { return false };
         let mut through: Vec<(ConnectionId, u8, u64)> = Vec::new();
         while active.acks.front().is_some_and(|ack| ack.position <= mirrored) {

@@ -2,7 +2,7 @@
 //!
 //! Both controllers of a data node hold the same log. Positions grow by one an entry; entries leave
 //! with holes: records when a commit or a delete releases them (C4, C28), control records when both catalogs
-//! have them (C11). A slice's place in its sequence is known only while records of it are held
+//! have them (C11). A host takes only so much of it (C13). A slice's place in its sequence is known only while records of it are held
 //! (C1). Control records have memory of their own, which records cannot use up (C13).
 //!
 //! Pure: what is mirrored, who may append and when effects happen is decided above.
@@ -10,21 +10,23 @@
 mod chunks;
 mod entries;
 mod slices;
+mod usage;
 
 pub use chunks::CHUNK;
 pub use entries::{LogEntry, LogEntryKind};
 
 use bytes::Bytes;
-use chunks::Chunks;
+use chunks::{Chunks, Claim};
 use cleave_format::FormatError;
 use cleave_format::control::Control;
-use cleave_format::ids::{Position, VdiskId};
+use cleave_format::ids::{HostId, Position, VdiskId};
 use cleave_format::record::{RECORD_HEADER, Record, RecordIdentity};
 use cleave_runtime::message::Message;
 use cleave_wire::Refusal;
 use entries::Entries;
 use slices::{Place, Slices};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use usage::Usage;
 
 /// Longest record that the log takes, so that it fits a message with any header.
 pub const RECORD_MAX: usize = (4 << 20) - 4096;
@@ -64,7 +66,7 @@ pub struct Log {
     control_bytes: u64,
     control_bytes_max: u64,
     record_bytes: u64,
-    vdisks: BTreeMap<VdiskId, u64>,
+    usage: Usage,
     /// Control entries up to here have left.
     trimmed: u64,
 }
@@ -83,7 +85,7 @@ impl Log {
             control_bytes: 0,
             control_bytes_max: settings.control_bytes_max,
             record_bytes: 0,
-            vdisks: BTreeMap::new(),
+            usage: Usage::default(),
             trimmed: next.0.saturating_sub(1),
         }
     }
@@ -125,7 +127,17 @@ impl Log {
 
     /// Bytes of records of a vdisk.
     pub fn vdisk_bytes(&self, vdisk: VdiskId) -> u64 {
-        self.vdisks.get(&vdisk).copied().unwrap_or(0)
+        self.usage.of_vdisk(vdisk)
+    }
+
+    /// Bytes of records of the vdisks that a host [owns](Log::assign).
+    pub fn host_bytes(&self, host: HostId) -> u64 {
+        self.usage.of_host(host)
+    }
+
+    /// A host sealed the vdisk: its records count against that host's quota.
+    pub fn assign(&mut self, vdisk: VdiskId, host: HostId) {
+        self.usage.assign(vdisk, host);
     }
 
     /// Bytes of memory in use by records, and the most there may be.
@@ -140,13 +152,15 @@ impl Log {
     }
 
     /// Takes a record of `length` bytes off the message: the active controller's way in. `allow`
-    /// decides by its identity. Whatever the outcome, the bytes are taken. `Err(Ok(_))`: refused; `Err(Err(_))`:
-    /// it is no record.
+    /// decides by its identity; what the log has already is recognised however full it is, and new
+    /// records are taken up to the owner's `quota` and a margin (C13). Whatever the outcome, the bytes
+    /// are taken. `Err(Ok(_))`: refused; `Err(Err(_))`: it is no record.
     pub fn append(
         &mut self,
         message: &mut Message,
         length: usize,
         begins: bool,
+        quota: u64,
         allow: impl FnOnce(&RecordIdentity) -> Result<(), Refusal>,
     ) -> Result<Appended, Result<Refusal, FormatError>> {
         let malformed = Err(Err(FormatError::Malformed("append")));
@@ -154,57 +168,69 @@ impl Log {
             return malformed;
         }
         if !self.make_room(length) {
-            return Err(Ok(Refusal::Full));
+            return self.append_when_full(message, length, begins, quota, allow);
         }
-        let room = self.chunks.room(length, false).expect("room was made");
+        let room = self.chunks.room(length, Claim::Data).expect("room was made");
         message.append_to(length, room);
-        let identity = match Record::decode(room) {
-            Ok(record) => record.identity,
+        let record = match Record::decode(room) {
+            Ok(record) => record,
             Err(error) => {
                 room.clear();
                 return Err(Err(error));
             }
         };
-        let refusal = match allow(&identity) {
-            Ok(()) => match self.slices.place(&identity, begins) {
-                Place::Next => None,
-                Place::Held(position) => {
-                    room.clear();
-                    return Ok(Appended::Held(Position(position)));
-                }
-                Place::Released => {
-                    room.clear();
-                    return Ok(Appended::Released);
-                }
-                Place::Gap => Some(Refusal::Gap),
-            },
-            Err(refusal) => Some(refusal),
-        };
-        if let Some(refusal) = refusal {
+        let identity = record.identity;
+        let verdict = judge(&self.slices, &self.usage, &record, length, begins, quota, allow);
+        if let Some(decided) = verdict.transpose() {
             room.clear();
-            return Err(Ok(refusal));
+            return decided.map_err(Ok);
         }
         Ok(Appended::New(self.seal_record(self.next, &identity)))
+    }
+
+    /// As [`append`](Log::append), when there is no memory for data: what is held already is recognised
+    /// all the same (or its sender could never go on), and a record without data has the reserve (C13).
+    fn append_when_full(
+        &mut self,
+        message: &mut Message,
+        length: usize,
+        begins: bool,
+        quota: u64,
+        allow: impl FnOnce(&RecordIdentity) -> Result<(), Refusal>,
+    ) -> Result<Appended, Result<Refusal, FormatError>> {
+        let bytes = message.take(length).expect("the length was compared");
+        let record = Record::decode(&bytes).map_err(Err)?;
+        let verdict = judge(&self.slices, &self.usage, &record, length, begins, quota, allow);
+        if let Some(decided) = verdict.transpose() {
+            return decided.map_err(Ok);
+        }
+        let room = match is_dataless(&record) {
+            true => self.chunks.room(length, Claim::Reserve),
+            false => None,
+        };
+        let room = room.ok_or(Ok(Refusal::Full))?;
+        room.extend_from_slice(&bytes);
+        Ok(Appended::New(self.seal_record(self.next, &record.identity)))
     }
 
     /// Whether there is room for a record; compacts where that helps, within bounds.
     fn make_room(&mut self, length: usize) -> bool {
         for _ in 0..COMPACTIONS_MAX {
-            if self.chunks.room(length, false).is_some() {
+            if self.chunks.room(length, Claim::Data).is_some() {
                 return true;
             }
             if !self.compact() {
                 return false;
             }
         }
-        self.chunks.room(length, false).is_some()
+        self.chunks.room(length, Claim::Data).is_some()
     }
 
     /// The record in the open chunk becomes the entry of `position`.
     fn seal_record(&mut self, position: u64, identity: &RecordIdentity) -> Position {
         let (chunk, bytes) = self.chunks.seal(position);
         self.record_bytes += bytes.len() as u64;
-        *self.vdisks.entry(identity.vdisk).or_default() += bytes.len() as u64;
+        self.usage.add(identity.vdisk, bytes.len() as u64);
         self.slices.append(identity, position);
         let kind = LogEntryKind::Record(identity.vdisk, chunk);
         self.entries.insert(position, LogEntry { bytes, kind });
@@ -239,7 +265,7 @@ impl Log {
         if position.0 < self.next || length > message.len() || length > RECORD_MAX {
             return Err(malformed);
         }
-        let room = self.chunks.room(length, true).expect("forced");
+        let room = self.chunks.room(length, Claim::Forced).expect("forced");
         message.append_to(length, room);
         let identity = Record::decode(room).map(|record| record.identity);
         match identity {
@@ -304,11 +330,7 @@ impl Log {
             drop(entry);
             self.chunks.release(chunk, length);
             self.record_bytes -= length as u64;
-            let bytes = self.vdisks.get_mut(&vdisk).expect("a vdisk with a record is counted");
-            *bytes -= length as u64;
-            if *bytes == 0 {
-                self.vdisks.remove(&vdisk);
-            }
+            self.usage.remove(vdisk, length as u64);
         }
     }
 
@@ -353,7 +375,7 @@ impl Log {
                 continue;
             }
             let old = entry.bytes.clone();
-            let room = self.chunks.room(old.len(), true).expect("forced");
+            let room = self.chunks.room(old.len(), Claim::Forced).expect("forced");
             room.extend_from_slice(&old);
             let (new_chunk, bytes) = self.chunks.seal(found);
             let entry = self.entries.get_mut(found).expect("found before");
@@ -367,6 +389,38 @@ impl Log {
         }
         true
     }
+}
+
+/// What becomes of a record: `None`, it is appended; or why not.
+fn judge(
+    slices: &Slices,
+    usage: &Usage,
+    record: &Record<'_>,
+    length: usize,
+    begins: bool,
+    quota: u64,
+    allow: impl FnOnce(&RecordIdentity) -> Result<(), Refusal>,
+) -> Result<Option<Appended>, Refusal> {
+    let identity = &record.identity;
+    allow(identity)?;
+    match slices.place(identity, begins) {
+        Place::Next => {}
+        Place::Held(position) => return Ok(Some(Appended::Held(Position(position)))),
+        Place::Released => return Ok(Some(Appended::Released)),
+        Place::Gap => return Err(Refusal::Gap),
+    }
+    let held = usage.of_owner(identity.vdisk);
+    let with = held + length as u64;
+    // A host with nothing in the log is never refused: the smallest quota must let it go on.
+    let taken = held == 0
+        || with <= usage::taken_max(quota)
+        || (with <= usage::dataless_max(quota) && is_dataless(record));
+    if taken { Ok(None) } else { Err(Refusal::Full) }
+}
+
+/// Whether a record is only zeros and discards.
+fn is_dataless(record: &Record<'_>) -> bool {
+    record.entries().all(|(entry, _)| entry.length == 0)
 }
 
 #[cfg(test)]

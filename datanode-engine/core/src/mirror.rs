@@ -6,8 +6,8 @@
 
 use cleave_coordinator::LogRole;
 use cleave_format::ids::{Incarnation, Position};
-use cleave_wire::{HeldLog, PeerEntry};
 use cleave_runtime::planted::{Planted, is_planted};
+use cleave_wire::{HeldLog, PeerEntry};
 
 /// What the controllers do when they meet.
 #[derive(Clone, Debug, PartialEq, Eq)]

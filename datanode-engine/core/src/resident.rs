@@ -8,8 +8,8 @@ use cleave_catalog::Resident as CatalogResident;
 use cleave_catalog::tables::VdiskRow;
 use cleave_format::control::{Commit, Control};
 use cleave_format::ids::{Epoch, HostId, Incarnation, Position, StripeId, VdiskId};
-use cleave_wire::Refusal;
 use cleave_runtime::planted::{Planted, is_planted};
+use cleave_wire::Refusal;
 use std::collections::BTreeMap;
 
 /// What a vdisk's owner was, and since when.

@@ -282,6 +282,15 @@ impl State {
         }
     }
 
+    /// The log may be another one than before: says whose the records are, for the quotas.
+    pub fn assign_records(&mut self) {
+        if let (Some(active), Some(held)) = (&self.active, &mut self.held) {
+            for (vdisk, seal) in active.resident.seals() {
+                held.log.assign(vdisk, seal.host);
+            }
+        }
+    }
+
     /// Makes the effects of control records up to a position happen, in order, each once (C4, C11).
     pub fn advance_effects(&mut self, through: Position) {
         let Some(held) = &mut self.held else { return };

@@ -73,10 +73,8 @@ impl Status {
         let log = state.held.as_ref().map(|held| &held.log);
         let active = state.active.as_ref();
         let hosts = state.connected_hosts().into_iter().map(|(host, incarnation, connections)| {
-            let vdisks = active.into_iter().flat_map(|active| active.resident.seals());
-            let own = vdisks.filter(|(_, seal)| seal.host == host);
-            let bytes = own.map(|(vdisk, _)| log.map_or(0, |log| log.vdisk_bytes(vdisk)));
-            HostReport { host, incarnation, connections, log_bytes: bytes.sum() }
+            let log_bytes = log.map_or(0, |log| log.host_bytes(host));
+            HostReport { host, incarnation, connections, log_bytes }
         });
         let allocator = active.map(|active| &active.grants.allocator);
         let drives = active.map_or_else(Vec::new, |active| active.drives.report());

@@ -51,11 +51,11 @@ impl State {
         }
         let held = self.held.as_mut().expect("a session is good on a confirmed active only");
         let active = self.active.as_mut().expect("as above");
-        let resident = &active.resident;
+        let (resident, quota) = (&active.resident, active.quota);
         let mut last = Position(0);
         for record in &append.records {
             let length = record.length as usize;
-            let outcome = held.log.append(&mut message, length, record.begins, |identity| {
+            let outcome = held.log.append(&mut message, length, record.begins, quota, |identity| {
                 let epoch = identity.version.epoch;
                 resident.check_owner(identity.vdisk, epoch, who.incarnation).map(drop)
             });

@@ -145,6 +145,7 @@ impl Meeting {
                 state.active = Some(active);
                 state.confirmed = true;
             }
+            state.assign_records();
         }
         self.check_current()?;
         self.run_active(next)?;

@@ -6,6 +6,8 @@
 //! last live entry was released *and* no such slice is on its way through a link any more; the
 //! slices' own count says so. A record longer than a chunk has one of its own, of whole MiBs.
 //!
+//! A sixteenth of the memory is kept for records without data, which make room (C13).
+//!
 //! Chunks with a few live entries are emptied by moving those (compaction), so that the log holds
 //! what its capacity says whatever the order of releases is.
 
@@ -17,6 +19,17 @@ pub const CHUNK: usize = 1 << 20;
 
 /// Names a chunk.
 pub type ChunkIndex = u32;
+
+/// What memory is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A record with data.
+    Data,
+    /// A record without data, which may also use the reserve (C13).
+    Reserve,
+    /// What must have room: it has had room elsewhere, or makes some.
+    Forced,
+}
 
 struct Chunk {
     /// The rest of the chunk; empty between appends. Its allocation is the whole chunk.
@@ -52,6 +65,8 @@ pub struct Chunks {
     draining: VecDeque<ChunkIndex>,
     gone: Vec<ChunkIndex>,
     units_max: usize,
+    /// The part of `units_max` that only [`Claim::Reserve`] uses.
+    units_reserved: usize,
     /// Units of chunks that are open, full or draining.
     units_used: usize,
 }
@@ -66,6 +81,7 @@ impl Chunks {
             draining: VecDeque::new(),
             gone: Vec::new(),
             units_max,
+            units_reserved: if units_max < 4 { 0 } else { (units_max / 16).max(1) },
             units_used: 0,
         }
     }
@@ -81,8 +97,20 @@ impl Chunks {
     }
 
     /// Memory for `length` more bytes in one piece, to be filled and then [`seal`](Chunks::seal)ed (or
-    /// given back by truncating it to empty). `None` when the log is full; never when `forced`.
-    pub fn room(&mut self, length: usize, forced: bool) -> Option<&mut BytesMut> {
+    /// given back by truncating it to empty). `None` when the log is full for such a claim.
+    pub fn room(&mut self, length: usize, claim: Claim) -> Option<&mut BytesMut> {
+        let units_max = match claim {
+            Claim::Data => self.units_max - self.units_reserved,
+            Claim::Reserve => self.units_max,
+            Claim::Forced => usize::MAX,
+        };
+        if self.units_used > units_max {
+            // Also what is left of an open chunk is the reserve's then.
+            self.reclaim();
+            if self.units_used > units_max {
+                return None;
+            }
+        }
         let open = self.open.filter(|&open| {
             let chunk = &self.chunks[open as usize];
             chunk.tail.capacity() >= length
@@ -92,7 +120,7 @@ impl Chunks {
             None => {
                 let units = length.div_ceil(CHUNK).max(1);
                 self.reclaim();
-                if !forced && self.units_used + units > self.units_max {
+                if units > units_max - self.units_used.min(units_max) {
                     return None;
                 }
                 self.close_open();

@@ -41,7 +41,7 @@ fn message(bytes: &[u8], cut: usize) -> Message {
 fn append(log: &mut Log, name: Name, data: usize, begins: bool) -> Result<Appended, Refusal> {
     let bytes = record(name, data);
     let mut message = message(&bytes, bytes.len() / 3);
-    let outcome = log.append(&mut message, bytes.len(), begins, |_| Ok(()));
+    let outcome = log.append(&mut message, bytes.len(), begins, u64::MAX / 4, |_| Ok(()));
     outcome.map_err(|error| error.expect("a sound record"))
 }
 
@@ -291,7 +291,7 @@ fn a_record_longer_than_a_chunk_and_a_chunk_filled_to_its_last_byte() {
         encode_head(&identity((1, 0, 1, sequence)), &[entry(0), entry(1), entry(2)], &mut long);
         long.resize(bytes.len(), 7);
         let length = long.len();
-        log.append(&mut message(&long, 100), length, true, |_| Ok(())).unwrap();
+        log.append(&mut message(&long, 100), length, true, u64::MAX / 4, |_| Ok(())).unwrap();
         let exact = CHUNK - cleave_format::layout::padded(RECORD_HEADER + 16);
         append_exact(&mut log, (1, 1, 1, sequence), exact);
         log.release(&commit((1, 0, 1, sequence), sequence, false));
@@ -312,7 +312,7 @@ fn append_exact(log: &mut Log, name: Name, data: usize) {
     bytes.resize(bytes.len() + data, 3);
     let length = bytes.len();
     assert_eq!(length, CHUNK);
-    log.append(&mut message(&bytes, 0), length, true, |_| Ok(())).unwrap();
+    log.append(&mut message(&bytes, 0), length, true, u64::MAX / 4, |_| Ok(())).unwrap();
 }
 
 #[test]
@@ -322,15 +322,86 @@ fn what_is_no_record_is_refused_and_leaves_nothing() {
     let mut bad = good.clone();
     bad[20] ^= 1;
     let length = bad.len();
-    assert!(matches!(log.append(&mut message(&bad, 0), length, true, |_| Ok(())), Err(Err(_))));
     assert!(matches!(
-        log.append(&mut message(&good, 0), length + 1, true, |_| Ok(())),
+        log.append(&mut message(&bad, 0), length, true, u64::MAX / 4, |_| Ok(())),
+        Err(Err(_))
+    ));
+    assert!(matches!(
+        log.append(&mut message(&good, 0), length + 1, true, u64::MAX / 4, |_| Ok(())),
         Err(Err(_))
     ));
     let sealed = |_: &RecordIdentity| Err(Refusal::Sealed);
-    let refused = log.append(&mut message(&good, 0), length, true, sealed);
+    let refused = log.append(&mut message(&good, 0), length, true, u64::MAX / 4, sealed);
     assert_eq!(refused.unwrap_err().unwrap(), Refusal::Sealed);
     assert!(log.is_empty() && log.record_bytes() == 0);
     append(&mut log, (1, 0, 1, 1), 64, true).unwrap();
     assert_eq!(content(&log)[&1], good);
+}
+
+fn append_within(log: &mut Log, name: Name, data: usize, quota: u64) -> Result<Appended, Refusal> {
+    let bytes = record(name, data);
+    let mut message = message(&bytes, 7);
+    let outcome = log.append(&mut message, bytes.len(), true, quota, |_| Ok(()));
+    outcome.map_err(|error| error.expect("a sound record"))
+}
+
+/// C13: a host gets its quota and a margin, and not the room of others.
+#[test]
+fn a_host_takes_its_quota_and_no_more() {
+    let quota = 1 << 20;
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let (greedy, modest) = (HostId(1), HostId(2));
+    log.assign(VdiskId(1), greedy);
+    log.assign(VdiskId(2), greedy);
+    log.assign(VdiskId(3), modest);
+    let mut sequence = 1;
+    while append_within(&mut log, (1 + sequence % 2, 0, 1, sequence), 10_000, quota).is_ok() {
+        sequence += 1;
+    }
+    let held = log.host_bytes(greedy);
+    assert!(held > quota && held <= usage::taken_max(quota), "{held}");
+    // What is there already is recognised, or a host that resends it could never go on (C1).
+    let again = append_within(&mut log, (2, 0, 1, 1), 10_000, quota);
+    assert_eq!(again, Ok(Appended::Held(Position(1))));
+    // Zeros and discards make room.
+    let mut zeros = 0;
+    while append_within(&mut log, (1, 9, 1, zeros + 1), 0, quota).is_ok() {
+        zeros += 1;
+    }
+    let held = log.host_bytes(greedy);
+    assert!(zeros > 100 && held <= usage::dataless_max(quota), "{zeros}: {held}");
+    for sequence in 1..100 {
+        append_within(&mut log, (3, 0, 1, sequence), 10_000, quota).unwrap();
+    }
+    // Records of a vdisk that moves count for its new owner; a host without any is never refused.
+    log.assign(VdiskId(2), modest);
+    assert_eq!(log.host_bytes(greedy), log.vdisk_bytes(VdiskId(1)));
+    let full = append_within(&mut log, (3, 0, 1, 100), 10_000, quota);
+    assert_eq!(full, Err(Refusal::Full));
+    log.assign(VdiskId(4), HostId(3));
+    append_within(&mut log, (4, 0, 1, 1), 10_000, 100).unwrap();
+    log.release(&Control::Delete { vdisk: VdiskId(2), epoch: Epoch(1) });
+    append_within(&mut log, (3, 0, 1, 100), 10_000, quota).unwrap();
+}
+
+/// C13: when data has no memory left, zeros and discards have; and nothing is taken twice (C1).
+#[test]
+fn a_full_log_takes_zeros_and_knows_what_it_has() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let mut sequence = 1;
+    while append(&mut log, (1, 0, 1, sequence), 60_000, true).is_ok() {
+        sequence += 1;
+    }
+    assert_eq!(append(&mut log, (1, 0, 1, 3), 60_000, true), Ok(Appended::Held(Position(3))));
+    let mut zeros = 0;
+    while append(&mut log, (1, 7, 1, zeros + 1), 0, true).is_ok() {
+        zeros += 1;
+        assert_eq!(append(&mut log, (1, 0, 1, sequence), 60_000, true), Err(Refusal::Full));
+    }
+    assert!(zeros > 10_000, "{zeros}");
+    assert_eq!(log.memory().0, log.memory().1);
+    let last = log.next_entry(Position(log.next().0 - 1), log.next()).unwrap();
+    assert_eq!(last.1.bytes, record((1, 7, 1, zeros), 0));
+    log.release(&commit((1, 0, 1, 1), sequence, false));
+    append(&mut log, (1, 0, 1, sequence), 60_000, true).unwrap();
 }

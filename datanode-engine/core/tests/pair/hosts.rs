@@ -217,3 +217,46 @@ fn a_new_controller_waits_for_a_host_before_it_ends_its_grants() {
     rig.world.run_for(10 * SECOND);
     assert_eq!(rig.status(0).grants, 0);
 }
+
+/// C13: a host that does not heed its quota is refused beyond it, and the others have their room.
+#[test]
+fn a_greedy_host_does_not_take_the_room_of_others() {
+    let (rig, mut greedy) = begin(79);
+    let mut modest = FakeHost::start_as(&rig, "host-2", 2);
+    (modest.host, modest.vdisk) = (2, 2);
+    modest.connect(&rig);
+    modest.seal(&rig).unwrap();
+    let quota = rig.status(0).quota;
+    assert_eq!(quota, rig::LOG.record_bytes_max / 8 * 3);
+    for number in 0..400 {
+        greedy.append(number % 5, 60_000);
+    }
+    rig.world.run_for(SECOND);
+    greedy.look();
+    let refused = greedy.told.borrow().events.iter().any(|event| {
+        matches!(event.2, ControllerMessage::AppendRefused { reason: Refusal::Full, .. })
+    });
+    assert!(refused);
+    let held = |host| {
+        let hosts = rig.status(0).hosts;
+        hosts.iter().find(|report| report.host == HostId(host)).unwrap().log_bytes
+    };
+    assert!(held(1) > quota && held(1) <= quota / 4 * 5, "{} of {quota}", held(1));
+    for number in 0..quota / 60_200 {
+        modest.append(number as u32 % 5, 60_000);
+    }
+    modest.settle(&rig);
+    assert!(held(2) > quota / 10 * 9);
+    // Its connection goes on: a commit makes room.
+    assert!(greedy.is_connected());
+    let mut rounds = 0;
+    while !greedy.records.is_empty() {
+        destage(&rig, &mut greedy);
+        greedy.connect(&rig);
+        rig.world.run_for(SECOND);
+        greedy.look();
+        rounds += 1;
+        assert!(rounds < 10, "{} records are left", greedy.records.len());
+    }
+    modest.verify(&rig);
+}

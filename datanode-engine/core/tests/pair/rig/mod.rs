@@ -16,7 +16,9 @@ use cleave_datanode_core::drives::OpenDrive;
 use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::roles::start_empty_key;
 use cleave_datanode_core::status::Status;
-use cleave_datanode_core::{DataNode, GRANTS_KEPT, NoObserver, Settings, World, superblocks, vault};
+use cleave_datanode_core::{
+    DataNode, GRANTS_KEPT, NoObserver, Settings, World, superblocks, vault,
+};
 use cleave_format::ids::{ClusterId, DatanodeId, DriveId};
 use cleave_format::superblock::{DriveIdentity, Superblock, choose};
 use cleave_runtime::drives::{Drive, DriveIo};
