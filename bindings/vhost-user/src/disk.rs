@@ -105,6 +105,10 @@ impl Disk {
 
     /// Serves sockets and rings; appends the requests taken. True when it did anything.
     pub fn turn(&mut self, requests: &mut Vec<Request>) -> bool {
+        // Answers since the last turn may have met lost memory, as this turn may.
+        if self.close_lost() {
+            return true;
+        }
         let waiting = self.frontend.as_ref().is_some_and(|frontend| frontend.waiting.is_some());
         let mut worked = false;
         if waiting || self.socket_turns == 0 {
@@ -117,7 +121,17 @@ impl Disk {
         } else {
             self.socket_turns -= 1;
         }
-        self.take(requests) || worked
+        let taken = self.take(requests);
+        self.close_lost() || taken || worked
+    }
+
+    /// Closes a connection whose front end took back memory that it shares. True when it did.
+    fn close_lost(&mut self) -> bool {
+        let lost = self.frontend.as_ref().is_some_and(|frontend| frontend.memory.lost());
+        if lost {
+            self.hang_up(&Hangup::Lost);
+        }
+        lost
     }
 
     fn serve_sockets(&mut self) -> bool {
@@ -209,7 +223,8 @@ impl Disk {
         for index in 0..frontend.rings.len() {
             for _ in 0..BATCH {
                 let ring = &mut frontend.rings[index];
-                if !ring.ready() || self.slots.write_bytes() >= self.config.write_bytes_max {
+                let full = self.slots.write_bytes() >= self.config.write_bytes_max;
+                if !ring.ready() || full || frontend.memory.lost() {
                     break;
                 }
                 match ring.pop(frontend.memory.view()) {
@@ -225,7 +240,8 @@ impl Disk {
         worked
     }
 
-    /// The guest broke the ring's rules.
+    /// The guest broke the ring's rules. What is read from lost memory may look so too, before the
+    /// next turn ends the connection.
     fn fault(&mut self, ring: &mut Ring, index: u16, fault: RingFault) {
         tracing::warn!(vdisk = %self.config.name, ring = index, %fault, "ring stopped until its next start");
         self.statistics.faults += 1;
@@ -254,6 +270,10 @@ impl Disk {
         }
         *counter = counter.wrapping_add(1);
         let parsed = blk::parse(&slot.chain, memory, &self.config, self.capacity);
+        if memory.lost() {
+            // The guest may never have asked for this. It stays recorded.
+            return self.slots.end(place);
+        }
         let kind = match parsed {
             Parsed::Read { offset, length } => {
                 self.statistics.reads += 1;
@@ -275,6 +295,10 @@ impl Disk {
                     // It was found reachable, and memory changes only between turns.
                     let copied = chain.read(memory, blk::HEADER + at, &mut data);
                     assert!(copied.is_ok(), "a reachable chain is readable");
+                    if memory.lost() {
+                        // Zeros that the guest did not write. Parts before them are its own.
+                        return self.slots.end_unless_issued(place);
+                    }
                     let kind = RequestKind::Write { offset: offset + at, data };
                     requests.push(Request { tag: self.slots.issue(place, part), kind, resumed });
                 }
@@ -372,8 +396,9 @@ impl Disk {
             }
         };
         self.slots.end(place);
-        if let Some(fault) = faulty {
-            self.fault(ring, index, fault);
+        match faulty {
+            None | Some(RingFault::Lost) => {}
+            Some(fault) => self.fault(ring, index, fault),
         }
     }
 
@@ -473,7 +498,7 @@ impl Disk {
         for ring in &mut frontend.rings {
             ring.drain_kick();
         }
-        if frontend.can_go_on() {
+        if frontend.can_go_on() || frontend.memory.lost() {
             return false;
         }
         let blocked = self.slots.write_bytes() >= self.config.write_bytes_max;
@@ -485,7 +510,7 @@ impl Disk {
             return !frontend.has_next_unfinished();
         }
         let Frontend { rings, memory, .. } = &mut **frontend;
-        rings.iter_mut().filter(|ring| ring.ready()).all(|ring| ring.arm(memory))
+        rings.iter_mut().filter(|ring| ring.ready()).all(|ring| ring.arm(memory)) && !memory.lost()
     }
 
     /// Tells the guest that it need not kick; the next turn looks at the sockets.

@@ -61,6 +61,10 @@ pub(crate) enum Hangup {
     Message { code: u32, what: String },
     #[error("the front end does not read its replies")]
     Unread,
+    #[error(
+        "memory that the front end shares was truncated, or failed: it must stay as long as it is shared"
+    )]
+    Lost,
 }
 
 /// Why a virtqueue is stopped: always the guest's doing. The guest gets it going again by a reset.
@@ -84,4 +88,6 @@ pub(crate) enum RingFault {
     Order,
     #[error("no writable status byte")]
     NoStatus,
+    #[error("the memory is gone")]
+    Lost,
 }

@@ -386,7 +386,8 @@ impl Frontend {
     fn get_inflight(&mut self, message: &Message, config: &DiskConfig) -> Result<Handled, Hangup> {
         let asked = inflight_body(message, config)?;
         self.no_ring_runs(message)?;
-        let (region, given, file) = Region::create(asked.num_queues, asked.queue_size)
+        let alarm = self.memory.alarm();
+        let (region, given, file) = Region::create(asked.num_queues, asked.queue_size, alarm)
             .map_err(|what| message.wrong(what))?;
         self.region = Some(Rc::new(region));
         self.awaited.clear();
@@ -398,7 +399,7 @@ impl Frontend {
         let given = inflight_body(message, config).map_err(|error| error.to_string())?;
         self.no_ring_runs(message).map_err(|error| error.to_string())?;
         let file = message.file().map_err(|error| error.to_string())?;
-        let region = Rc::new(Region::open(&given, file)?);
+        let region = Rc::new(Region::open(&given, file, self.memory.alarm())?);
         self.awaited = (0..given.num_queues).filter(|queue| region.marked(*queue)).collect();
         tracing::debug!(vdisk = %config.name, rings = ?self.awaited, "inflight region is back");
         self.region = Some(region);

@@ -19,6 +19,7 @@
 //! A batch here is one request; recovery follows longer ones that another implementation left.
 //! The region is the front end's to spoil; what is read from it is checked like a guest's ring.
 
+use crate::guard::{Alarm, Mapping};
 use crate::memory::map;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,7 +27,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::VolatileMemory;
-use vm_memory::mmap::MmapRegion;
 
 const HEADER: usize = 16;
 const STATE: usize = 16;
@@ -42,7 +42,7 @@ const LAYOUT_VERSION: u16 = 1;
 /// The region of one device.
 #[derive(Debug)]
 pub(crate) struct Region {
-    memory: MmapRegion<()>,
+    mapping: Mapping,
     queues: u16,
     queue_size: u16,
 }
@@ -66,6 +66,7 @@ impl Region {
     pub(crate) fn create(
         queues: u16,
         queue_size: u16,
+        alarm: &Alarm,
     ) -> Result<(Region, VhostUserInflight, OwnedFd), String> {
         let bytes = part_bytes(queue_size) * usize::from(queues);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -76,18 +77,22 @@ impl Region {
         rustix::fs::fcntl_add_seals(&file, seals).map_err(system)?;
         let given = VhostUserInflight::new(bytes as u64, 0, queues, queue_size);
         let kept = file.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
-        Ok((Region::open(&given, kept)?, given, file))
+        Ok((Region::open(&given, kept, alarm)?, given, file))
     }
 
     /// A region that the front end gives back.
-    pub(crate) fn open(given: &VhostUserInflight, file: OwnedFd) -> Result<Region, String> {
+    pub(crate) fn open(
+        given: &VhostUserInflight,
+        file: OwnedFd,
+        alarm: &Alarm,
+    ) -> Result<Region, String> {
         let bytes = part_bytes(given.queue_size) * usize::from(given.num_queues);
         if given.mmap_size < bytes as u64 {
             let (size, queues) = (given.mmap_size, given.num_queues);
             return Err(format!("inflight region of {size} bytes for {queues} queues"));
         }
-        let memory = map(file, given.mmap_offset, given.mmap_size)?;
-        let region = Region { memory, queues: given.num_queues, queue_size: given.queue_size };
+        let mapping = map(file, given.mmap_offset, given.mmap_size, alarm)?;
+        let region = Region { mapping, queues: given.num_queues, queue_size: given.queue_size };
         for queue in 0..region.queues {
             region.check(usize::from(queue) * part_bytes(region.queue_size))?;
         }
@@ -127,7 +132,7 @@ impl Region {
     }
 
     fn half(&self, at: usize) -> &AtomicU16 {
-        self.memory.get_atomic_ref(at).expect("inside of the checked region, aligned")
+        self.mapping.memory.get_atomic_ref(at).expect("inside of the checked region, aligned")
     }
 }
 
@@ -139,12 +144,16 @@ impl Records {
 
     fn mark(&self, head: u16) -> &AtomicU8 {
         let at = self.state(head);
-        self.region.memory.get_atomic_ref(at).expect("inside of the checked region")
+        self.region.mapping.memory.get_atomic_ref(at).expect("inside of the checked region")
     }
 
     fn counter(&self, head: u16) -> &AtomicU64 {
         let at = self.state(head) + COUNTER;
-        self.region.memory.get_atomic_ref(at).expect("inside of the checked region, aligned")
+        self.region
+            .mapping
+            .memory
+            .get_atomic_ref(at)
+            .expect("inside of the checked region, aligned")
     }
 
     fn is_marked(&self, head: u16) -> bool {
@@ -206,7 +215,7 @@ mod tests {
     use crate::rig::shared_memory;
 
     fn region(queues: u16, size: u16) -> (Rc<Region>, VhostUserInflight, OwnedFd) {
-        let (region, given, file) = Region::create(queues, size).unwrap();
+        let (region, given, file) = Region::create(queues, size, &Alarm::default()).unwrap();
         (Rc::new(region), given, file)
     }
 
@@ -221,7 +230,7 @@ mod tests {
         records.publishing(2);
         records.unmark(2);
         records.settled(1);
-        let again = Rc::new(Region::open(&given, file).unwrap());
+        let again = Rc::new(Region::open(&given, file, &Alarm::default()).unwrap());
         assert!(!again.marked(0) && again.marked(1));
         assert_eq!(again.records(1).unwrap().recover(8, 1), [(10, 5), (12, 7)]);
         assert!(again.records(2).is_none());
@@ -253,10 +262,10 @@ mod tests {
         assert_eq!(records.recover(4, 77), [(0, 1)]);
         let mut short = given;
         short.mmap_size = 10;
-        assert!(Region::open(&short, shared_memory(4096)).is_err());
-        assert!(Region::open(&given, shared_memory(10)).is_err());
+        assert!(Region::open(&short, shared_memory(4096), &Alarm::default()).is_err());
+        assert!(Region::open(&given, shared_memory(10), &Alarm::default()).is_err());
         let (other, given, file) = region(1, 4);
         other.half(VERSION).store(9, Ordering::Relaxed);
-        assert!(Region::open(&given, file).is_err());
+        assert!(Region::open(&given, file, &Alarm::default()).is_err());
     }
 }

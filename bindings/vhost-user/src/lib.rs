@@ -9,14 +9,15 @@
 //! channel   socket, messages whole or not at all        listen    the socket file
 //! frontend  what the messages say: features, memory, rings, dirty log, inflight region
 //! memory    the guest's memory, bounds and dirty bits    chain     descriptor chains, read defensively
+//! guard     memory that its owner truncates (SIGBUS)
 //! ring      one virtqueue                                inflight  what a successor must resume (C24)
 //! blk       virtio-blk requests out of chains            slots     requests that the engine holds
 //! disk      the turn
 //! ```
 //!
 //! Invariants: whatever a guest or a front end does breaks its own device only, never the process
-//! (apart from truncating memory that it shares, see [`memory`]); a request that was taken is
-//! recorded before anything else is done with it, and is published as used once (C24).
+//! (truncating memory that it shares included, see [`guard`]); a request that was taken is recorded
+//! before anything else is done with it, and is published as used once (C24).
 //!
 //! A crash leaves the socket file, which the next [`Disk::bind`] replaces, and in the front end's
 //! hands the inflight region, from which the next connection resumes.
@@ -28,6 +29,7 @@ mod config;
 mod disk;
 mod error;
 mod frontend;
+mod guard;
 mod inflight;
 mod listen;
 mod memory;

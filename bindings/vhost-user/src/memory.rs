@@ -4,10 +4,11 @@
 //! Requests keep guest addresses, never pointers, and look them up when they need them: a region
 //! may go while a request is in flight, and then its data has nowhere to go.
 //!
-//! A mapping is refused when its file is shorter than the region. A front end that shortens the
-//! file afterwards makes the next access raise SIGBUS, which ends the process: front ends must seal
-//! their memory (`F_SEAL_SHRINK`, QEMU's memory-backend-memfd does) or be trusted not to do it.
+//! A mapping is refused when its file is shorter than the region. When the front end shortens the
+//! file afterwards the memory is [lost](Memory::lost), and with it the connection: see
+//! [`guard`](crate::guard).
 
+use crate::guard::{Alarm, Guard, Mapping};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -35,17 +36,20 @@ pub(crate) struct Unmapped;
 /// One guest's memory.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    view: View,
+    /// Before `view`: guards go before their mappings.
     regions: Vec<Region>,
-    log: Option<MmapRegion<()>>,
+    view: View,
+    log: Option<Mapping>,
     logging: bool,
+    alarm: Alarm,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Region {
     guest: u64,
     user: u64,
     size: u64,
+    _guard: Guard,
 }
 
 impl Memory {
@@ -60,12 +64,12 @@ impl Memory {
         regions: &[VhostUserMemoryRegion],
         files: Vec<OwnedFd>,
     ) -> Result<(), String> {
-        let mut fresh = Memory::default();
+        let mut fresh = Memory { alarm: self.alarm.clone(), ..Memory::default() };
         for (region, file) in regions.iter().zip(files) {
             fresh.add(region, file)?;
         }
-        self.view = fresh.view;
         self.regions = fresh.regions;
+        self.view = fresh.view;
         Ok(())
     }
 
@@ -78,17 +82,13 @@ impl Memory {
         if self.regions.len() == REGIONS_MAX {
             return Err(format!("more than {REGIONS_MAX} memory regions"));
         }
-        let added = Region {
-            guest: region.guest_phys_addr,
-            user: region.user_addr,
-            size: region.memory_size,
-        };
-        let ends = [added.guest.checked_add(added.size), added.user.checked_add(added.size)];
-        if added.size == 0 || ends.contains(&None) {
+        let (guest, user, size) = (region.guest_phys_addr, region.user_addr, region.memory_size);
+        if size == 0 || [guest, user].iter().any(|start| start.checked_add(size).is_none()) {
             return Err("a memory region that is empty or wraps around".into());
         }
-        let mapping = map(file, region.mmap_offset, added.size)?;
-        let mapped = GuestRegionMmap::new(mapping, GuestAddress(added.guest))
+        let Mapping { guard, memory } = map(file, region.mmap_offset, size, &self.alarm)?;
+        let added = Region { guest, user, size, _guard: guard };
+        let mapped = GuestRegionMmap::new(memory, GuestAddress(guest))
             .ok_or("a memory region that wraps around")?;
         self.view = self.view.insert_region(Arc::new(mapped)).map_err(|error| error.to_string())?;
         self.regions.push(added);
@@ -103,13 +103,26 @@ impl Memory {
             .iter()
             .position(|known| (known.guest, known.user, known.size) == (guest, user, size))
             .ok_or("no such memory region")?;
-        let (view, _unmapped) = self
+        let (view, unmapped) = self
             .view
             .remove_region(GuestAddress(guest), size)
             .map_err(|error| error.to_string())?;
+        drop(self.regions.swap_remove(index));
         self.view = view;
-        self.regions.swap_remove(index);
+        drop(unmapped);
         Ok(())
+    }
+
+    /// The alarm of everything that the front end shares.
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    /// Whether anything that the front end shares, also beside this memory, was found missing:
+    /// nothing that was read or written since the last look can be relied on.
+    #[inline]
+    pub(crate) fn lost(&self) -> bool {
+        self.alarm.rung()
     }
 
     /// The guest address of an address of the front end's.
@@ -145,7 +158,7 @@ impl Memory {
 
     /// Takes the bitmap in which dirty pages are marked.
     pub(crate) fn set_log(&mut self, log: &VhostUserLog, file: OwnedFd) -> Result<(), String> {
-        self.log = Some(map(file, log.mmap_offset, log.mmap_size)?);
+        self.log = Some(map(file, log.mmap_offset, log.mmap_size, &self.alarm)?);
         Ok(())
     }
 
@@ -159,14 +172,14 @@ impl Memory {
         let last = address.saturating_add(length - 1) / LOG_PAGE;
         for page in address / LOG_PAGE..=last {
             let Ok(byte) = usize::try_from(page / 8) else { return };
-            let Ok(bits) = log.get_atomic_ref::<AtomicU8>(byte) else { return };
+            let Ok(bits) = log.memory.get_atomic_ref::<AtomicU8>(byte) else { return };
             bits.fetch_or(1 << (page % 8), Ordering::Release);
         }
     }
 }
 
 /// Maps `size` bytes of a file that has them.
-pub(crate) fn map(file: OwnedFd, offset: u64, size: u64) -> Result<MmapRegion<()>, String> {
+pub(crate) fn map(file: OwnedFd, offset: u64, size: u64, alarm: &Alarm) -> Result<Mapping, String> {
     let file = File::from(file);
     let found = file.metadata().map_err(|error| format!("shared memory: {error}"))?;
     if !found.is_file() {
@@ -177,8 +190,9 @@ pub(crate) fn map(file: OwnedFd, offset: u64, size: u64) -> Result<MmapRegion<()
         return Err(format!("shared memory of {} bytes, {end} are needed", found.size()));
     }
     let length = usize::try_from(size).map_err(|_| "shared memory beyond the address space")?;
-    MmapRegion::from_file(FileOffset::new(file, offset), length)
-        .map_err(|error| format!("cannot map shared memory: {error}"))
+    let memory = MmapRegion::from_file(FileOffset::new(file, offset), length)
+        .map_err(|error| format!("cannot map shared memory: {error}"))?;
+    Ok(Mapping::new(memory, alarm))
 }
 
 #[cfg(test)]
@@ -238,7 +252,7 @@ mod tests {
         memory.set_logging(false);
         memory.write(0x9000, &[1]).unwrap();
         let log = memory.log.as_ref().unwrap();
-        let byte = |at| log.get_atomic_ref::<AtomicU8>(at).unwrap().load(Ordering::Relaxed);
+        let byte = |at| log.memory.get_atomic_ref::<AtomicU8>(at).unwrap().load(Ordering::Relaxed);
         assert_eq!([byte(0), byte(1), byte(2)], [0x80, 0x01, 0]);
     }
 }

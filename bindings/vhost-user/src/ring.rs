@@ -252,6 +252,10 @@ impl Ring {
         let used = self.queue.used_ring();
         memory.mark_dirty(used + 4 + place * USED_ENTRY, USED_ENTRY);
         memory.mark_dirty(used, 4);
+        if memory.lost() {
+            // Whether the guest can see it is unknown: a successor does it again (C24).
+            return Err(RingFault::Lost);
+        }
         if let Some(records) = &self.records {
             records.unmark(head);
             step();

@@ -129,6 +129,13 @@ impl Slots {
         self.vacant.push(index);
     }
 
+    /// Makes a slot vacant, unless the engine has a part of it.
+    pub(crate) fn end_unless_issued(&mut self, index: u16) {
+        if self.slots[usize::from(index)].parts_left == 0 {
+            self.end(index);
+        }
+    }
+
     /// The connection is gone.
     pub(crate) fn abandon(&mut self) {
         for slot in &mut self.slots {

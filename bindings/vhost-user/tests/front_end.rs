@@ -231,3 +231,64 @@ fn large_logical_blocks_and_read_only_are_kept() {
     assert_eq!(front.read(0, 0, 0, 4096), 0);
     assert!(front.write(0, 0, 0, 4096) < 0);
 }
+
+#[test]
+fn a_front_end_that_truncates_its_memory_under_load_breaks_itself_only() {
+    let features = VirtioFeatureFlags::empty();
+    let (server, other) = (
+        Server::start(CAPACITY, Manner::Prompt, |_| {}),
+        Server::start(CAPACITY, Manner::Backwards, |_| {}),
+    );
+    let mut neighbour = Front::connect(&other, features, 1);
+    for round in 0..3 {
+        let mut front = Front::connect(&server, features, 1);
+        let file = front.shared.file.try_clone().unwrap();
+        let (begin, begun) = std::sync::mpsc::channel::<()>();
+        let truncating = std::thread::spawn(move || {
+            begun.recv().unwrap();
+            ftruncate(file, 0).unwrap();
+        });
+        // Only the device touches the data; what it puts there or finds there does not matter.
+        let start = front.shared.start;
+        let mut in_flight = 0;
+        let mut done = 0;
+        let mut begin = Some(begin);
+        while !truncating.is_finished() {
+            while in_flight < 16 {
+                let at = in_flight * (64 << 10);
+                let offset = at as u64;
+                // SAFETY: the device checks the memory; here nothing touches it any more.
+                unsafe {
+                    let place = start.add(at);
+                    match in_flight % 2 {
+                        0 => front.queues[0].write_raw(offset, place, 64 << 10, 0).unwrap(),
+                        _ => front.queues[0].read_raw(offset, place, 64 << 10, 0).unwrap(),
+                    }
+                }
+                in_flight += 1;
+            }
+            front.transport.get_submission_notifier(0).notify().unwrap();
+            let count = front.queues[0].completions().count();
+            (in_flight, done) = (in_flight - count, done + count);
+            if done > 100
+                && let Some(begin) = begin.take()
+            {
+                begin.send(()).unwrap();
+            }
+        }
+        truncating.join().unwrap();
+        // It may have answered everything just before: it notices with the next access.
+        // SAFETY: as above.
+        unsafe { front.queues[0].read_raw(0, start, 512, 0).unwrap() };
+        front.transport.get_submission_notifier(0).notify().unwrap();
+        // The next one gets through while this one is still there: the device hung up.
+        let mut next = Front::connect(&server, features, 1);
+        assert_eq!(next.read(0, 0, 0, 4096), 0);
+        pattern(round, neighbour.shared.bytes(0, 4096));
+        assert_eq!(neighbour.write(0, 0, 0, 4096), 0);
+        assert_eq!(neighbour.read(0, 0, 4096, 4096), 0);
+        assert_eq!(neighbour.shared.bytes(0, 4096), neighbour.shared.bytes(4096, 4096));
+    }
+    assert_eq!(server.stop().1.connections, 6);
+    assert_eq!(other.stop().1.connections, 1);
+}

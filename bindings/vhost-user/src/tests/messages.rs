@@ -298,7 +298,7 @@ fn a_migration_finds_every_page_that_the_device_wrote() {
     for ring in 0..2 {
         rig.set_addresses(ring);
     }
-    let bitmap = crate::memory::map(file, 0, bytes).unwrap();
+    let bitmap = crate::memory::map(file, 0, bytes, &Default::default()).unwrap().memory;
     let first = (GUEST / 4096 / 8) as usize;
     let dirty = |address: u64| {
         let page = address / 4096;

@@ -3,3 +3,4 @@
 mod hostile;
 mod messages;
 mod resume;
+mod truncation;
