@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// Between two attempts to reach a controller.
 const RETRY: Duration = Duration::from_millis(100);
+/// Longest pause before what a full log refused is sent again.
+const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long an attempt may take until the controller's welcome.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -235,6 +237,7 @@ impl Shared {
                 let Some(class) = state.class_of(connection) else { return };
                 tracing::info!(?class, reason, "connection closed");
                 state.disconnected(class);
+        let mut full_pause = RETRY;
             }
         }
     }
@@ -281,11 +284,24 @@ impl Shared {
             match self.executor.timeout(ATTEMPT, decided).await {
                 Some(true) => {
                     tracing::info!(?class, controller = controller.name, "connected");
-                    let gone = || {
+                    let over = || {
                         let link = &self.state.borrow().class_links[index];
-                        (link.connection != Some(connection)).then_some(())
+                        let gone = link.connection != Some(connection);
+                        (gone || link.full).then_some(gone)
                     };
-                    changed.until(gone).await;
+                    if changed.until(over).await {
+                        full_pause = RETRY;
+                    } else {
+                        // Commits go on over this connection meanwhile, and make room (C13).
+                        tracing::debug!(pause = ?full_pause, "the log is full");
+                        self.executor.sleep(full_pause).await;
+                        full_pause = FULL_PAUSE_MAX.min(2 * full_pause);
+                        let mut state = self.state.borrow_mut();
+                        if state.class_links[index].connection == Some(connection) {
+                            state.disconnected(class);
+                            self.links.close(connection, "the log is full");
+                        }
+                    }
                 }
                 Some(false) | None => {
                     let mut state = self.state.borrow_mut();

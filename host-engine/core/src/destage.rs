@@ -111,6 +111,13 @@ impl State {
         if on_their_way > 0 {
             return None;
         }
+        // Only destage can make room (C13), whatever the quota said.
+        if self.log_full && weight > 0 {
+            return Some(Reason::Partial);
+        }
+        if self.log_full && self.buffer.releasable_bytes() > 0 {
+            return Some(Reason::Release);
+        }
         if self.buffer.releasable_bytes() * 8 >= limit && fill >= config.fill_percent {
             return Some(Reason::Release);
         }

@@ -2,5 +2,6 @@
 //! host core promises.
 
 mod disk;
+mod full;
 mod order;
 mod rig;

@@ -115,6 +115,11 @@ impl Pool {
         Ok(())
     }
 
+        let held: u64 = self.records.values().map(|(_, bytes)| bytes.len() as u64).sum();
+        if held + bytes.len() as u64 > self.capacity {
+            self.appends_refused += 1;
+            return Err(Refusal::Full);
+        }
     fn commit(
         &mut self,
         stripe: StripeId,
@@ -243,6 +248,8 @@ struct Peer {
     refused: bool,
 }
 
+    /// Lanes whose appends are passed over after a refusal.
+    ended: [bool; 4],
 /// One start of the controller's process.
 pub struct Controller {
     pool: Rc<RefCell<Pool>>,
@@ -269,7 +276,10 @@ impl Controller {
         for event in events {
             match event {
                 LinkEvent::Accepted { connection, class, .. } => {
-                    self.peers.insert(connection, Peer { class, hello: None, refused: false });
+                    self.peers.insert(
+                        connection,
+                        Peer { class, hello: None, refused: false, ended: [false; 4] },
+                    );
                 }
                 LinkEvent::Received { connection, lane, message } => {
                     self.received(connection, lane, message);
@@ -329,7 +339,10 @@ impl Controller {
                 for record in &append.records {
                     let bytes = message.take(record.length as usize).unwrap();
                     if let Err(reason) = pool.append(bytes, record.begins, newest) {
-                        peer.refused = true;
+                        peer.ended[usize::from(lane)] = true;
+                if peer.ended[usize::from(lane)] {
+                    return;
+                }
                         let number = append.number;
                         let refused = ControllerMessage::AppendRefused { number, reason };
                         return self.reply(from, lane, refused, &[]);
