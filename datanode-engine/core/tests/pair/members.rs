@@ -1,6 +1,6 @@
 //! Who holds the log: restarts, copies, images, and when there is none (C7).
 
-use crate::rig::{self, SECOND};
+use crate::rig::{self, FakeHost, NAMES, Rig, SECOND};
 use crate::{append_some, begin, destage};
 use cleave_datanode_core::Phase;
 use std::time::Duration;
@@ -269,4 +269,25 @@ fn a_damaged_image_is_none() {
     rig.start(1);
     rig.world.run_for(5 * SECOND);
     assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
+
+/// Also when the record made both members and nobody could be told: the next meeting resumes by it.
+#[test]
+fn a_break_at_any_moment_of_a_meeting_leaves_an_active_that_serves() {
+    for seed in 200..240 {
+        let mut rig = Rig::new(seed);
+        rig.start(0);
+        rig.start(1);
+        let random = rig.world.random();
+        let meets = random.below(15_000);
+        rig.world.run_for(Duration::from_micros(meets));
+        for _ in 0..20 {
+            rig.world.run_for(Duration::from_micros(random.below(1_000)));
+            rig.world.break_connections(NAMES[0], NAMES[1]);
+        }
+        rig.run_until_mirrored();
+        let mut host = FakeHost::start(&rig, 1);
+        host.connect(&rig);
+        host.seal(&rig).unwrap();
+    }
 }
