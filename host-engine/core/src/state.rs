@@ -215,25 +215,15 @@ impl State {
         self.buffer.bytes().max(self.buffer.memory() / 2)
     }
 
-    /// How full the buffer is, in percent: of the log's bytes or of memory, whichever is scarcer.
-    pub fn fill_percent(&self) -> u64 {
-        let (used, limit) = (self.buffer.memory(), self.memory_limit());
-        let percent = |used: u64, limit: u64| used * 100 / limit.max(1);
-        percent(self.buffer.bytes(), self.limit())
-            .max(percent(used.content, limit.content))
-            .max(percent(used.tables, limit.tables))
+    /// Blocks with buffered content that the buffer may hold.
+    pub fn nodes_max(&self) -> u64 {
+        (self.limit() / BYTES_A_NODE).max(1024)
     }
 
-    /// Whether the buffer has room for a request. One that is larger than the buffer is taken when
-    /// nothing else is in it.
-    pub fn has_room(&self, cost: &Cost) -> bool {
-        let bytes = self.reserved + cost.bytes;
-        let (used, limit) = (self.buffer.memory(), self.memory_limit());
-        let tables = used.tables + Memory::tables_of(cost.records, cost.blocks);
-        let room = self.buffer.bytes() + bytes <= self.limit()
-            && used.content + bytes <= limit.content
-            && tables <= limit.tables;
-        room || (self.buffer.len() == 0 && self.reserved == 0)
+    /// How full the buffer is, in percent.
+    pub fn fill_percent(&self) -> u64 {
+        let bytes = self.held() * 100 / self.limit().max(1);
+        bytes.max(self.buffer.nodes() as u64 * 100 / self.nodes_max())
     }
 
     /// A request number that was never used.
@@ -291,13 +281,6 @@ impl State {
             ControllerMessage::Mirrored { through } => self.log_mirrored(lane, through),
             ControllerMessage::AppendRefused { number, reason } => {
                 return Err(self.append_refused(lane, number, reason));
-            ControllerMessage::AppendRefused { reason: Refusal::Full, .. } => {
-                let link = &mut self.class_links[class_index(class)];
-                link.full = true;
-                link.changed.notify();
-                self.log_full = true;
-                self.progress.notify();
-            }
             }
             ControllerMessage::Quota { bytes } => self.quota = Some(bytes),
             ControllerMessage::LostDrives { drives } => {
@@ -308,6 +291,13 @@ impl State {
         }
         Ok(())
     }
+            ControllerMessage::AppendRefused { reason: Refusal::Full, .. } => {
+                let link = &mut self.class_links[class_index(class)];
+                link.full = true;
+                link.changed.notify();
+                self.log_full = true;
+                self.progress.notify();
+            }
 
     fn answered(&mut self, answer: ControllerMessage, payload: Message) -> Result<(), String> {
         let (ControllerMessage::Done { request, .. }
@@ -387,7 +377,6 @@ impl State {
             let write = record.unpublished;
             // One that another log took again says nothing about how long that takes.
             if first && self.mirror_times.len() < MIRROR_TIMES_MAX {
-            self.log_full &= !first;
                 self.mirror_times.push(self.now.since(record.taken));
             }
             self.sequences.mirrored(identity.vdisk, identity.slice, identity.version.sequence);
@@ -398,6 +387,7 @@ impl State {
             }
         }
         self.mirrored = keys;
+            self.log_full &= !first;
         self.publish(published);
         self.progress.notify();
     }

@@ -35,6 +35,9 @@ pub struct Pool {
     /// Bytes of these shards are flipped when read.
     pub rotten: BTreeSet<(StripeId, u8)>,
     pub quota: u64,
+    /// Bytes of records beyond which appends are refused.
+    pub capacity: u64,
+    pub appends_refused: u32,
     pub data_shards: u8,
     pub cluster: ClusterId,
     pub runs: usize,
@@ -63,6 +66,8 @@ impl Pool {
             lost: BTreeSet::new(),
             rotten: BTreeSet::new(),
             quota: 64 << 20,
+            capacity: u64::MAX,
+            appends_refused: 0,
             data_shards,
             cluster: ClusterId([7; 16]),
             runs: 0,
@@ -110,16 +115,16 @@ impl Pool {
             None if begins && newest => {}
             None => return Err(Refusal::Gap),
         }
-        let position = self.position();
-        self.records.insert(position, (identity, bytes));
-        Ok(())
-    }
-
         let held: u64 = self.records.values().map(|(_, bytes)| bytes.len() as u64).sum();
         if held + bytes.len() as u64 > self.capacity {
             self.appends_refused += 1;
             return Err(Refusal::Full);
         }
+        let position = self.position();
+        self.records.insert(position, (identity, bytes));
+        Ok(())
+    }
+
     fn commit(
         &mut self,
         stripe: StripeId,
@@ -243,13 +248,13 @@ impl Pool {
 }
 
 struct Peer {
+    /// Lanes whose appends are passed over after a refusal.
+    ended: [bool; 4],
     class: Class,
     hello: Option<Hello>,
     refused: bool,
 }
 
-    /// Lanes whose appends are passed over after a refusal.
-    ended: [bool; 4],
 /// One start of the controller's process.
 pub struct Controller {
     pool: Rc<RefCell<Pool>>,
@@ -335,14 +340,14 @@ impl Controller {
         let answer = match header {
             HostMessage::Hello(_) => unreachable!(),
             HostMessage::Append(append) => {
+                if peer.ended[usize::from(lane)] {
+                    return;
+                }
                 let newest = self.newest[&hello.core] == hello.connection;
                 for record in &append.records {
                     let bytes = message.take(record.length as usize).unwrap();
                     if let Err(reason) = pool.append(bytes, record.begins, newest) {
                         peer.ended[usize::from(lane)] = true;
-                if peer.ended[usize::from(lane)] {
-                    return;
-                }
                         let number = append.number;
                         let refused = ControllerMessage::AppendRefused { number, reason };
                         return self.reply(from, lane, refused, &[]);
