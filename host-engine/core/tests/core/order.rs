@@ -75,3 +75,38 @@ fn a_later_write_does_not_overtake_a_discard_at_its_rounded_edge() {
     assert!(place(1) < place(2) && place(2) < place(3), "{order:?}");
     assert!(place(4) < place(1), "{order:?}");
 }
+
+// C23: a read that waits for one write meets the content of the next, which is published with it.
+#[test]
+fn a_read_that_waited_meets_the_next_write() {
+    let mut rig = Rig::new(52, SIZE);
+    let core = rig.start_host();
+    rig.open();
+    let process = rig.host.as_ref().unwrap().0.clone();
+    let mut token = 0;
+    for round in 0..200 {
+        // The first is mirrored when both of its slices' lanes are, the second with one of them.
+        let mut operations =
+            vec![write(SLICE - 4096, 8192, round), write(SLICE - 4096, 4096, round + 1000)];
+        let (mut ended, mut completions) = (0, Vec::new());
+        let first = token;
+        while ended < token - first || !operations.is_empty() || token - first < 2 {
+            let next = match operations.is_empty() {
+                false => Some(operations.remove(0)),
+                true if token - first < 40 => {
+                    Some(Operation::Read { offset: SLICE - 4096, length: 4096 })
+                }
+                true => None,
+            };
+            if let Some(operation) = next {
+                token += 1;
+                core.submit(GuestRequest { token, vdisk: DISK, operation }).unwrap();
+            }
+            process.wake();
+            rig.world.run_for(Duration::from_micros(5));
+            core.completions(&mut completions);
+            ended += completions.len() as u64;
+            assert!(completions.drain(..).all(|completion| completion.result == Ok(())));
+        }
+    }
+}
