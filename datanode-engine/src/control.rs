@@ -130,13 +130,13 @@ impl Control {
                 records: status.entries,
                 hosts: status.hosts.len() as u32,
             },
-            stripes: StripeStatus {
+            stripes: status.serving.then(|| StripeStatus {
                 data_shards: data_shards(drives.len(), online),
                 parity_shards: PARITY_SHARDS as u32,
                 committed: status.stripes,
                 degraded: status.damage.degraded,
                 lost: status.damage.lost,
-            },
+            }),
             drives,
         }
     }
@@ -152,6 +152,7 @@ impl Control {
             appends: OperationStatistics {
                 operations: counters.records,
                 bytes: counters.record_bytes,
+                latency_us: self.measures.appends.borrow().latency(),
                 ..OperationStatistics::default()
             },
             refused: counters.refused,
@@ -194,9 +195,10 @@ fn drive(configured: &ConfiguredDrive, status: &Status) -> DriveStatus {
     let reason = match (open, in_use) {
         (_, true) => String::new(),
         (Err(reason), false) => reason.clone(),
-        (Ok(_), false) => {
-            "it was lost while it was in use, or earlier; the log says why".to_owned()
-        }
+        (Ok(_), false) => match found {
+            Some((report, _)) if !report.reason.is_empty() => report.reason.clone(),
+            _ => "it was lost before this controller started; an earlier log says why".to_owned(),
+        },
     };
     let shown = DriveStatus {
         drive: drive.0,

@@ -32,6 +32,8 @@ impl Operations {
 /// What a controller measures.
 #[derive(Debug, Default)]
 pub struct Measures {
+    /// Appends, from their receipt until they are mirrored.
+    pub appends: RefCell<Histogram>,
     /// From forwarding to the peer's acknowledgement.
     pub mirror: RefCell<Histogram>,
     /// Ranges of shards read.
@@ -41,6 +43,10 @@ pub struct Measures {
 }
 
 impl cleave_datanode_core::Observer for Measures {
+    fn appended(&self, took: Duration) {
+        self.appends.borrow_mut().record(nanoseconds(took));
+    }
+
     fn mirrored(&self, took: Duration) {
         self.mirror.borrow_mut().record(nanoseconds(took));
     }

@@ -73,8 +73,11 @@ pub struct HostStatus {
     pub process: ProcessStatus,
     /// Cores that the engine runs on.
     pub cores: u32,
-    /// What the engine uses of its memory.
+    /// What the engine uses of its memory, by its own count.
     pub memory: Fill,
+    /// Resident memory of its process without memory of guests, as the kernel counts it; 0 when it is not known.
+    #[serde(default)]
+    pub memory_resident: u64,
     /// Whether the coordinator store answers.
     pub store_connected: bool,
     /// Each data node's log, as this host sees it.
@@ -195,8 +198,8 @@ pub struct ControllerStatus {
     pub store_connected: bool,
     /// The mirrored log.
     pub log: LogStatus,
-    /// Its stripes.
-    pub stripes: StripeStatus,
+    /// Its stripes; `null` where they are not known: only the active controller counts them.
+    pub stripes: Option<StripeStatus>,
     /// The drives that it has open, in order of ids.
     pub drives: Vec<DriveStatus>,
 }
@@ -444,7 +447,8 @@ pub struct ControllerStatistics {
     pub name: String,
     /// The process.
     pub pid: u32,
-    /// Records taken from hosts or from its peer.
+    /// Records taken from hosts or from its peer; on the active, latencies are of appends, from their
+    /// receipt until they are mirrored.
     pub appends: OperationStatistics,
     /// Records refused: fenced, out of order, or without room.
     pub refused: u64,

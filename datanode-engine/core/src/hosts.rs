@@ -432,10 +432,12 @@ impl State {
             true => u64::MAX,
             false => self.mirror.mirrored,
         };
+        let now = self.executor.now();
         let Some(active) = &mut self.active else { return false };
         let mut through: Vec<(ConnectionId, u8, u64)> = Vec::new();
         while active.acks.front().is_some_and(|ack| ack.position <= mirrored) {
             let ack = active.acks.pop_front().expect("looked at before");
+            self.observer.appended(now.since(ack.at));
             let same = |last: &&mut (ConnectionId, u8, u64)| {
                 (last.0, last.1) == (ack.connection, ack.lane)
             };

@@ -60,6 +60,8 @@ pub const GRANTS_KEPT: Duration = Duration::from_secs(60);
 
 /// Is told how long things took.
 pub trait Observer {
+    /// From the receipt of an append until it is mirrored.
+    fn appended(&self, took: Duration);
     /// From forwarding to the standby's answer.
     fn mirrored(&self, took: Duration);
     /// A range of a shard was read, or not.
@@ -72,6 +74,7 @@ pub trait Observer {
 pub struct NoObserver;
 
 impl Observer for NoObserver {
+    fn appended(&self, _: Duration) {}
     fn mirrored(&self, _: Duration) {}
     fn shard_read(&self, _: Duration, _: usize, _: bool) {}
     fn shard_written(&self, _: Duration, _: bool) {}
@@ -178,6 +181,8 @@ pub(crate) struct Ack {
     pub connection: ConnectionId,
     pub lane: u8,
     pub number: u64,
+    /// When it was received.
+    pub at: Moment,
 }
 
 pub(crate) struct State {

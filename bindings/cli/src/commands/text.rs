@@ -65,8 +65,9 @@ pub fn status(status: &ClusterStatus) -> String {
         let in_sync = if controller.in_sync { "in sync" } else { "not in sync" };
         let memory = fill(controller.log.memory);
         line(&mut out, format_args!("  {role}, {in_sync}, log {memory}"));
-        let stripes = &controller.stripes;
-        if controller.role == Role::Active {
+        if let Some(stripes) =
+            controller.stripes.as_ref().filter(|_| controller.role == Role::Active)
+        {
             line(
                 &mut out,
                 format_args!(

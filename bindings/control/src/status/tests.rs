@@ -18,6 +18,7 @@ fn examples() -> (ClusterStatus, ClusterStatistics) {
             ..HostStatus::default()
         }],
         controllers: vec![ControllerStatus {
+            stripes: Some(StripeStatus::default()),
             drives: vec![DriveStatus::default()],
             ..ControllerStatus::default()
         }],

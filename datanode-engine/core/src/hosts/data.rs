@@ -33,6 +33,7 @@ impl State {
         append: &Append,
         mut message: Message,
     ) -> Result<(), Malformed> {
+        let at = self.executor.now();
         let session = self.sessions.get_mut(&connection).expect("looked up before");
         let state = &mut session.lanes[usize::from(lane)];
         if state.refused {
@@ -85,7 +86,7 @@ impl State {
             }
         }
         let number = append.number;
-        active.acks.push_back(Ack { position: last.0, connection, lane, number });
+        active.acks.push_back(Ack { position: last.0, connection, lane, number, at });
         Ok(())
     }
 

@@ -260,3 +260,28 @@ fn a_greedy_host_does_not_take_the_room_of_others() {
     }
     modest.verify(&rig);
 }
+
+/// What the operator sees: an append's time is from its receipt until it is mirrored, waiting included.
+#[test]
+fn the_time_of_an_append_includes_the_wait_for_the_mirror() {
+    let (mut rig, mut host) = begin(80);
+    rig.kill(1);
+    rig.world.run_for(SECOND);
+    assert!(rig.observed.appends.borrow().is_empty());
+    append_some(&mut host, 10);
+    rig.world.run_for(3 * SECOND);
+    assert!(rig.observed.appends.borrow().is_empty(), "nothing is mirrored");
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    let waited: Vec<Duration> = rig.observed.appends.take();
+    assert_eq!(waited.len(), 10);
+    assert!(waited.iter().all(|took| *took >= 2 * SECOND), "{waited:?}");
+    append_some(&mut host, 10);
+    host.settle(&rig);
+    let quick = rig.observed.appends.take();
+    let forwarded = rig.observed.mirrored.borrow().last().copied().unwrap();
+    assert_eq!(quick.len(), 10);
+    assert!(quick.iter().all(|took| *took > Duration::ZERO && *took < SECOND), "{quick:?}");
+    assert!(quick.iter().any(|took| *took >= forwarded));
+}

@@ -16,16 +16,14 @@ use cleave_datanode_core::drives::OpenDrive;
 use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::roles::start_empty_key;
 use cleave_datanode_core::status::Status;
-use cleave_datanode_core::{
-    DataNode, GRANTS_KEPT, NoObserver, Settings, World, superblocks, vault,
-};
+use cleave_datanode_core::{DataNode, GRANTS_KEPT, Observer, Settings, World, superblocks, vault};
 use cleave_format::ids::{ClusterId, DatanodeId, DriveId};
 use cleave_format::superblock::{DriveIdentity, Superblock, choose};
 use cleave_runtime::drives::{Drive, DriveIo};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::PeerAddress;
 use cleave_runtime_sim::{Process, SimDrive, Span, World as SimWorld};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,6 +49,28 @@ pub struct Rig {
     pub vaults: [SimDrive; 2],
     pub pool: Vec<SimDrive>,
     pub controllers: [Option<Controller>; 2],
+    /// What the controllers told, whichever it was.
+    pub observed: Rc<Observed>,
+}
+
+/// Durations as the controllers told them.
+#[derive(Default)]
+pub struct Observed {
+    pub appends: RefCell<Vec<Duration>>,
+    pub mirrored: RefCell<Vec<Duration>>,
+}
+
+impl Observer for Observed {
+    fn appended(&self, took: Duration) {
+        self.appends.borrow_mut().push(took);
+    }
+
+    fn mirrored(&self, took: Duration) {
+        self.mirrored.borrow_mut().push(took);
+    }
+
+    fn shard_read(&self, _: Duration, _: usize, _: bool) {}
+    fn shard_written(&self, _: Duration, _: bool) {}
 }
 
 pub fn address(name: &str) -> PeerAddress {
@@ -77,6 +97,7 @@ impl Rig {
             vaults,
             pool,
             controllers: [None, None],
+            observed: Rc::default(),
             world,
         };
         rig.format();
@@ -153,7 +174,7 @@ impl Rig {
             catalog_applied,
             vault: process.open_drive(&self.vaults[controller]),
             drives: if controller == 0 { self.open_pool(&process) } else { Vec::new() },
-            observer: Rc::new(NoObserver),
+            observer: Rc::clone(&self.observed) as Rc<dyn Observer>,
         };
         let node = Rc::new(DataNode::new(world, settings));
         let turning = Rc::clone(&node);
