@@ -135,7 +135,7 @@ impl NvmeDrive {
     /// # Errors
     /// The kernel refuses.
     pub fn arm(&self, armed: bool) -> io::Result<bool> {
-        let pair = self.pair.borrow();
+        let mut pair = self.pair.borrow_mut();
         let can = pair.arm(armed)?;
         Ok(can && armed && !pair.is_ready() && self.finished.borrow().is_empty())
     }
@@ -199,7 +199,9 @@ impl NvmeDrive {
                 return Ok(());
             }
         };
-        if !self.pair.borrow().has_room() {
+        // During a reset requests wait; what was outstanding is aborted.
+        let paused = !self.controller.is_live() && !self.controller.is_gone();
+        if paused || !self.pair.borrow().has_room() {
             return Err(request);
         }
         let token = request.token;

@@ -59,11 +59,24 @@ class Guest:
     """A guest that runs one shell command as root. It has a busybox and what it is given."""
 
     def __init__(
-        self, command, disks=(), programs=(), files=(), memory="512M", processors=2, accelerator=None
+        self,
+        command,
+        disks=(),
+        programs=(),
+        files=(),
+        memory="512M",
+        processors=2,
+        accelerator=None,
+        modules=(),
+        kernel_arguments="",
+        machine="",
+        devices=(),
     ):
         """`programs`: paths of executables, put in /bin with their libraries. `files`: pairs of a
         path of this machine and one of the guest. `accelerator`: what QEMU's -accel takes; by
-        default KVM where a guest boots under it, else TCG."""
+        default KVM where a guest boots under it, else TCG. `modules`: of the kernel, loaded before
+        the command runs. `kernel_arguments`: added to the kernel's command line. `machine`:
+        properties added to QEMU's -machine. `devices`: arguments added to QEMU's."""
         self.command = command
         self.disks = list(disks)
         self.programs = list(programs)
@@ -71,6 +84,10 @@ class Guest:
         self.memory = memory
         self.processors = processors
         self.accelerator = accelerator
+        self.modules = list(modules)
+        self.kernel_arguments = kernel_arguments
+        self.machine = machine
+        self.devices = list(devices)
         self._folder = None
         self._process = None
         self._live = None
@@ -222,7 +239,7 @@ class Guest:
         archive.data("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
         archive.data("etc/group", b"root:x:0:\n")
         archive.data("etc/mtab", b"")
-        modules = linux.modules(SYSTEM_MODULES)
+        modules = linux.modules(SYSTEM_MODULES + self.modules)
         for name, content in modules:
             archive.data(f"modules/{name}.ko", content)
         archive.data("modules/order", "".join(name + "\n" for name, _ in modules).encode())
@@ -235,11 +252,12 @@ class Guest:
         arguments = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]
         arguments += ["-display", "none", "-accel", self.accelerator]
         arguments += ["-cpu", "host" if self.accelerator.startswith("kvm") else "max"]
-        arguments += ["-machine", "q35,memory-backend=memory", "-smp", str(self.processors)]
+        machine = ",".join(["q35,memory-backend=memory"] + [self.machine] * bool(self.machine))
+        arguments += ["-machine", machine, "-smp", str(self.processors)]
         arguments += ["-m", self.memory]
         arguments += ["-object", f"memory-backend-memfd,id=memory,share=on,size={self.memory}"]
         arguments += ["-kernel", image, "-initrd", self._path("initramfs")]
-        arguments += ["-append", KERNEL_ARGUMENTS]
+        arguments += ["-append", f"{KERNEL_ARGUMENTS} {self.kernel_arguments}".rstrip()]
         arguments += ["-serial", "file:" + self._path("console")]
         arguments += ["-device", "virtio-serial-pci,id=ports"]
         for name in ("output", "status"):
@@ -249,7 +267,7 @@ class Guest:
         arguments += ["-device", "virtserialport,bus=ports.0,chardev=input,name=cleave.input"]
         for number, disk in enumerate(self.disks):
             arguments += disk.arguments(number)
-        return arguments
+        return arguments + self.devices
 
 
 def accelerator():

@@ -109,7 +109,7 @@ impl Inner {
         let channel = Channel::new(
             Arc::clone(&self.transport),
             0,
-            entries,
+            (entries, entries),
             stride,
             self.allocate(usize::from(entries) * 64)?,
             self.allocate(usize::from(entries) * 16)?,
@@ -246,7 +246,8 @@ impl Inner {
         let (mut completion, mut submission) = {
             let pairs = self.pairs.borrow();
             let pair = pairs.get(&queue).ok_or(Error::Aborted)?;
-            let mut completion = Command::create_completion_queue(queue, pair.entries, pair.vector);
+            let mut completion =
+                Command::create_completion_queue(queue, pair.completions, pair.vector);
             completion.data[0] = pair.completion.into();
             let mut submission = Command::create_submission_queue(queue, pair.entries);
             submission.data[0] = pair.submission.into();

@@ -49,6 +49,9 @@ use std::time::Duration;
 
 /// Events that nobody took; older ones are dropped.
 const EVENTS_MAX: usize = 64;
+/// Completion queues are longer than their submission queues, and at least this long where the
+/// controller allows, so that it must seldom be told of taken entries.
+const COMPLETIONS_MIN: u32 = 64;
 /// How often the status register is looked at: reading it costs a trip to the device.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -98,6 +101,7 @@ pub struct Controller {
 /// A queue pair as the admin side knows it.
 struct PairRecord {
     entries: u16,
+    completions: u16,
     submission: u64,
     completion: u64,
     vector: Option<u16>,
@@ -385,6 +389,7 @@ impl Inner {
         };
         let record = PairRecord {
             entries: rings.entries,
+            completions: rings.completions,
             submission: rings.submission.address(),
             completion: rings.completion.address(),
             vector: rings.vector,
@@ -409,7 +414,9 @@ impl Inner {
         phase: Phase,
     ) -> Result<PairRings, Error> {
         let entries = u32::from(depth.clamp(1, SLOTS_MAX)) + 1;
-        let entries = entries.min(facts.entries_max) as u16;
+        let entries = entries.min(facts.entries_max);
+        let completions = (entries * 2).max(COMPLETIONS_MIN).min(facts.entries_max) as u16;
+        let entries = entries as u16;
         let interrupts = self.transport.interrupts();
         let vector = interrupts.filter(|all| queue < all.count()).map(|_| queue);
         let sgl = match &facts.identity {
@@ -420,13 +427,14 @@ impl Inner {
         Ok(PairRings {
             queue,
             entries,
+            completions,
             stride: facts.stride,
             page: facts.page,
             sgl,
             timeout: self.options.io_timeout,
             vector,
             submission: self.allocate(usize::from(entries) * 64)?,
-            completion: self.allocate(usize::from(entries) * 16)?,
+            completion: self.allocate(usize::from(completions) * 16)?,
             lists: self.allocate(PairRings::list_bytes(entries, facts.page))?,
             shared: Arc::clone(&self.shared),
             control: Arc::new(PairControl::new(phase.resets)),

@@ -5,8 +5,9 @@
 
 use super::Mapper;
 use super::buffer::{DmaBuffer, Words};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -53,6 +54,7 @@ pub struct DmaPool(Arc<Shared>);
 struct Shared {
     mapper: Arc<dyn Mapper>,
     kinds: Vec<PageKind>,
+    node: Option<u32>,
     chunks: Mutex<Vec<Arc<Chunk>>>,
 }
 
@@ -70,11 +72,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DmaPool {
-    /// An empty pool that makes chunks of the first of these kinds that the system gives.
-    pub fn new(mapper: Arc<dyn Mapper>, kinds: &[PageKind]) -> DmaPool {
+    /// An empty pool that makes chunks of the first of these kinds that the system gives, on this
+    /// NUMA node if it can.
+    pub fn new(mapper: Arc<dyn Mapper>, kinds: &[PageKind], node: Option<u32>) -> DmaPool {
         let usable = |kind: &&PageKind| **kind != PageKind::Normal || mapper.takes_normal_pages();
         let kinds = kinds.iter().filter(usable).copied().collect();
-        DmaPool(Arc::new(Shared { mapper, kinds, chunks: Mutex::default() }))
+        DmaPool(Arc::new(Shared { mapper, kinds, node, chunks: Mutex::default() }))
     }
 
     /// How memory is made known to the device.
@@ -131,12 +134,17 @@ impl DmaPool {
             let text = format!("{at_least} bytes are not contiguous in pages of {kind:?}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let flags = MapFlags::PRIVATE | MapFlags::POPULATE | kind.flags();
+        let flags = MapFlags::PRIVATE | kind.flags();
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
         let host =
             unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, access, flags) }?;
         let memory = NonNull::new(host.cast::<u8>()).expect("the kernel maps nothing at zero");
+        if let Err(error) = populate(host, length, self.0.node) {
+            // SAFETY: mapped above, and nobody else knows of it.
+            let _ = unsafe { rustix::mm::munmap(host, length) };
+            return Err(error);
+        }
         // SAFETY: the memory was mapped above, nobody has a reference to it, and `Chunk::drop`
         // ends the device's mapping before it is unmapped.
         let device = match unsafe { self.0.mapper.map(memory.as_ptr(), length) } {
@@ -153,6 +161,29 @@ impl DmaPool {
         let free = Mutex::new(BTreeMap::from([(0, length)]));
         Ok(Chunk { words, device, mapper: Arc::clone(&self.0.mapper), free })
     }
+}
+
+/// Gives a new mapping its pages now: an error where there are too few, not a signal later.
+fn populate(host: *mut c_void, length: usize, node: Option<u32>) -> io::Result<()> {
+    if let Some(node) = node.filter(|node| *node < u64::BITS) {
+        let nodes = 1u64 << node;
+        // Preferred: pages of another node are slower and as good. A kernel without NUMA refuses.
+        // SAFETY: the range was just mapped; the mask has as many bits as are said.
+        unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                host,
+                length,
+                libc::MPOL_PREFERRED,
+                &raw const nodes,
+                u64::BITS + 1,
+                0,
+            );
+        }
+    }
+    // SAFETY: the range was just mapped, and is not accessed by anyone yet.
+    unsafe { rustix::mm::madvise(host, length, Advice::LinuxPopulateWrite) }?;
+    Ok(())
 }
 
 impl Chunk {

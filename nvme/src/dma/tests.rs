@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 fn pool() -> (Arc<DmaSpace>, DmaPool) {
     let space = Arc::new(DmaSpace::default());
-    let pool = DmaPool::new(Arc::clone(&space) as Arc<dyn Mapper>, &[PageKind::Normal]);
+    let pool = DmaPool::new(Arc::clone(&space) as Arc<dyn Mapper>, &[PageKind::Normal], None);
     (space, pool)
 }
 

@@ -4,8 +4,8 @@ use super::faults::Outcome;
 use super::queues::Work;
 use super::{Model, State};
 use crate::spec::command::{
-    Command, FLAG_SGL, FORCE_UNIT_ACCESS, PROTECTION_CHECK_GUARD, PROTECTION_CHECK_REFERENCE,
-    admin, io,
+    Command, FLAG_SGL, FORCE_UNIT_ACCESS, PROTECTION_ACTION, PROTECTION_CHECK_GUARD,
+    PROTECTION_CHECK_REFERENCE, PROTECTION_CHECKS, admin, io,
 };
 use crate::spec::completion::Status;
 use crate::spec::{feature, log};
@@ -217,6 +217,13 @@ impl Model {
         if moves && boundary > 0 && first / boundary != (first + blocks - 1) / boundary {
             // Allowed by the specification, but the driver promises not to.
             return Err(Status::INVALID_FIELD);
+        }
+        let acts = dword12 & PROTECTION_ACTION != 0;
+        if acts && matches!(command.opcode, io::COMPARE | io::VERIFY) {
+            return Err(Status::INVALID_PROTECTION);
+        }
+        if dword12 & PROTECTION_CHECKS != 0 && command.opcode == io::WRITE_ZEROES {
+            return Err(Status::INVALID_PROTECTION);
         }
         let tagged = format.protection == 1 || format.protection == 2;
         if tagged

@@ -130,7 +130,7 @@ impl Model {
             commands: 0,
             stray: 0,
         };
-        let memory = DmaPool::new(mapper, &[PageKind::Normal]);
+        let memory = DmaPool::new(mapper, &[PageKind::Normal], None);
         Arc::new(Model { options, space, memory, state: Mutex::new(state) })
     }
 

@@ -1,8 +1,10 @@
 //! A submission queue, its completion queue, and the commands between them.
 //!
 //! Invariants: an entry that the controller completes belonged to a command that is outstanding, or
-//! it is a violation; a queue never has more commands outstanding than completion entries, so the
-//! completion queue cannot overflow.
+//! it is a violation; a queue never has more commands outstanding than completion entries that the
+//! controller knows to be free, so the completion queue cannot overflow. Where it is longer than the
+//! submission queue the controller is told of taken entries only when it must be: one write to a
+//! register less for most batches.
 
 use super::completion::CompletionQueue;
 use super::slots::{Overdue, Slots};
@@ -23,6 +25,8 @@ pub(crate) struct Channel<T> {
     completion: CompletionQueue,
     transport: Arc<dyn Transport>,
     queue: u16,
+    /// Taken completions of which the controller must be told.
+    tell_after: u16,
     doorbells: u64,
 }
 
@@ -38,23 +42,25 @@ pub(crate) struct Finished<T> {
 }
 
 impl<T> Channel<T> {
-    /// A channel over rings that the controller was, or will be, told of. Both have `entries`
-    /// entries and are zeroed.
+    /// A channel over zeroed rings that the controller was, or will be, told of: with `entries`
+    /// submission entries, and `completions` completion entries, no fewer.
     pub(crate) fn new(
         transport: Arc<dyn Transport>,
         queue: u16,
-        entries: u16,
+        (entries, completions): (u16, u16),
         stride: u32,
         submission: DmaBuffer,
         completion: DmaBuffer,
     ) -> Channel<T> {
+        assert!(completions >= entries, "room for the completion of every command");
         let place = |completion| doorbell(queue, completion, stride);
         Channel {
             slots: Slots::new((entries - 1).min(super::SLOTS_MAX)),
             submission: SubmissionQueue::new(submission, entries, place(false)),
-            completion: CompletionQueue::new(completion, entries, place(true)),
+            completion: CompletionQueue::new(completion, completions, place(true)),
             transport,
             queue,
+            tell_after: completions - entries + 1,
             doorbells: 0,
         }
     }
@@ -96,7 +102,7 @@ impl<T> Channel<T> {
         self.completion.is_ready()
     }
 
-    /// Takes completions, at most a queue full of them, and tells the controller.
+    /// Takes completions, at most a queue full of them, and tells the controller when it must know.
     pub(crate) fn drain(&mut self, mut each: impl FnMut(Finished<T>)) -> Result<usize, Violation> {
         let mut count = 0;
         while count < usize::from(self.completion.entries()) {
@@ -112,11 +118,17 @@ impl<T> Channel<T> {
             let (status, result) = (entry.status(), entry.result.get());
             each(Finished { value, status, result, aborting });
         }
-        if count > 0 {
-            self.completion.ring(self.transport.registers());
-            self.doorbells += 1;
+        if self.completion.untold() >= self.tell_after {
+            self.acknowledge();
         }
         Ok(count)
+    }
+
+    /// Tells the controller of all completions that were taken: it need not interrupt before.
+    pub(crate) fn acknowledge(&mut self) {
+        if self.completion.ring(self.transport.registers()) {
+            self.doorbells += 1;
+        }
     }
 
     pub(crate) fn overdue(&mut self, now: Moment, again: Duration) -> Option<Overdue> {

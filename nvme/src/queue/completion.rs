@@ -57,12 +57,20 @@ impl CompletionQueue {
         Some(entry)
     }
 
-    /// Tells the controller which entries were taken.
-    pub(super) fn ring(&mut self, registers: &dyn Registers) {
-        if self.told != self.head {
+    /// Entries that were taken, of which the controller was not told.
+    pub(super) fn untold(&self) -> u16 {
+        let (head, told) = (u32::from(self.head), u32::from(self.told));
+        ((head + u32::from(self.entries) - told) % u32::from(self.entries)) as u16
+    }
+
+    /// Tells the controller which entries were taken. True when there were any.
+    pub(super) fn ring(&mut self, registers: &dyn Registers) -> bool {
+        let any = self.told != self.head;
+        if any {
             registers.write(self.doorbell, u32::from(self.head));
             self.told = self.head;
         }
+        any
     }
 
     /// As when the queue was created: no entry is new.

@@ -162,7 +162,7 @@ mod tests {
     use std::sync::Arc;
 
     fn lists(page: u64) -> Lists {
-        let pool = DmaPool::new(Arc::new(DmaSpace::default()), &[PageKind::Normal]);
+        let pool = DmaPool::new(Arc::new(DmaSpace::default()), &[PageKind::Normal], None);
         Lists::new(pool.allocate(Lists::bytes(2, page)).unwrap(), page)
     }
 

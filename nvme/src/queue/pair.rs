@@ -136,6 +136,7 @@ impl PairControl {
 pub struct PairRings {
     pub(crate) queue: u16,
     pub(crate) entries: u16,
+    pub(crate) completions: u16,
     pub(crate) stride: u32,
     pub(crate) page: u64,
     pub(crate) sgl: SglSupport,
@@ -215,7 +216,7 @@ impl<M: DmaMemory> QueuePair<M> {
         let channel = Channel::new(
             Arc::clone(&rings.shared.transport),
             rings.queue,
-            rings.entries,
+            (rings.entries, rings.completions),
             rings.stride,
             rings.submission,
             rings.completion,
@@ -347,7 +348,14 @@ impl<M: DmaMemory> QueuePair<M> {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn arm(&self, armed: bool) -> io::Result<bool> {
+    pub fn arm(&mut self, armed: bool) -> io::Result<bool> {
+        if armed
+            && self.shared.phase().state == PairState::Live
+            && let Some(channel) = &mut self.channel
+        {
+            // A controller may wait with interrupts until it knows that the last was seen.
+            channel.acknowledge();
+        }
         match (self.shared.transport.interrupts(), self.vector) {
             (Some(interrupts), Some(vector)) => {
                 interrupts.arm(vector, armed)?;

@@ -6,7 +6,10 @@
 
 use crate::error::IoError;
 use crate::namespace::Namespace;
-use crate::spec::command::{Command, DEALLOCATE, FORCE_UNIT_ACCESS, Range, io};
+use crate::spec::command::{
+    Command, DEALLOCATE, FORCE_UNIT_ACCESS, PROTECTION_ACTION, PROTECTION_CHECKS, Range, io,
+};
+use crate::spec::identify::Protection;
 use cleave_runtime::Token;
 
 /// What to do, in blocks of the namespace.
@@ -114,7 +117,10 @@ impl Operation {
             Operation::Read { .. } | Operation::Write { .. } | Operation::Flush => true,
             Operation::WriteZeroes { .. } => namespace.can_zero,
             Operation::Deallocate { .. } => namespace.can_deallocate,
-            Operation::Compare { .. } => namespace.can_compare,
+            // Compare would need the protection information itself (NVM 3.2.1).
+            Operation::Compare { .. } => {
+                namespace.can_compare && namespace.protection == Protection::None
+            }
             Operation::Verify { .. } => namespace.can_verify,
         }
     }
@@ -168,12 +174,20 @@ impl Operation {
                 over(io::WRITE, first, if durable { FORCE_UNIT_ACCESS } else { 0 })
             }
             Operation::WriteZeroes { first, deallocate, .. } => {
-                over(io::WRITE_ZEROES, first, if deallocate { DEALLOCATE } else { 0 })
+                // Nothing is transferred that could be checked (NVM 3.2.8).
+                let extra = if deallocate { DEALLOCATE } else { 0 };
+                let mut command = over(io::WRITE_ZEROES, first, extra);
+                command.dword10[2] = (command.dword10[2].get() & !PROTECTION_CHECKS).into();
+                command
             }
             Operation::Deallocate { .. } => Command::deallocate(namespace.number),
             Operation::Compare { first, .. } => over(io::COMPARE, first, 0),
-            // Verify checks protection, and there is no action to ask for (NVM 3.2.5).
-            Operation::Verify { first, .. } => over(io::VERIFY, first, 0),
+            Operation::Verify { first, .. } => {
+                // Verify checks protection; there is nothing to insert or strip (NVM 3.2.5).
+                let mut command = over(io::VERIFY, first, 0);
+                command.dword10[2] = (command.dword10[2].get() & !PROTECTION_ACTION).into();
+                command
+            }
         }
     }
 

@@ -87,7 +87,7 @@ mod tests {
     use std::sync::Arc;
 
     fn queue() -> SubmissionQueue {
-        let pool = DmaPool::new(Arc::new(DmaSpace::default()), &[PageKind::Normal]);
+        let pool = DmaPool::new(Arc::new(DmaSpace::default()), &[PageKind::Normal], None);
         SubmissionQueue::new(pool.allocate(4 * COMMAND_BYTES).unwrap(), 4, 0x1000)
     }
 

@@ -186,6 +186,15 @@ fn protection_is_generated_and_checked() {
         let read = Operation::Read { first: 7, blocks: 100 };
         let (result, memory) = rig.do_one(&mut pair, namespace, read, memory);
         assert_eq!(result, Ok(()));
+        let verify = Operation::Verify { first: 7, blocks: 100 };
+        let (result, memory) = rig.do_one(&mut pair, namespace, verify, memory);
+        assert_eq!(result, Ok(()));
+        let compare = Operation::Compare { first: 7, blocks: 100 };
+        let (result, memory) = rig.do_one(&mut pair, namespace, compare, memory);
+        assert_eq!(result, Err(IoError::Unsupported));
+        let zeroes = Operation::WriteZeroes { first: 7, blocks: 100, deallocate: false };
+        let (result, memory) = rig.do_one(&mut pair, namespace, zeroes, memory);
+        assert_eq!(result, Ok(()));
         rig.model.with_media(1, |media| media.spoil(80));
         let (result, _) = rig.do_one(&mut pair, namespace, read, memory);
         assert_eq!(result, Err(IoError::Status(Status::GUARD_CHECK)), "type {protection}");
@@ -209,6 +218,13 @@ fn one_doorbell_tells_of_a_batch() {
     assert!(!tokens.is_sorted(), "the model reorders");
     tokens.sort_unstable();
     assert_eq!(tokens, (0..64).collect::<Vec<_>>());
+    // Completions are acknowledged only when the controller needs their places.
+    assert_eq!(pair.doorbells(), 1);
+    for _ in 0..1000 {
+        let read = Operation::Read { first: 0, blocks: 1 };
+        assert_eq!(rig.do_one(&mut pair, namespace, read, rig.memory(4096)).0, Ok(()));
+    }
+    assert!((1001..1020).contains(&pair.doorbells()), "{} doorbells", pair.doorbells());
 }
 
 #[derive(Clone, Debug)]

@@ -57,6 +57,8 @@ pub const PROTECTION_ACTION: u32 = 1 << 29;
 pub const PROTECTION_CHECK_GUARD: u32 = 1 << 28;
 /// See [`PROTECTION_CHECK_GUARD`].
 pub const PROTECTION_CHECK_REFERENCE: u32 = 1 << 26;
+/// All bits of PRCHK.
+pub const PROTECTION_CHECKS: u32 = 7 << 26;
 /// Bit of Write Zeroes dword 12: the blocks may be deallocated (DEAC, NVM 3.2.8).
 pub const DEALLOCATE: u32 = 1 << 25;
 /// Bit of read and write dword 12: past volatile caches (FUA, NVM 3.2.6).

@@ -69,6 +69,8 @@ impl Status {
     pub const CAPACITY_EXCEEDED: Status = Status(0x81);
     /// Namespace Not Ready.
     pub const NOT_READY: Status = Status(0x82);
+    /// Invalid Protection Information (NVM figure 24).
+    pub const INVALID_PROTECTION: Status = Status(0x181);
     /// Write Fault (NVM figure 25).
     pub const WRITE_FAULT: Status = Status(0x280);
     /// Unrecovered Read Error.
@@ -120,6 +122,7 @@ impl Status {
             Status::OUT_OF_RANGE => "block out of range",
             Status::CAPACITY_EXCEEDED => "capacity exceeded",
             Status::NOT_READY => "namespace not ready",
+            Status::INVALID_PROTECTION => "invalid protection information",
             Status::WRITE_FAULT => "write fault",
             Status::UNRECOVERED_READ => "unrecovered read error",
             Status::GUARD_CHECK => "guard check error",

@@ -8,9 +8,12 @@ pub use pci::{PciAddress, list};
 pub use sysfs::SysfsTransport;
 pub use vfio::VfioTransport;
 
-use crate::dma::DmaPool;
+use crate::dma::{DmaPool, PageKind};
 use crate::registers::{Interrupts, Registers};
 use std::io;
+
+/// Hugepages of 2 MiB, and normal pages where there are none.
+pub const USUAL_PAGES: &[PageKind] = &[PageKind::Huge2M, PageKind::Normal];
 
 /// A way to a controller.
 pub trait Transport: Send + Sync {

@@ -77,6 +77,13 @@ impl PciAddress {
         kind.is_ok_and(|kind| kind.trim() != "identity")
     }
 
+    /// The NUMA node that it is attached to, where there is more than one.
+    pub fn numa_node(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.path().join("numa_node")).ok()?;
+        // -1: the machine has no nodes, or does not say.
+        text.trim().parse().ok()
+    }
+
     /// Refuses what is no NVMe controller.
     pub(super) fn check_class(&self) -> Result<(), Error> {
         match class(&self.path()) {

@@ -48,7 +48,11 @@ impl SysfsTransport {
         let bar = Bar::map(registers, 0, length).map_err(system("registers"))?;
         let config = open("config").map_err(system("configuration space"))?;
         let mapper = PhysicalMapper::new().map_err(system("memory"))?;
-        let memory = DmaPool::new(Arc::new(mapper), &[PageKind::Huge2M, PageKind::Huge1G]);
+        let memory = DmaPool::new(
+            Arc::new(mapper),
+            &[PageKind::Huge2M, PageKind::Huge1G],
+            address.numa_node(),
+        );
         Ok(SysfsTransport { name, bar, config, memory })
     }
 

@@ -32,12 +32,12 @@ pub struct VfioTransport {
 }
 
 impl VfioTransport {
-    /// Takes a controller that is bound to `vfio-pci`. Memory is made of hugepages where there are
-    /// any, else of normal pages.
+    /// Takes a controller that is bound to `vfio-pci`. Memory is made of the first of these kinds of
+    /// pages that the system has; [`USUAL_PAGES`](super::USUAL_PAGES) is a good choice.
     ///
     /// # Errors
     /// The device is not there, is no controller, or is not given to this process.
-    pub fn open(address: PciAddress) -> Result<VfioTransport, Error> {
+    pub fn open(address: PciAddress, pages: &[PageKind]) -> Result<VfioTransport, Error> {
         address.check_class()?;
         let refused = |what: &str, error: vfio_ioctls::VfioError| {
             let what = format!("{what} {address}; is it bound to vfio-pci, and /dev/vfio ours?");
@@ -59,7 +59,7 @@ impl VfioTransport {
         let vectors = vectors.min(VECTORS_MAX) as u16;
         let interrupts = Interrupts::new(file.as_fd(), vectors).map_err(system("interrupts"))?;
         let mapper = Arc::new(VfioMapper::new(container));
-        let memory = DmaPool::new(mapper, &[PageKind::Huge2M, PageKind::Normal]);
+        let memory = DmaPool::new(mapper, pages, address.numa_node());
         Ok(VfioTransport { name, bar, interrupts, device, memory })
     }
 
