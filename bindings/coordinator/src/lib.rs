@@ -10,6 +10,7 @@
 //! | [`client`] | [`StoreClient`]: operations as futures, waiting while the store is away |
 //! | [`records`] | the typed records that cores read and write here, counters |
 //! | [`encoding`] | the only place that knows bincode |
+//! | [`frame`] | messages on the socket |
 //! | [`redb_store`] | [`RedbStore`]: one process's durable (or in-memory) store |
 //! | [`hub`] | many clients of one [`RedbStore`]: operations in, answers and watch events out |
 //! | [`server`], [`socket`] | the hub behind a Unix socket, and [`SocketStore`] at its other end |
@@ -22,7 +23,7 @@ pub mod client;
 pub mod contract;
 pub mod direct;
 pub mod encoding;
-mod frame;
+pub mod frame;
 pub mod hub;
 pub mod listener;
 pub mod records;

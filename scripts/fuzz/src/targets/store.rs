@@ -1,0 +1,116 @@
+//! The coordinator store's socket and the records in it.
+
+use cleave_control::records::{ClusterRecord, DriveRecord, VdiskRecord, from_value, to_value};
+use cleave_coordinator::contract::{Operation, Transaction, Versioned};
+use cleave_coordinator::encoding::{Decode, Encode, decode, encode};
+use cleave_coordinator::frame::{REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Request, first, framed};
+use cleave_coordinator::hub::{Hub, Reply};
+use cleave_coordinator::records::{Counter, LogRole, Member, VdiskOwner};
+use cleave_coordinator::{Answer, Condition, Listing, RedbStore};
+use std::fmt::Debug;
+
+/// The messages at the beginning of `data`, and how many bytes they take. They are cut at the same
+/// places when they arrive in two parts.
+fn messages<T: Decode<()> + Encode + PartialEq + Debug>(data: &[u8], length_max: usize) -> Vec<T> {
+    let mut used = 0;
+    let mut messages = Vec::new();
+    while let Ok(Some((message, length))) = first::<T>(&data[used..], length_max) {
+        assert!(length >= 4);
+        assert!(matches!(first::<T>(&data[used..used + length - 1], length_max), Ok(None)));
+        let again = framed(&message);
+        assert_eq!(
+            first::<T>(&again, length_max).ok().flatten().map(|found| found.0.eq(&message)),
+            Some(true)
+        );
+        messages.push(message);
+        used += length;
+    }
+    messages
+}
+
+/// What clients send, carried out by a store in memory, and what servers send.
+pub(super) fn frames(data: &[u8]) {
+    let _ = messages::<Reply>(data, REPLY_BYTES_MAX);
+    let requests = messages::<Request>(data, REQUEST_BYTES_MAX);
+    if requests.is_empty() {
+        return;
+    }
+    let mut hub = Hub::new(RedbStore::in_memory());
+    let (client, watcher) = (hub.join(), hub.join());
+    let all = Operation::Watch { prefix: String::new(), from: 1 };
+    let mut replies = Vec::new();
+    hub.execute(watcher, 0, all, &mut replies);
+    for Request { token, operation } in requests {
+        replies.clear();
+        hub.execute(client, token, operation, &mut replies);
+        let answered = |(to, reply): &&(_, Reply)| {
+            *to == client && matches!(reply, Reply::Answer { token: of, .. } if *of == token)
+        };
+        assert_eq!(replies.iter().filter(answered).count(), 1, "one answer each");
+        for (_, reply) in &replies {
+            assert!(framed(reply).len() <= 4 + REPLY_BYTES_MAX);
+        }
+    }
+    hub.leave(client);
+}
+
+/// Requests, one by one and together; and a reply.
+pub(super) fn frames_seeds() -> Vec<Vec<u8>> {
+    let key = || "owner/4".to_owned();
+    let transaction = Transaction {
+        conditions: vec![Condition { key: key(), revision: 0 }],
+        changes: vec![cleave_coordinator::Change { key: key(), value: Some(vec![1, 2]) }],
+    };
+    let operations = [
+        Operation::Transact(transaction),
+        Operation::Get { key: key() },
+        Operation::List { prefix: "own".to_owned() },
+        Operation::Watch { prefix: String::new(), from: 0 },
+        Operation::Unwatch { watch: 4 },
+    ];
+    let mut seeds: Vec<Vec<u8>> = (1..)
+        .zip(operations)
+        .map(|(token, operation)| framed(&Request { token, operation }))
+        .collect();
+    seeds.push(seeds.concat());
+    let entries = vec![(key(), Versioned { value: vec![1], revision: 3 })];
+    let listing = Listing { revision: 3, entries };
+    seeds.push(framed(&Reply::Answer { token: 1, result: Ok(Answer::List(listing)) }));
+    seeds
+}
+
+fn record<T: Decode<()> + Encode + PartialEq + Debug>(data: &[u8]) {
+    if let Ok(record) = decode::<T>(data) {
+        assert_eq!(decode::<T>(&encode(&record)), Ok(record));
+    }
+}
+
+/// Values of the store as every record that lives in it.
+pub(super) fn records(data: &[u8]) {
+    record::<LogRole>(data);
+    record::<VdiskOwner>(data);
+    record::<Counter>(data);
+    if let Ok(found) = from_value::<ClusterRecord>("k", data) {
+        assert_eq!(from_value("k", &to_value(&found)), Ok(found));
+    }
+    if let Ok(found) = from_value::<VdiskRecord>("k", data) {
+        assert_eq!(from_value("k", &to_value(&found)), Ok(found));
+    }
+    if let Ok(found) = from_value::<DriveRecord>("k", data) {
+        assert_eq!(from_value("k", &to_value(&found)), Ok(found));
+    }
+}
+
+/// One of each.
+pub(super) fn records_seeds() -> Vec<Vec<u8>> {
+    let in_sync =
+        vec![Member { controller: 0, incarnation: 9 }, Member { controller: 1, incarnation: 300 }];
+    vec![
+        encode(&LogRole { epoch: 2, log: 5, active: Some(9), in_sync }),
+        encode(&VdiskOwner { epoch: 2, host: 1, incarnation: None }),
+        encode(&Counter { newest: 70_000 }),
+        br#"{"uuid":"0123456789abcdef0123456789abcdef","encrypted":true,"key_check":"aa","format_level":1}"#.to_vec(),
+        br#"{"id":4,"size":1073741824,"encrypted":false,"created":1,"host":null,"home":1,"state":"ready"}"#.to_vec(),
+        br#"{"uuid":"00","datanode":1,"path":"/dev/x","capacity":5,"state":"retired"}"#.to_vec(),
+    ]
+}

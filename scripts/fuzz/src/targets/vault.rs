@@ -1,0 +1,144 @@
+//! The log's image on a controller's disk.
+
+use super::format::{page, put, unpaged};
+use crate::input::Input;
+use cleave_format::ids::*;
+use cleave_format::vault::{
+    VaultHeader, VaultIdentity, VaultKind, VaultReader, VaultState, VaultWriter, body_offset,
+    choose, next_generation,
+};
+
+const PIECE: usize = 4096;
+
+fn identity() -> VaultIdentity {
+    VaultIdentity {
+        cluster: ClusterId([1; 16]),
+        datanode: DatanodeId(1),
+        incarnation: Incarnation(9),
+        role_epoch: Epoch(2),
+        log_id: 5,
+    }
+}
+
+/// Headers, alone and as one of two copies.
+pub(super) fn header(data: &[u8]) {
+    let (first, second) = data.split_at(data.len() / 2);
+    let copies = [page(first), page(second), page(data), data.to_vec()];
+    for bytes in &copies {
+        if let Ok(header) = VaultHeader::decode(bytes) {
+            assert_eq!(VaultHeader::decode(&header.encode()), Ok(header.clone()));
+            assert!(header.body_end() >= header.body_offset);
+            let consumed = header.consumed();
+            assert_eq!(VaultHeader::decode(&consumed.encode()), Ok(consumed));
+        }
+    }
+    for (one, other) in [(&copies[0], &copies[1]), (&copies[2], &copies[3])] {
+        if let Ok(newest) = choose(one, other) {
+            let generation = next_generation(newest.as_ref());
+            assert!(newest.as_ref().is_none_or(|newest| newest.generation < generation));
+            let start = body_offset(newest.as_ref(), 1 << 30);
+            assert!(start.is_multiple_of(4096));
+        }
+    }
+}
+
+/// One copy, and two.
+pub(super) fn header_seeds() -> Vec<Vec<u8>> {
+    let (_, header) = image(&[(1, VaultKind::Record, &[7; 40])]);
+    let mut first = unpaged(&header.encode());
+    let second = unpaged(&header.consumed().encode());
+    let alone = first.clone();
+    let length = first.len().max(second.len());
+    first.resize(length, 0);
+    first.extend_from_slice(&second);
+    vec![alone, first]
+}
+
+/// Bodies. The input is a body; the header is one that fits it.
+pub(super) fn body(data: &[u8]) {
+    for (bytes, entries) in [(data.to_vec(), 1), sealed(data)] {
+        let mut bytes = bytes;
+        bytes.truncate(bytes.len() / 16 * 16);
+        let header = VaultHeader {
+            state: VaultState::Image,
+            generation: 1,
+            identity: identity(),
+            next_position: Position(1 << 40),
+            entries,
+            body_offset: 8192,
+            body_length: bytes.len() as u64,
+            body_crc: crc32c::crc32c(&bytes),
+        };
+        let whole = read(&header, &bytes, bytes.len().max(1));
+        // How it is cut makes no difference.
+        for piece in [1, 16, 100] {
+            assert_eq!(read(&header, &bytes, piece), whole);
+        }
+    }
+}
+
+type Entries = Vec<(u64, VaultKind, Vec<u8>)>;
+
+/// The entries until the first error, and whether the image was good.
+fn read(header: &VaultHeader, bytes: &[u8], piece: usize) -> (Entries, bool) {
+    let mut reader = VaultReader::new(header);
+    let mut entries = Vec::new();
+    for piece in bytes.chunks(piece) {
+        assert!(reader.wanted().is_some());
+        reader.feed(piece);
+        loop {
+            match reader.next_entry() {
+                Ok(Some(entry)) => {
+                    entries.push((entry.position.0, entry.kind, entry.bytes.to_vec()));
+                }
+                Ok(None) => break,
+                Err(_) => return (entries, false),
+            }
+        }
+    }
+    (entries, reader.finish().is_ok())
+}
+
+/// The input with checksums of its entries, and how many there are.
+fn sealed(data: &[u8]) -> (Vec<u8>, u64) {
+    let mut seed = [0; 16];
+    seed[..8].copy_from_slice(&1_u64.to_le_bytes());
+    seed[8..].copy_from_slice(&identity().log_id.to_le_bytes());
+    let seed = crc32c::crc32c(&seed);
+    let mut bytes = data.to_vec();
+    let (mut at, mut entries) = (0, 0);
+    while at + 16 <= bytes.len() {
+        let length = (Input(&bytes[at + 8..]).word() & 0xff_ffff) as usize;
+        let Some(end) = (at + 16).checked_add(length.next_multiple_of(16)) else { break };
+        let Some(content) = bytes.get(at + 16..end) else { break };
+        let crc = crc32c::crc32c_append(seed, &bytes[at..at + 12]);
+        let crc = crc32c::crc32c_append(crc, content);
+        put(&mut bytes, at + 12, crc);
+        at = end;
+        entries += 1;
+    }
+    (bytes, entries)
+}
+
+fn image(entries: &[(u64, VaultKind, &[u8])]) -> (Vec<u8>, VaultHeader) {
+    let mut writer = VaultWriter::<Vec<u8>>::new(identity(), 1, 8192);
+    let mut full = Vec::new();
+    for (position, kind, bytes) in entries {
+        writer.append(Position(*position), *kind, &[bytes], &mut || vec![0; PIECE], &mut full);
+    }
+    let header = writer.finish(Position(99), &mut full);
+    let mut body: Vec<u8> =
+        full.iter().flat_map(|chunk| &chunk.buffer[..chunk.length]).copied().collect();
+    body.truncate(header.body_length as usize);
+    (body, header)
+}
+
+/// Images of several entries.
+pub(super) fn body_seeds() -> Vec<Vec<u8>> {
+    let entries: &[(u64, VaultKind, &[u8])] = &[
+        (1, VaultKind::Record, &[7; 40]),
+        (2, VaultKind::Control, &[]),
+        (70, VaultKind::Record, &[8; 16]),
+    ];
+    vec![image(entries).0, image(&entries[..1]).0, Vec::new()]
+}
