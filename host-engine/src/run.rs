@@ -184,6 +184,7 @@ fn settings(
                     cores,
                     controllers: controllers.clone(),
                     write_buffer,
+                    memory: config.memory_budget / u64::from(cores),
                     destage: DestageConfig::default(),
                 },
                 links: QuicConfig { mtu: config.mtu, ..QuicConfig::new(listen, identity.clone()) },

@@ -69,10 +69,24 @@ fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
         process: process(engine),
         cores: engine.cores.borrow().len() as u32,
         memory: Fill { used: sum(memory), capacity: config.memory_budget },
+        memory_resident: resident(),
         store_connected: engine.store.is_connected(),
         logs: vec![log],
         vdisks,
     }
+}
+
+/// Bytes of the process that are resident, guests' memory, which is shared, left out.
+fn resident() -> u64 {
+    std::fs::read_to_string("/proc/self/status").map_or(0, |status| resident_of(&status))
+}
+
+fn resident_of(status: &str) -> u64 {
+    let field = |line: &str, name: &str| -> Option<u64> {
+        line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let own = |line| field(line, "RssAnon:").or_else(|| field(line, "RssFile:"));
+    status.lines().filter_map(own).sum::<u64>() << 10
 }
 
 fn process(engine: &Engine) -> ProcessStatus {
@@ -208,6 +222,14 @@ mod tests {
             closed: Default::default(),
             vdisks: Vec::new(),
         }
+    }
+
+    #[test]
+    fn resident_memory_is_that_of_the_process_and_not_of_guests() {
+        let status = "VmRSS:\t  900 kB\nRssAnon:\t     200 kB\nRssFile:\t      30 kB\nRssShmem:\t     670 kB\n";
+        assert_eq!(resident_of(status), 230 << 10);
+        assert_eq!(resident_of("nothing of the kind"), 0);
+        assert!(resident() > 1 << 20, "a process has some");
     }
 
     #[test]

@@ -13,13 +13,20 @@
 //!
 //! A crash loses the buffer; the log has what is mirrored.
 
+mod memory;
+mod record;
+mod release;
+
+pub use memory::{ChunkKey, Memory};
+pub use record::Record;
+
 use crate::hash::Map;
 use bytes::Bytes;
 use cleave_format::footer::{FOOTER_ENTRY, Fingerprint};
 use cleave_format::ids::{BlockIndex, SliceIndex, VdiskId, Version};
-use cleave_format::record::{Entry, EntryKind, RecordIdentity, encode_head};
+use cleave_format::record::EntryKind;
 use cleave_runtime::planted::{Planted, is_planted};
-use cleave_runtime::time::Moment;
+use memory::Chunks;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -42,99 +49,6 @@ pub struct NodeName {
     pub entry: u16,
     /// The block, within the slice.
     pub block: u16,
-}
-
-/// One entry of a buffered record.
-#[derive(Clone, Debug)]
-pub struct BufferedEntry {
-    /// As in the record.
-    pub entry: Entry,
-    /// Where its data begins in the record's data.
-    pub start: u32,
-    /// Of the plaintext, once it was computed.
-    pub fingerprint: Option<Fingerprint>,
-}
-
-/// A buffered record.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// Who it is.
-    pub identity: RecordIdentity,
-    /// Header and entry table.
-    pub head: Bytes,
-    /// The entries' data, as it follows the head.
-    pub data: Bytes,
-    /// The entries.
-    pub entries: Vec<BufferedEntry>,
-    /// The write that it belongs to, until that is published.
-    pub unpublished: Option<WriteKey>,
-    /// When it was taken.
-    pub taken: Moment,
-    /// Both controllers held it once.
-    pub mirrored: bool,
-    /// The present log holds it: it can be released.
-    pub in_log: bool,
-    number: u64,
-    live: u32,
-    planned: u32,
-    /// Stripes on their way that have content of it, live or covered since.
-    held: u32,
-    releasing: bool,
-}
-
-impl Record {
-    /// A record that was taken now.
-    pub fn new(identity: RecordIdentity, data: Bytes, entries: &[Entry], taken: Moment) -> Record {
-        let mut head = Vec::with_capacity(64 + entries.len() * 8 + 16);
-        encode_head(&identity, entries, &mut head);
-        let mut start = 0;
-        let place = |entry: &Entry| {
-            let placed = BufferedEntry { entry: *entry, start, fingerprint: None };
-            start += entry.length;
-            placed
-        };
-        let entries: Vec<_> = entries.iter().map(place).collect();
-        assert_eq!(start as usize, data.len(), "a record's data is that of its entries");
-        Record {
-            identity,
-            head: Bytes::from(head),
-            data,
-            entries,
-            unpublished: None,
-            taken,
-            mirrored: false,
-            in_log: false,
-            number: 0,
-            live: 0,
-            planned: 0,
-            held: 0,
-            releasing: false,
-        }
-    }
-
-    /// Bytes of the encoded record.
-    pub fn length(&self) -> usize {
-        self.head.len() + self.data.len()
-    }
-
-    /// An entry's data.
-    pub fn frame(&self, entry: usize) -> Bytes {
-        let found = &self.entries[entry];
-        let start = found.start as usize;
-        self.data.slice(start..start + found.entry.length as usize)
-    }
-
-    fn memory(&self) -> usize {
-        self.length() + size_of::<Record>() + self.entries.len() * size_of::<BufferedEntry>()
-    }
-
-    fn key(&self, index: u32) -> RecordKey {
-        RecordKey { number: self.number, index }
-    }
-
-    fn unplanned(&self) -> u32 {
-        if self.mirrored { self.live - self.planned } else { 0 }
-    }
 }
 
 struct Node {
@@ -176,7 +90,9 @@ pub struct WriteBuffer {
     releasable_bytes: u64,
     unplanned_weight: u64,
     bytes: u64,
-    memory: u64,
+    /// Memory of records, beside chunks and tables.
+    payload: u64,
+    chunks: Chunks,
     covered: u64,
     next: u64,
 }
@@ -187,7 +103,10 @@ impl WriteBuffer {
         self.next += 1;
         record.number = self.next;
         self.bytes += record.length() as u64;
-        self.memory += record.memory() as u64;
+        self.payload += record.payload();
+        if let Some(chunk) = record.chunk {
+            self.chunks.hold(chunk);
+        }
         let (vdisk, slice) = (record.identity.vdisk, record.identity.slice);
         let mirrored = record.mirrored;
         let index = self.records.insert(record) as u32;
@@ -245,8 +164,7 @@ impl WriteBuffer {
         if !record.mirrored {
             record.mirrored = true;
             let (vdisk, slice) = (record.identity.vdisk, record.identity.slice);
-            let weight: u64 = self.live_nodes(key).map(|(_, node)| self.weight(node)).sum();
-            self.unplanned_weight += weight;
+            self.count_ready(key);
             for entry in 0..self.records[key.index as usize].entries.len() {
                 let entry = self.records[key.index as usize].entries[entry].entry;
                 for block in entry.block..entry.block + entry.blocks {
@@ -255,6 +173,15 @@ impl WriteBuffer {
             }
         }
         self.settle(key.index);
+    }
+
+    /// Counts a record's content as such that destage may take, if it is now: mirrored and published. Before,
+    /// a read must wait for its write; from the map, where a commit brings it, it would not (C23).
+    fn count_ready(&mut self, key: RecordKey) {
+        if self.get(key).is_some_and(Record::is_ready) {
+            let weight: u64 = self.live_nodes(key).map(|(_, node)| self.weight(node)).sum();
+            self.unplanned_weight += weight;
+        }
     }
 
     /// Ends every node below that of the record `by` in the block's chain.
@@ -284,7 +211,7 @@ impl WriteBuffer {
         record.live -= 1;
         if node.planned {
             record.planned -= 1;
-        } else {
+        } else if record.is_ready() {
             self.unplanned_weight -= weight;
         }
         self.settle(node.record);
@@ -479,121 +406,6 @@ impl WriteBuffer {
         self.end_node(index);
     }
 
-    /// Records that the next commit can release, oldest first (C4).
-    pub fn releasable(&self) -> impl Iterator<Item = RecordKey> {
-        self.releasable.iter().map(|(number, index)| RecordKey { number: *number, index: *index })
-    }
-
-    /// Whether the commit of a stripe with `nodes` live nodes of the record releases it: the
-    /// stripe is the only one that holds it.
-    pub fn ends_with(&self, key: RecordKey, nodes: u32) -> bool {
-        let ends =
-            |r: &Record| r.mirrored && r.in_log && !r.releasing && r.live == nodes && r.held <= 1;
-        self.get(key).is_some_and(ends)
-    }
-
-    /// A stripe on its way has content of the record. The record is not released before that
-    /// stripe ended, also when the content is covered meanwhile: else the newer content could be
-    /// committed and its version forgotten, and the stripe's commit, coming after it, would revive the older (C2).
-    pub fn hold(&mut self, key: RecordKey) {
-        if let Some(record) = self.get_mut(key) {
-            record.held += 1;
-            self.settle(key.index);
-        }
-    }
-
-    /// The stripe ended.
-    pub fn let_go(&mut self, key: RecordKey) {
-        if let Some(record) = self.get_mut(key) {
-            record.held -= 1;
-            self.settle(key.index);
-        }
-    }
-
-    /// A commit lists the record, or does not after all.
-    pub fn set_releasing(&mut self, key: RecordKey, releasing: bool) {
-        if let Some(record) = self.get_mut(key) {
-            record.releasing = releasing;
-            self.settle(key.index);
-        }
-    }
-
-    /// The log has released the record, if a commit still lists it: one that was appended to
-    /// another log since (C7) stays.
-    pub fn release(&mut self, key: RecordKey) {
-        let Some(record) = self.get(key).filter(|record| record.releasing) else { return };
-        assert_eq!(record.live, 0, "a record is released when nothing of it counts any more");
-        self.remove(key.index);
-    }
-
-    fn remove(&mut self, index: u32) -> Record {
-        let record = self.records.remove(index as usize);
-        self.bytes -= record.length() as u64;
-        self.memory -= record.memory() as u64;
-        self.queue.remove(&record.number);
-        if self.releasable.remove(&record.number).is_some() {
-            self.releasable_bytes -= record.length() as u64;
-        }
-        record
-    }
-
-    /// Forgets a vdisk; the log has what is mirrored of it.
-    pub fn forget(&mut self, vdisk: VdiskId) {
-        let (nodes, weight) = (&mut self.nodes, &mut self.unplanned_weight);
-        let records = &self.records;
-        self.chains.retain(|(owner, _), head| {
-            let mut at = if *owner == vdisk { *head } else { NONE };
-            while at != NONE {
-                let node = nodes.remove(at as usize);
-                let record = &records[node.record as usize];
-                if record.mirrored && !node.planned {
-                    let length = record.entries[usize::from(node.entry)].entry.length;
-                    *weight -= match length {
-                        0 => ZERO_WEIGHT,
-                        _ => u64::from(length) + FOOTER_ENTRY as u64,
-                    };
-                }
-                at = node.older;
-            }
-            *owner != vdisk
-        });
-        let of_it = self.records.iter().filter(|(_, record)| record.identity.vdisk == vdisk);
-        let indices: Vec<u32> = of_it.map(|(index, _)| index as u32).collect();
-        indices.into_iter().for_each(|index| drop(self.remove(index)));
-        self.slices.retain(|(owner, _), _| *owner != vdisk);
-    }
-
-    /// The log is another one and holds nothing (C7): drops what does not count, and gives every
-    /// other record a new version by `version`, in order. Returns them, in the order in which they are to
-    /// be appended.
-    pub fn renumber(
-        &mut self,
-        mut version: impl FnMut(VdiskId, SliceIndex) -> Version,
-    ) -> Vec<RecordKey> {
-        let mut keys: Vec<RecordKey> =
-            self.records.iter().map(|(index, record)| record.key(index as u32)).collect();
-        keys.sort_unstable();
-        keys.retain(|key| {
-            let record = &self.records[key.index as usize];
-            if record.live == 0 && record.held == 0 {
-                self.remove(key.index);
-                return false;
-            }
-            let record = &mut self.records[key.index as usize];
-            let identity = &mut record.identity;
-            identity.version = version(identity.vdisk, identity.slice);
-            let entries: Vec<Entry> = record.entries.iter().map(|e| e.entry).collect();
-            let mut head = Vec::with_capacity(record.head.len());
-            encode_head(&record.identity, &entries, &mut head);
-            record.head = Bytes::from(head);
-            record.in_log = false;
-            record.releasing = false;
-            self.settle(key.index);
-            true
-        });
-        keys
-    }
-
     /// Bytes of records, as the log counts them.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -615,6 +427,7 @@ impl WriteBuffer {
     }
 
     /// Blocks with buffered content, counting versions.
+    #[cfg(test)]
     pub fn nodes(&self) -> usize {
         self.nodes.len()
     }
@@ -624,9 +437,22 @@ impl WriteBuffer {
         self.records.len()
     }
 
-    /// Bytes of memory, about.
-    pub fn memory(&self) -> u64 {
-        self.memory + self.nodes.len() as u64 * 56
+    /// A new chunk of memory for frames, of that many bytes; the one before takes no more.
+    pub fn begin_chunk(&mut self, capacity: usize) {
+        self.chunks.begin(capacity as u64);
+    }
+
+    /// The chunk that frames are written to now.
+    pub fn chunk(&self) -> Option<ChunkKey> {
+        self.chunks.current()
+    }
+
+    /// What the buffer takes in memory.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            content: self.payload + self.chunks.bytes(),
+            tables: Memory::tables_of(self.records.len() as u64, self.nodes.len() as u64),
+        }
     }
 }
 

@@ -21,6 +21,9 @@ pub struct HostCoreConfig {
     pub controllers: Vec<PeerAddress>,
     /// Most bytes of records in this core's write buffer; the log's quota may allow less.
     pub write_buffer: u64,
+    /// Bytes of memory that this core may use: the write buffer gets what maps, and stripes and reads on their way,
+    /// leave of it, and never less than a quarter.
+    pub memory: u64,
     /// When destage writes stripes.
     pub destage: DestageConfig,
 }

@@ -134,7 +134,7 @@ impl HostCore {
                 found.stats.errors += 1;
                 state.finish(token, Err(error))
             }
-            Ok(request) if !state.has_room(request.cost()) => {
+            Ok(request) if !state.has_room(&request.cost()) => {
                 state.stats.refused += 1;
                 if !std::mem::replace(&mut state.starving, true) {
                     state.progress.notify();
@@ -208,14 +208,6 @@ impl State {
         self.completions.push(GuestCompletion { token, result, data: None });
         Ok(())
     }
-
-    /// Whether the buffer has room for that many bytes and blocks. A request that is larger than the
-    /// buffer is taken when nothing else is in it.
-    fn has_room(&self, (bytes, blocks): (u64, u64)) -> bool {
-        let held = self.held() + self.reserved;
-        let nodes = self.buffer.nodes() as u64;
-        held == 0 || (held + bytes <= self.limit() && nodes + blocks <= self.nodes_max())
-    }
 }
 
 impl Shared {
@@ -237,7 +229,6 @@ impl Shared {
                 let Some(class) = state.class_of(connection) else { return };
                 tracing::info!(?class, reason, "connection closed");
                 state.disconnected(class);
-        let mut full_pause = RETRY;
             }
         }
     }
@@ -246,6 +237,7 @@ impl Shared {
     async fn connect(self: Rc<Shared>, class: Class) {
         let index = class_index(class);
         let changed = self.state.borrow().class_links[index].changed.clone();
+        let mut full_pause = RETRY;
         for number in 1.. {
             let controllers = &self.config.controllers;
             let attempt = self.state.borrow().class_links[index].attempts;

@@ -3,7 +3,7 @@
 //! The hot logic is here and in `write`, `read` and `pool`, as methods that never wait; flows
 //! (`open`, `destage`, slow reads) are tasks that borrow this between two waits, never across one.
 
-use crate::buffer::{RecordKey, WriteBuffer};
+use crate::buffer::{Memory, RecordKey, WriteBuffer};
 use crate::config::HostCoreConfig;
 use crate::hash::Map as HashMap;
 use crate::log_client::LogClient;
@@ -15,7 +15,7 @@ use crate::request::{GuestCompletion, GuestError};
 use crate::runs::Run;
 use crate::sequence::Sequences;
 use crate::stats::{CoreStats, Event, VdiskStats};
-use crate::write::{FingerprintJob, Waiting};
+use crate::write::{Cost, FingerprintJob, Waiting};
 use bytes::BytesMut;
 use cleave_codec::{Codec, Keys, Settings};
 use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, VdiskId, Version};
@@ -31,8 +31,8 @@ use std::time::Duration;
 
 /// Times that are kept until somebody takes them.
 const MIRROR_TIMES_MAX: usize = 4096;
-/// Blocks with buffered content: one for so many bytes of the limit.
-const BYTES_A_NODE: u64 = 256;
+/// Memory of a core beside write buffer and maps, in bytes: stripes on their way, reads, links.
+const OTHER_MEMORY: u64 = 64 << 20;
 
 /// A vdisk that is open here.
 pub(crate) struct Vdisk {
@@ -90,7 +90,10 @@ pub(crate) struct State {
     pub now: Moment,
     pub vdisks: BTreeMap<VdiskId, Vdisk>,
     pub codecs: Vec<(Option<Keys>, Codec)>,
+    /// The chunk that frames are encoded into; empty between records.
     pub arena: BytesMut,
+    /// Where frames are encoded that might not fit it; empty between records.
+    pub scratch: BytesMut,
     pub buffers: Vec<BufferPool>,
 
     pub map: Map,
@@ -153,6 +156,7 @@ impl State {
             vdisks: BTreeMap::new(),
             codecs: Vec::new(),
             arena: BytesMut::new(),
+            scratch: BytesMut::new(),
             buffers: vec![pool(1, 256), pool(4, 64), pool(16, 32), pool(64, 16), pool(256, 4)],
             map: Map::default(),
             buffer: WriteBuffer::default(),
@@ -209,21 +213,33 @@ impl State {
         self.config.write_buffer.min(share.unwrap_or(u64::MAX))
     }
 
-    /// What the buffer holds, as it counts against the limit: bytes of records, or half of the memory
-    /// that they take, where small records take more than that.
-    pub fn held(&self) -> u64 {
-        self.buffer.bytes().max(self.buffer.memory() / 2)
+    /// Memory that the buffer may take: small records take more of it than of the log.
+    pub fn memory_limit(&self) -> Memory {
+        let whole = self.config.memory;
+        let left = whole.saturating_sub(OTHER_MEMORY + self.map.memory() as u64);
+        let limit = left.clamp(whole / 4, whole / 8 * 5);
+        Memory { content: limit - limit / 4, tables: limit / 4 }
     }
 
-    /// Blocks with buffered content that the buffer may hold.
-    pub fn nodes_max(&self) -> u64 {
-        (self.limit() / BYTES_A_NODE).max(1024)
-    }
-
-    /// How full the buffer is, in percent.
+    /// How full the buffer is, in percent: of the log's bytes or of memory, whichever is scarcer.
     pub fn fill_percent(&self) -> u64 {
-        let bytes = self.held() * 100 / self.limit().max(1);
-        bytes.max(self.buffer.nodes() as u64 * 100 / self.nodes_max())
+        let (used, limit) = (self.buffer.memory(), self.memory_limit());
+        let percent = |used: u64, limit: u64| used * 100 / limit.max(1);
+        percent(self.buffer.bytes(), self.limit())
+            .max(percent(used.content, limit.content))
+            .max(percent(used.tables, limit.tables))
+    }
+
+    /// Whether the buffer has room for a request. One that is larger than the buffer is taken when
+    /// nothing else is in it.
+    pub fn has_room(&self, cost: &Cost) -> bool {
+        let bytes = self.reserved + cost.bytes;
+        let (used, limit) = (self.buffer.memory(), self.memory_limit());
+        let tables = used.tables + Memory::tables_of(cost.records, cost.blocks);
+        let room = self.buffer.bytes() + bytes <= self.limit()
+            && used.content + bytes <= limit.content
+            && tables <= limit.tables;
+        room || (self.buffer.len() == 0 && self.reserved == 0)
     }
 
     /// A request number that was never used.
@@ -279,6 +295,13 @@ impl State {
                 }
             }
             ControllerMessage::Mirrored { through } => self.log_mirrored(lane, through),
+            ControllerMessage::AppendRefused { reason: Refusal::Full, .. } => {
+                let link = &mut self.class_links[class_index(class)];
+                link.full = true;
+                link.changed.notify();
+                self.log_full = true;
+                self.progress.notify();
+            }
             ControllerMessage::AppendRefused { number, reason } => {
                 return Err(self.append_refused(lane, number, reason));
             }
@@ -291,13 +314,6 @@ impl State {
         }
         Ok(())
     }
-            ControllerMessage::AppendRefused { reason: Refusal::Full, .. } => {
-                let link = &mut self.class_links[class_index(class)];
-                link.full = true;
-                link.changed.notify();
-                self.log_full = true;
-                self.progress.notify();
-            }
 
     fn answered(&mut self, answer: ControllerMessage, payload: Message) -> Result<(), String> {
         let (ControllerMessage::Done { request, .. }
@@ -375,6 +391,7 @@ impl State {
             let Some(record) = self.buffer.get(key) else { continue };
             let (identity, first) = (record.identity, !record.mirrored);
             let write = record.unpublished;
+            self.log_full &= !first;
             // One that another log took again says nothing about how long that takes.
             if first && self.mirror_times.len() < MIRROR_TIMES_MAX {
                 self.mirror_times.push(self.now.since(record.taken));
@@ -387,7 +404,6 @@ impl State {
             }
         }
         self.mirrored = keys;
-            self.log_full &= !first;
         self.publish(published);
         self.progress.notify();
     }
@@ -480,7 +496,8 @@ impl State {
             buffer_bytes: self.buffer.bytes(),
             buffer_limit: self.limit(),
             buffer_records: self.buffer.len() as u64,
-            buffer_memory: self.buffer.memory(),
+            buffer_memory: self.buffer.memory().all(),
+            buffer_memory_limit: self.memory_limit().all(),
             map_memory: self.map.memory() as u64,
             map_stripes: self.map.stripes() as u64,
             connected: self.ready(Class::Log).is_some(),

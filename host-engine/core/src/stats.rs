@@ -42,8 +42,10 @@ pub struct CoreStats {
     pub buffer_limit: u64,
     /// Records in the write buffer.
     pub buffer_records: u64,
-    /// Memory of the write buffer, about, in bytes.
+    /// Memory of the write buffer, in bytes: not less than it is.
     pub buffer_memory: u64,
+    /// What this may be at most at present.
+    pub buffer_memory_limit: u64,
     /// Memory of the maps, about, in bytes.
     pub map_memory: u64,
     /// Stripes that the maps name.

@@ -5,10 +5,11 @@
 //! the pool, the part waits for the read, and parts that overlap it queue behind it. So parts that
 //! overlap are numbered in the order taken, and no others wait.
 
-use crate::buffer::{Record, RecordKey, Visible, WriteKey};
+use crate::buffer::{ChunkKey, Record, RecordKey, Visible, WriteKey};
 use crate::pool::Sink;
 use crate::request::{GuestError, Operation, RANGE_MAX, SECTOR, TRANSFER_MAX};
 use crate::state::State;
+use bytes::Bytes;
 use cleave_codec::{Encoded, is_zero};
 use cleave_format::frame::{FRAME_HEADER, TAG};
 use cleave_format::ids::{BlockIndex, SliceIndex, VdiskId, Version};
@@ -25,11 +26,13 @@ const BLOCK_BYTES: u64 = BLOCK as u64;
 const BLOCK_COST: u64 = (BLOCK + FRAME_HEADER + TAG + 8) as u64;
 /// Most bytes of a record beside its blocks.
 const RECORD_COST: u64 = 96;
-/// Bytes of arena that frames are encoded into at a time: they stay in memory until all of them
-/// are released.
+/// Bytes of a chunk that frames are encoded into: it stays in memory until all records in it are
+/// released. Frames of one record that take a quarter of it or more get memory of their own.
 const ARENA: usize = 256 << 10;
 /// Blocks whose fingerprints are computed in one turn: about 50 µs.
 const FINGERPRINTS_A_TURN: usize = 16;
+/// Blocks that wait for it: they keep the guest's data. Those beyond get theirs at destage.
+const FINGERPRINTS_MAX: usize = 2048;
 
 /// What a part writes.
 #[derive(Clone)]
@@ -102,6 +105,14 @@ pub(crate) struct FingerprintJob {
     plain: Plain,
 }
 
+/// What a request takes in the buffer, at most.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    pub bytes: u64,
+    pub blocks: u64,
+    pub records: u64,
+}
+
 /// What a write, discard or write-zeroes is.
 pub(crate) struct WriteRequest {
     source: Source,
@@ -111,10 +122,10 @@ pub(crate) struct WriteRequest {
 }
 
 impl WriteRequest {
-    /// Bytes and blocks that it takes in the buffer, at most.
-    pub fn cost(&self) -> (u64, u64) {
+    /// What it takes in the buffer.
+    pub fn cost(&self) -> Cost {
         if self.range.0 == self.range.1 {
-            return (0, 0);
+            return Cost::default();
         }
         let first = self.range.0 / BLOCK_BYTES;
         let last = (self.range.1 - 1) / BLOCK_BYTES;
@@ -124,7 +135,7 @@ impl WriteRequest {
             Source::Data { .. } => blocks,
             Source::Zero(_) => blocks.min(2),
         };
-        (whole * BLOCK_COST + slices * RECORD_COST, blocks)
+        Cost { bytes: whole * BLOCK_COST + slices * RECORD_COST, blocks, records: slices }
     }
 }
 
@@ -345,9 +356,9 @@ impl State {
             Source::Data { .. } => usize::from(last - first + 1) * BLOCK_COST as usize,
             Source::Zero(_) => part.bases.len() * BLOCK_COST as usize,
         };
-        if self.arena.capacity() - self.arena.len() < most {
-            self.arena.reserve(most.max(ARENA));
-        }
+        // Frames that might not fit the arena are copied when their length is known: room kept for
+        // what they could have become would be lost.
+        let fits = self.arena.capacity() >= most;
         for block in first..=last {
             let merged = self.merge(&mut part, block);
             let plain = match (&merged, &part.source) {
@@ -360,7 +371,10 @@ impl State {
             };
             let encoded = match plain {
                 None => Encoded::Zero,
-                Some(plain) => self.codecs[codec].1.encode_block(plain, &mut self.arena),
+                Some(plain) => {
+                    let out = if fits { &mut self.arena } else { &mut self.scratch };
+                    self.codecs[codec].1.encode_block(plain, out)
+                }
             };
             match encoded {
                 Encoded::Frame { length } => {
@@ -380,7 +394,7 @@ impl State {
                 Encoded::Zero => self.add_zero(&part, block, &mut entries),
             }
         }
-        let data = self.arena.split().freeze();
+        let (data, chunk) = self.encoded();
         let frames = jobs.len() as u64;
         if let Some(vdisk) = self.vdisks.get_mut(&part.vdisk) {
             vdisk.stats.encoded_bytes += frames * BLOCK_BYTES;
@@ -401,13 +415,38 @@ impl State {
         };
         let mut record = Record::new(identity, data, &entries, self.now);
         record.unpublished = Some(part.write);
+        record.chunk = chunk;
         let key = self.buffer.insert(record, |_| true);
         let write =
             self.writes.get_mut(part.write).expect("a write has parts until it is published");
         write.records.push(key);
         self.log.push(part.slice, key);
         let job = |(entry, plain)| FingerprintJob { record: key, entry, codec, plain };
-        self.fingerprints.extend(jobs.into_iter().map(job));
+        let room = FINGERPRINTS_MAX.saturating_sub(self.fingerprints.len());
+        self.fingerprints.extend(jobs.into_iter().take(room).map(job));
+    }
+
+    /// The frames that were just encoded, and the chunk that they are in, if not in memory of their own.
+    fn encoded(&mut self) -> (Bytes, Option<ChunkKey>) {
+        let length = self.scratch.len();
+        if length >= ARENA / 4 {
+            let data = Bytes::copy_from_slice(&self.scratch);
+            self.scratch.clear();
+            return (data, None);
+        }
+        if length > 0 {
+            if self.arena.capacity() < length {
+                self.arena.reserve(ARENA);
+                self.buffer.begin_chunk(self.arena.capacity());
+            }
+            self.arena.extend_from_slice(&self.scratch);
+            self.scratch.clear();
+        }
+        // An empty part of the arena would keep all of it.
+        match self.arena.is_empty() {
+            true => (Bytes::new(), None),
+            false => (self.arena.split().freeze(), self.buffer.chunk()),
+        }
     }
 
     /// Lays the part over what is below a partial block; `None` for a whole one.
@@ -470,6 +509,9 @@ impl State {
     pub fn fingerprint_some(&mut self) -> bool {
         let count = self.fingerprints.len().min(FINGERPRINTS_A_TURN);
         for job in self.fingerprints.drain(..count) {
+            if self.buffer.get(job.record).is_none() {
+                continue;
+            }
             let plain = match &job.plain {
                 Plain::Guest(data, start) => &data[*start..*start + BLOCK],
                 Plain::Merged(block) => &block[..],

@@ -167,6 +167,8 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
         cores: 1,
         controllers: plan.controllers(),
         write_buffer: plan.write_buffer,
+        // What its stripes and reads take, and what small records take beside their bytes.
+        memory: (64 << 20) + 2 * plan.write_buffer,
         destage: plan.destage.clone(),
     };
     shared.journal.note(format!("host engine begins incarnation {incarnation}"));

@@ -3,6 +3,8 @@
 use super::*;
 use bytes::Bytes;
 use cleave_format::ids::{Epoch, Incarnation, Sequence};
+use cleave_format::record::{Entry, RecordIdentity};
+use cleave_runtime::time::Moment;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -144,6 +146,7 @@ proptest! {
         }
         buffer.forget(DISK);
         prop_assert_eq!((buffer.bytes(), buffer.nodes(), buffer.len()), (0, 0, 0));
+        prop_assert_eq!(buffer.memory(), Memory::default());
         prop_assert_eq!((buffer.unplanned_weight(), buffer.releasable_bytes()), (0, 0));
         prop_assert_eq!(buffer.queue().count(), 0);
     }

@@ -331,30 +331,6 @@ fn a_large_request_is_not_starved_by_old_content() {
     }
 }
 
-// Small records weigh more in memory than in the log: both are bounded.
-#[test]
-fn memory_is_bounded_for_content_that_compresses_well() {
-    let mut rig = Rig::new(11, SIZE);
-    rig.write_buffer = 1 << 20;
-    let core = rig.start_host();
-    rig.open();
-    rig.pool.borrow_mut().no_space = true;
-    for token in 1..100_000u64 {
-        let mut data = cleave_runtime::buffer::Buffer::new(4096);
-        data.fill(token as u8 | 1);
-        let operation = Operation::Write { offset: token % 2048 * 4096, data };
-        if core.submit(GuestRequest { token, vdisk: DISK, operation }).is_err() {
-            break;
-        }
-        rig.host.as_ref().unwrap().0.wake();
-        rig.world.step();
-        core.completions(&mut Vec::new());
-    }
-    let stats = core.stats();
-    assert!(stats.refused == 1 && stats.buffer_bytes < 1 << 20, "{stats:?}");
-    assert!(stats.buffer_memory <= (2 << 20) + 8192, "{stats:?}");
-}
-
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     let run = || {

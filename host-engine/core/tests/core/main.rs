@@ -3,5 +3,6 @@
 
 mod disk;
 mod full;
+mod memory;
 mod order;
 mod rig;

@@ -25,6 +25,7 @@ pub struct Rig {
     pub size: u64,
     pub keys: Option<Keys>,
     pub write_buffer: u64,
+    pub memory: Option<u64>,
     pub destage: DestageConfig,
 }
 
@@ -44,6 +45,7 @@ impl Rig {
             size,
             keys: None,
             write_buffer: 4 << 20,
+            memory: None,
             destage,
         };
         rig.start_controller();
@@ -75,6 +77,7 @@ impl Rig {
                 .map(|name| PeerAddress { name: name.into(), address: String::new() })
                 .to_vec(),
             write_buffer: self.write_buffer,
+            memory: self.memory.unwrap_or((64 << 20) + 2 * self.write_buffer),
             destage: self.destage.clone(),
         };
         let core = HostCore::new(process.links(), process.executor(), process.random(), config);
