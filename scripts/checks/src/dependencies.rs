@@ -109,6 +109,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cleave-fuzz",
+        &[
+            "cleave-catalog",
+            "cleave-codec",
+            "cleave-control",
+            "cleave-coordinator",
+            "cleave-format",
+            "cleave-runtime",
+            "cleave-vhost-user",
+            "cleave-wire",
+        ],
+    ),
+    (
         "cleave-simulator",
         &[
             "cleave-catalog",
