@@ -76,6 +76,8 @@ pub struct Disk {
     writeback: u8,
     /// Turns until the sockets are looked at.
     socket_turns: u32,
+    /// Something was published since [`flush_notifications`](Disk::flush_notifications).
+    unsignalled: bool,
     listening: Listening,
     watch_version: u64,
     /// Accepting failed, and it was said.
@@ -97,6 +99,7 @@ impl Disk {
             buffers: Box::new(buffers),
             writeback: 0,
             socket_turns: 0,
+            unsignalled: false,
             listening,
             watch_version: 0,
             refusing: false,
@@ -395,6 +398,7 @@ impl Disk {
                 Some(RingFault::NoStatus)
             }
         };
+        self.unsignalled = true;
         self.slots.end(place);
         match faulty {
             None | Some(RingFault::Lost) => {}
@@ -405,6 +409,9 @@ impl Disk {
     /// Wakes the guest where it wants to know of what was published since the last call: once a
     /// batch of answers.
     pub fn flush_notifications(&mut self) {
+        if !std::mem::take(&mut self.unsignalled) {
+            return;
+        }
         let Some(frontend) = &mut self.frontend else { return };
         for ring in &mut frontend.rings {
             self.statistics.notifications += u64::from(ring.signal(&frontend.memory));

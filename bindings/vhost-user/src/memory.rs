@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vhost::vhost_user::message::{VhostUserLog, VhostUserMemoryRegion};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Permissions,
-    VolatileMemory,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, VolatileMemory, VolatileSlice,
 };
 
 /// What rust-vmm's queues work on.
@@ -133,20 +133,38 @@ impl Memory {
             .map(|region| region.guest + (user - region.user))
     }
 
+    /// A range that lies in one region, as almost all do: several times cheaper than the walk over
+    /// regions that the other ones need.
+    fn in_one_region(&self, address: u64, length: usize) -> Option<VolatileSlice<'_>> {
+        let (region, place) = self.view.to_region_addr(GuestAddress(address))?;
+        region.get_slice(place, length).ok()
+    }
+
     /// Whether all of a range can be reached.
     pub(crate) fn reaches(&self, address: u64, length: u32) -> bool {
-        let access = Permissions::ReadWrite;
-        self.view.check_range(GuestAddress(address), length as usize, access)
+        let length = length as usize;
+        self.in_one_region(address, length).is_some()
+            || self.view.check_range(GuestAddress(address), length)
     }
 
     /// Copies out of the guest.
     pub(crate) fn read(&self, address: u64, target: &mut [u8]) -> Result<(), Unmapped> {
+        if let Some(source) = self.in_one_region(address, target.len()) {
+            source.copy_to(target);
+            return Ok(());
+        }
         self.view.read_slice(target, GuestAddress(address)).map_err(|_| Unmapped)
     }
 
     /// Copies into the guest, and marks it dirty after (C24: data before dirty bits).
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unmapped> {
-        let outcome = self.view.write_slice(bytes, GuestAddress(address)).map_err(|_| Unmapped);
+        let outcome = match self.in_one_region(address, bytes.len()) {
+            Some(target) => {
+                target.copy_from(bytes);
+                Ok(())
+            }
+            None => self.view.write_slice(bytes, GuestAddress(address)).map_err(|_| Unmapped),
+        };
         self.mark_dirty(address, bytes.len() as u64);
         outcome
     }
@@ -221,6 +239,20 @@ mod tests {
         memory.remove(&region(0x1000, 0x2345, 0x7000_0000, 0)).unwrap();
         assert!(!memory.reaches(0x1000, 1));
         assert!(memory.remove(&region(0x1000, 0x2345, 0x7000_0000, 0)).is_err());
+    }
+
+    #[test]
+    fn ranges_over_two_regions_are_one() {
+        let mut memory = Memory::default();
+        memory.add(&region(0x1000, 0x1000, 0, 0), shared_memory(0x1000)).unwrap();
+        memory.add(&region(0x2000, 0x1000, 0x9000, 0), shared_memory(0x1000)).unwrap();
+        assert!(memory.reaches(0x1ff0, 0x20) && !memory.reaches(0x2ff0, 0x11));
+        memory.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
+        let mut back = [0; 6];
+        memory.read(0x1ffd, &mut back).unwrap();
+        assert_eq!(back, [0, 1, 2, 3, 4, 0]);
+        assert_eq!(memory.read(0x2ffd, &mut back), Err(Unmapped));
+        assert_eq!(memory.read(u64::MAX - 2, &mut back), Err(Unmapped));
     }
 
     #[test]
