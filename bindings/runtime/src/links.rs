@@ -97,7 +97,9 @@ pub trait Links {
     /// [`queued`](Links::queued).
     fn send(&self, connection: ConnectionId, lane: u8, parts: &[Bytes]) -> Result<(), SendError>;
 
-    /// Bytes queued on a connection and not yet handed to the network; 0 for a closed one.
+    /// Bytes of messages that the other side is not yet known to have received, as far as that can
+    /// be known: queued here, or on their way. 0 for a closed connection. When it shrinks, the core
+    /// gets a turn.
     fn queued(&self, connection: ConnectionId) -> usize;
 
     /// Closes a connection; the other side sees `reason`. Here, too, `Closed` is reported.

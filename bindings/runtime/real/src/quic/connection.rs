@@ -6,7 +6,7 @@
 //! and then `Closed`, or nothing, when the peer did not prove a name. After `Closed` comes nothing.
 
 use super::config::PROTOCOLS;
-use super::lane::{Incoming, Outgoing, TooLong};
+use super::lane::{Incoming, Outgoing, TooLong, Unacknowledged};
 use crate::identity::name_in;
 use bytes::Bytes;
 use cleave_runtime::links::{Class, ConnectionId, LANES, LinkEvent, MESSAGE_LENGTH_MAX};
@@ -16,6 +16,7 @@ use quinn_proto::{
 };
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Error codes of closed connections on the wire.
@@ -46,7 +47,9 @@ pub(super) struct Connection {
     /// Lanes with something to read, by bit.
     readable: u8,
     /// Bytes that wait in `outgoing`.
-    pub(super) queued: usize,
+    queued: usize,
+    /// Those, and what QUIC keeps.
+    unacknowledged: Unacknowledged,
     /// The lane that writes first next time.
     first: usize,
     /// In the list of connections that have something to do.
@@ -62,6 +65,7 @@ impl Connection {
         peer: SocketAddr,
         class: Option<Class>,
     ) -> Connection {
+        let unacknowledged = Unacknowledged::default();
         Connection {
             id,
             quic,
@@ -69,10 +73,11 @@ impl Connection {
             class,
             state: State::Handshaking,
             announced: class.is_some(),
-            outgoing: Default::default(),
+            outgoing: std::array::from_fn(|_| Outgoing::new(&unacknowledged)),
             incoming: Default::default(),
             readable: 0,
             queued: 0,
+            unacknowledged,
             first: 0,
             dirty: false,
             timer: None,
@@ -91,6 +96,11 @@ impl Connection {
     /// Queues a message whose length and lane were checked.
     pub(super) fn send(&mut self, lane: u8, parts: &[Bytes]) {
         self.queued += self.outgoing[usize::from(lane)].push(parts);
+    }
+
+    /// Bytes of messages that the peer's system is not known to have.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.unacknowledged.load(Ordering::Relaxed)
     }
 
     /// Works off what QUIC reports.

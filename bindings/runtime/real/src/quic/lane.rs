@@ -8,8 +8,34 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use cleave_runtime::links::MESSAGE_LENGTH_MAX;
 use cleave_runtime::message::Message;
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const HEADER: usize = 4;
+
+/// Bytes of messages that were sent and that the peer's system does not have whole yet.
+pub(super) type Unacknowledged = Arc<AtomicUsize>;
+
+/// The last chunk of a message. QUIC keeps what it was given until the peer has acknowledged it and
+/// all before it: when the last chunk goes, so has the message. QUIC itself does not tell.
+struct Tail {
+    bytes: Bytes,
+    /// Bytes of the whole message, header included.
+    length: usize,
+    unacknowledged: Unacknowledged,
+}
+
+impl AsRef<[u8]> for Tail {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.unacknowledged.fetch_sub(self.length, Ordering::Relaxed);
+    }
+}
 
 /// Bytes from which headers are cut, so that not each of them is an allocation.
 const HEADER_ARENA: usize = 1024;
@@ -26,9 +52,15 @@ pub(super) struct TooLong(pub(super) usize);
 pub(super) struct Outgoing {
     chunks: VecDeque<Bytes>,
     arena: BytesMut,
+    unacknowledged: Unacknowledged,
 }
 
 impl Outgoing {
+    /// An empty lane of a connection, whose lanes count together.
+    pub(super) fn new(unacknowledged: &Unacknowledged) -> Outgoing {
+        Outgoing { unacknowledged: Arc::clone(unacknowledged), ..Outgoing::default() }
+    }
+
     /// Queues a message, whose length was checked; returns the bytes that this adds to the queue.
     pub(super) fn push(&mut self, parts: &[Bytes]) -> usize {
         let length: usize = parts.iter().map(Bytes::len).sum();
@@ -38,7 +70,12 @@ impl Outgoing {
         self.arena.put_u32_le(u32::try_from(length).expect("message length was checked"));
         self.chunks.push_back(self.arena.split().freeze());
         self.chunks.extend(parts.iter().filter(|part| !part.is_empty()).cloned());
-        HEADER + length
+        let length = HEADER + length;
+        self.unacknowledged.fetch_add(length, Ordering::Relaxed);
+        let bytes = self.chunks.pop_back().expect("there is a header at least");
+        let unacknowledged = Arc::clone(&self.unacknowledged);
+        self.chunks.push_back(Bytes::from_owner(Tail { bytes, length, unacknowledged }));
+        length
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -137,8 +174,10 @@ mod tests {
             let parts = [&body[..cut], &[], &body[cut..]].map(Bytes::copy_from_slice);
             queued += out.push(&parts);
         }
+        assert_eq!(out.unacknowledged.load(Ordering::Relaxed), queued);
         let stream = drain(&mut out);
         assert_eq!(stream.len(), queued);
+        assert_eq!(out.unacknowledged.load(Ordering::Relaxed), 0, "nobody keeps any of it");
         for step in [1, 2, 3, 4, 5, 7, 64, 100_000] {
             let mut lane = Incoming::default();
             let mut got = Vec::new();
@@ -148,6 +187,29 @@ mod tests {
             }
             assert_eq!(got, bodies, "{step}");
         }
+    }
+
+    #[test]
+    fn a_message_counts_until_its_last_byte_is_let_go() {
+        let unacknowledged = Unacknowledged::default();
+        let mut lanes = [Outgoing::new(&unacknowledged), Outgoing::new(&unacknowledged)];
+        let count = || unacknowledged.load(Ordering::Relaxed);
+        let part = Bytes::from_static(&[1; 100]);
+        lanes[0].push(&[part.clone(), part.clone()]);
+        lanes[1].push(&[]);
+        assert_eq!(count(), 204 + 4);
+        let mut kept: VecDeque<Bytes> = lanes[0].first().iter().cloned().collect();
+        lanes[0].written(3);
+        // The stream cuts chunks as packets need them.
+        let mut last = kept.pop_back().unwrap();
+        let end = last.split_off(40);
+        kept.clear();
+        drop(last);
+        assert_eq!(count(), 204 + 4);
+        drop(end);
+        assert_eq!(count(), 4);
+        lanes[1].clear();
+        assert_eq!(count(), 0);
     }
 
     #[test]

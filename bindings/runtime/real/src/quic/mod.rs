@@ -184,7 +184,7 @@ impl Links for QuicLinks {
 
     fn queued(&self, connection: ConnectionId) -> usize {
         let inner = &mut *self.inner.borrow_mut();
-        inner.find(connection).map_or(0, |slot| inner.at(slot).queued)
+        inner.find(connection).map_or(0, |slot| inner.at(slot).unacknowledged())
     }
 
     fn close(&self, connection: ConnectionId, reason: &str) {
