@@ -31,6 +31,7 @@ use cleave_process::stop::Stop;
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::PeerAddress;
 use cleave_runtime_real::drive::{DriveOptions, FileDrive};
+use cleave_runtime_real::huge;
 use cleave_runtime_real::identity::Identity;
 use cleave_runtime_real::quic::{QuicConfig, QuicLinks};
 use cleave_runtime_real::reactor::{Reactor, ReactorConfig, Turn};
@@ -111,6 +112,7 @@ pub fn run(config: &Path, stop: Stop) -> Result<(), Box<dyn Error>> {
             address: config.peer.address.to_string(),
         },
         log,
+        advice: Some(huge::advise),
         grants_kept: GRANTS_KEPT,
     };
     let node = Rc::new(DataNode::new(world, settings));

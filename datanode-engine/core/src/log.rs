@@ -12,7 +12,7 @@ mod entries;
 mod slices;
 mod usage;
 
-pub use chunks::CHUNK;
+pub use chunks::{Advice, CHUNK};
 pub use entries::{LogEntry, LogEntryKind};
 
 use bytes::Bytes;
@@ -88,6 +88,12 @@ impl Log {
             usage: Usage::default(),
             trimmed: next.0.saturating_sub(1),
         }
+    }
+
+    /// The same log, whose memory the caller is told about.
+    pub fn advised(mut self, advice: Option<Advice>) -> Log {
+        self.chunks.set_advice(advice);
+        self
     }
 
     /// Its identity (C7).

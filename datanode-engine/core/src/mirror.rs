@@ -40,9 +40,13 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Whether the claim holds by the record: the log is the recorded one, and held by a member.
+    /// Whether the claim holds by the record: the log is the recorded one, and held by a member. That can be
+    /// this very process without its knowing: the record was changed, and whoever changed it died before it said so.
     pub fn is_valid(&self, role: &LogRole) -> bool {
-        self.log.is_some_and(|held| held.log == role.log && role.is_in_sync(held.member.0))
+        self.log.is_some_and(|held| {
+            let by_member = role.is_in_sync(held.member.0) || role.is_in_sync(self.incarnation.0);
+            held.log == role.log && by_member
+        })
     }
 
     /// As [`is_valid`](Standing::is_valid), and this very process is the member.
@@ -193,6 +197,8 @@ mod tests {
         // Images of members of older sets, and of other logs.
         assert_eq!(decide(&image(3, 0), &none(4)), Plan::NoLog);
         assert_eq!(decide(&standing(3, Some((6, 1, 50)), 9), &none(4)), Plan::NoLog);
+        // The standby gave its image's log, and was made a member, but the active died before it said so.
+        assert_eq!(decide(&none(3), &standing(2, Some((7, 9, 50)), 9)), Plan::ActiveCopies);
         // A standby that has more than its active cannot be.
         let ahead = standing(2, Some((7, 2, 60)), 9);
         assert_eq!(decide(&a1, &ahead), Plan::StandbyCopies);

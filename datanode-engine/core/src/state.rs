@@ -51,6 +51,8 @@ pub struct Settings {
     pub peer: PeerAddress,
     /// Capacities of the log.
     pub log: LogSettings,
+    /// Is told about the log's memory: it should ask for huge pages.
+    pub advice: Option<crate::log::Advice>,
     /// Grants of a host incarnation without a log connection end after this (C15).
     pub grants_kept: Duration,
 }

@@ -6,7 +6,7 @@
 //! the compare-and-swap that makes its loader a member ends it. Only after that is it marked as
 //! consumed, which gives its space back.
 
-use crate::log::{Log, LogEntryKind, LogSettings};
+use crate::log::{Advice, Log, LogEntryKind, LogSettings};
 use bytes::Bytes;
 use cleave_format::FormatError;
 use cleave_format::ids::Position;
@@ -73,16 +73,17 @@ pub async fn read_header(
     Ok(header)
 }
 
-/// Loads the image that a header describes. `catalog`: where the catalog here is.
+/// Loads the image that a header describes into an empty log. `catalog`: where the catalog here is.
 pub async fn load(
     io: &DriveIo,
     header: &VaultHeader,
     settings: LogSettings,
+    advice: Option<Advice>,
     catalog: Position,
 ) -> Result<Log, VaultError> {
     assert_eq!(header.state, VaultState::Image);
     let mut reader = VaultReader::new(header);
-    let mut log = Log::new(header.identity.log_id, Position(0), settings);
+    let mut log = Log::new(header.identity.log_id, Position(0), settings).advised(advice);
     while let Some(offset) = reader.wanted() {
         let left = header.body_end().saturating_sub(offset);
         let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);

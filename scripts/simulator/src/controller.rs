@@ -187,6 +187,7 @@ async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Start
         controller: number as u8,
         peer: plan.peer_of(number),
         log: plan.log,
+        advice: None,
         grants_kept: GRANTS_KEPT,
     };
     let node = DataNode::new(world, settings);

@@ -125,8 +125,8 @@ impl Meeting {
             abandon.wait().await;
             return Err(reason);
         }
-        let settings = self.node.state().settings.log;
-        let mut log = Log::new(id, Position(0), settings);
+        let settings = self.node.state().settings.clone();
+        let mut log = Log::new(id, Position(0), settings.log).advised(settings.advice);
         while entries > 0 {
             let (PeerMessage::CopyEntries { entries: batch }, mut payload) = self.word().await?
             else {

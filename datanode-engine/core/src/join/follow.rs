@@ -53,7 +53,7 @@ impl Meeting {
         let same = state.held.as_ref().is_some_and(|held| held.log.id() == log);
         if !same {
             // Only the catalog was copied: the log begins empty on both sides.
-            let log = Log::new(log, next, state.settings.log);
+            let log = Log::new(log, next, state.settings.log).advised(state.settings.advice);
             state.held = Some(Held { log, member: own });
             state.mirror.effects = next.0 - 1;
         }

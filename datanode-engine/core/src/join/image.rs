@@ -2,14 +2,16 @@
 
 use crate::node::Node;
 use crate::roles;
-use crate::state::Held;
+use crate::state::{Held, Phase};
 use crate::vault;
 use cleave_format::ids::Position;
 use cleave_format::vault::VaultState;
+
 impl Node {
-    /// Loads the vault's image if no log is held and the image is still valid (C7).
+    /// Loads the vault's image if it is still valid (C7), and no log is held or the one that is held does not
+    /// count: a copy of which this process was not made a member before the active was gone.
     pub(crate) async fn load_image(&self) -> Result<(), String> {
-        if self.state().held.is_some() {
+        if self.state().held.is_some() && !matches!(self.phase(), Phase::NoLog(_)) {
             return Ok(());
         }
         let io = self.vault_io();
@@ -37,9 +39,9 @@ impl Node {
         }
         let (settings, catalog) = {
             let state = self.state();
-            (state.settings.log, Position(state.mirror.catalog))
+            (state.settings.clone(), Position(state.mirror.catalog))
         };
-        match vault::load(&io, &header, settings, catalog).await {
+        match vault::load(&io, &header, settings.log, settings.advice, catalog).await {
             Ok(log) => {
                 tracing::info!("loaded the log from the vault: {} entries", log.len());
                 let mut state = self.state_mut();

@@ -35,7 +35,12 @@ impl Meeting {
         let plan = decide(role, recorded.start_empty, &own, &standby);
         tracing::info!("met the peer: {plan:?}");
         let next = match plan {
-            Plan::Resume => return self.resume(&standby),
+            // Both are members by a change whose outcome was not heard here: it is made anew, so that this
+            // process runs by a record that it knows.
+            Plan::Resume => {
+                self.say(&PeerMessage::Decision(Decision::Resume), &[])?;
+                standby.log.map_or(Position(1), |held| held.next)
+            }
             Plan::StandbyCopies => self.give(&standby).await?,
             Plan::ActiveCopies => {
                 self.say(&PeerMessage::Decision(Decision::ActiveCopies), &[])?;
@@ -89,6 +94,7 @@ impl Meeting {
         let mut state = self.node.state_mut();
         let next = Position(state.mirror.catalog.max(standby.catalog.0) + 1);
         let log = Log::new(state.incarnation.0, next, state.settings.log);
+        let log = log.advised(state.settings.advice);
         tracing::warn!("starting with an empty log {}, at position {next}", log.id());
         drop(state.held.take());
         state.mirror.effects = next.0 - 1;

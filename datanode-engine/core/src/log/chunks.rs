@@ -8,14 +8,21 @@
 //!
 //! A sixteenth of the memory is kept for records without data, which make room (C13).
 //!
+//! The caller may have the kernel told about new chunks (huge pages); a chunk stays where it is until the
+//! log ends, unless it was made for one long record.
+//!
 //! Chunks with a few live entries are emptied by moving those (compaction), so that the log holds
 //! what its capacity says whatever the order of releases is.
 
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 
 /// Bytes of a chunk, and the unit of the log's capacity.
 pub const CHUNK: usize = 1 << 20;
+
+/// Is told about each new chunk's memory before it is used.
+pub type Advice = fn(&mut [MaybeUninit<u8>]);
 
 /// Names a chunk.
 pub type ChunkIndex = u32;
@@ -64,6 +71,7 @@ pub struct Chunks {
     free: Vec<ChunkIndex>,
     draining: VecDeque<ChunkIndex>,
     gone: Vec<ChunkIndex>,
+    advice: Option<Advice>,
     units_max: usize,
     /// The part of `units_max` that only [`Claim::Reserve`] uses.
     units_reserved: usize,
@@ -80,10 +88,16 @@ impl Chunks {
             free: Vec::new(),
             draining: VecDeque::new(),
             gone: Vec::new(),
+            advice: None,
             units_max,
             units_reserved: if units_max < 4 { 0 } else { (units_max / 16).max(1) },
             units_used: 0,
         }
+    }
+
+    /// Has `advice` told about chunks that are made from here on.
+    pub fn set_advice(&mut self, advice: Option<Advice>) {
+        self.advice = advice;
     }
 
     /// Units in use.
@@ -197,8 +211,12 @@ impl Chunks {
             self.chunks[index as usize].state = ChunkState::Open;
             return index;
         }
+        let mut tail = BytesMut::with_capacity(units * CHUNK);
+        if let Some(advice) = self.advice {
+            advice(tail.spare_capacity_mut());
+        }
         let chunk = Chunk {
-            tail: BytesMut::with_capacity(units * CHUNK),
+            tail,
             units,
             state: ChunkState::Open,
             live_entries: 0,

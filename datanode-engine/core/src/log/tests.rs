@@ -405,3 +405,25 @@ fn a_full_log_takes_zeros_and_knows_what_it_has() {
     log.release(&commit((1, 0, 1, 1), sequence, false));
     append(&mut log, (1, 0, 1, sequence), 60_000, true).unwrap();
 }
+
+/// Each chunk is told about once, whole and before it is used; again only when it is a new one.
+#[test]
+fn new_chunks_are_told_about() {
+    use std::cell::RefCell;
+    use std::mem::MaybeUninit;
+    thread_local!(static TOLD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) });
+    let advice: Advice = |memory: &mut [MaybeUninit<u8>]| {
+        TOLD.with_borrow_mut(|told| told.push(memory.len()));
+    };
+    let mut log = Log::new(1, Position(1), SETTINGS).advised(Some(advice));
+    for epoch in 1..4 {
+        let mut sequence = 1;
+        while append(&mut log, (1, 0, epoch, sequence), 60_000, true).is_ok() {
+            sequence += 1;
+        }
+        log.release(&commit((1, 0, epoch, 1), sequence, false));
+    }
+    let told = TOLD.take();
+    assert!(told.len() >= 7 && told.len() <= 8, "{told:?}");
+    assert!(told.iter().all(|bytes| *bytes >= CHUNK), "{told:?}");
+}

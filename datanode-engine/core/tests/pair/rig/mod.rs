@@ -164,6 +164,7 @@ impl Rig {
             controller: controller as u8,
             peer: address(NAMES[1 - controller]),
             log: LOG,
+            advice: None,
             grants_kept: GRANTS_KEPT,
         };
         let world = World {
