@@ -57,6 +57,8 @@ struct Node {
     block: u16,
     older: u32,
     planned: bool,
+    /// Its frame cannot be destaged: it stays planned for no stripe.
+    damaged: bool,
 }
 
 const NONE: u32 = u32::MAX;
@@ -83,7 +85,7 @@ pub struct WriteBuffer {
     nodes: Slab<Node>,
     chains: Map<(VdiskId, BlockIndex), u32>,
     slices: Map<(VdiskId, SliceIndex), VecDeque<RecordKey>>,
-    /// Mirrored records with live nodes that are in no stripe yet, oldest first.
+    /// Mirrored and published records with live nodes that are in no stripe yet, oldest first.
     queue: BTreeMap<u64, u32>,
     /// Records without live nodes.
     releasable: BTreeMap<u64, u32>,
@@ -124,6 +126,7 @@ impl WriteBuffer {
                     block,
                     older: older.unwrap_or(NONE),
                     planned: false,
+                    damaged: false,
                 };
                 let node = self.nodes.insert(node) as u32;
                 self.chains.insert((vdisk, slice.block(block)), node);
@@ -246,8 +249,10 @@ impl WriteBuffer {
 
     /// The write that the record belongs to is published.
     pub fn published(&mut self, key: RecordKey) {
-        if let Some(record) = self.get_mut(key) {
-            record.unpublished = None;
+        let Some(record) = self.get_mut(key) else { return };
+        if record.unpublished.take().is_some() {
+            self.count_ready(key);
+            self.settle(key.index);
         }
     }
 
@@ -370,7 +375,10 @@ impl WriteBuffer {
 
     /// A stripe takes the node in, or gives it back.
     pub fn set_planned(&mut self, name: &NodeName, planned: bool) {
-        let Some(index) = self.find(name) else { return };
+        let Some(index) = self.find(name).filter(|index| !self.nodes[*index as usize].damaged)
+        else {
+            return;
+        };
         let weight = self.weight(&self.nodes[index as usize]);
         let node = &mut self.nodes[index as usize];
         assert_ne!(node.planned, planned, "a node is in one stripe");
@@ -384,6 +392,16 @@ impl WriteBuffer {
             self.unplanned_weight += weight;
         }
         self.settle(name.record.index);
+    }
+
+    /// The frame of a node that a stripe took in cannot be destaged. It goes into no other, and its
+    /// record stays in the log until newer content covers it. False when it does not count any more.
+    pub fn quarantine(&mut self, name: &NodeName) -> bool {
+        let Some(index) = self.find(name) else { return false };
+        let node = &mut self.nodes[index as usize];
+        assert!(node.planned && !node.damaged, "a stripe found it");
+        node.damaged = true;
+        true
     }
 
     /// The node's content is committed: the map has it.

@@ -105,7 +105,12 @@ impl Record {
         RecordKey { number: self.number, index }
     }
 
+    /// Whether its content may go into a stripe.
+    pub(super) fn is_ready(&self) -> bool {
+        self.mirrored && self.unpublished.is_none()
+    }
+
     pub(super) fn unplanned(&self) -> u32 {
-        if self.mirrored { self.live - self.planned } else { 0 }
+        if self.is_ready() { self.live - self.planned } else { 0 }
     }
 }

@@ -78,7 +78,7 @@ impl WriteBuffer {
             while at != NONE {
                 let node = nodes.remove(at as usize);
                 let record = &records[node.record as usize];
-                if record.mirrored && !node.planned {
+                if record.is_ready() && !node.planned {
                     let length = record.entries[usize::from(node.entry)].entry.length;
                     *weight -= match length {
                         0 => ZERO_WEIGHT,

@@ -163,7 +163,11 @@ fn unpublished_content_is_waited_for_and_unmirrored_is_passed_by() {
     assert_eq!(shown(buffer.newest(DISK, block)), Some(1));
     buffer.mirrored(first);
     assert_eq!(buffer.visible(DISK, block), Visible::Unpublished(70));
+    // Nor may destage take it to the map, where no read waits (C23).
+    assert_eq!((buffer.queue().count(), buffer.unplanned_weight()), (0, 0));
     buffer.published(first);
+    assert_eq!(buffer.queue().count(), 1);
+    assert!(buffer.unplanned_weight() > 0);
     assert_eq!(shown(buffer.visible(DISK, block)), Some(1));
     buffer.insert(record(2, 1, 1, true), |_| true);
     assert_eq!(shown(buffer.visible(DISK, block)), Some(1));
