@@ -51,6 +51,8 @@ pub struct FileDrive {
     place: Place,
     direct: bool,
     pools: Rc<[BufferPool]>,
+    /// Bytes of all discards.
+    given_back: Cell<u64>,
     state: Rc<State>,
 }
 
@@ -80,6 +82,7 @@ impl FileDrive {
             place,
             direct,
             pools: reactor.drive_pools(),
+            given_back: Cell::new(0),
             state: Rc::new(State {
                 finished: RefCell::default(),
                 flush_failed: RefCell::default(),
@@ -118,7 +121,12 @@ impl FileDrive {
             },
             DriveOperation::Discard { offset, length } => {
                 self.check_range(offset, length)?;
-                Ok((length > 0).then_some(IoKind::Punch { offset, length }))
+                self.given_back.set(self.given_back.get() + length);
+                let kind = match self.place.is_device() {
+                    true => IoKind::Discard { offset, length },
+                    false => IoKind::Punch { offset, length },
+                };
+                Ok((length > 0).then_some(kind))
             }
         }
     }
@@ -171,7 +179,7 @@ impl Drive for FileDrive {
     }
 
     fn probe(&self) -> Result<(), DriveError> {
-        self.place.probe(self.file.fd())
+        self.place.probe(self.file.fd(), self.given_back.get())
     }
 
     fn buffer(&self, length: usize) -> Buffer {
@@ -212,6 +220,13 @@ impl IoOwner for State {
 
 fn next(io: &mut Io, result: i32) -> Next {
     match (io.kind, result) {
+        // An older kernel, or a device that only writes zeros: the other way may work.
+        (IoKind::Discard { offset, length }, error)
+            if matches!(-error, libc::EOPNOTSUPP | libc::EINVAL) =>
+        {
+            io.kind = IoKind::Punch { offset, length };
+            Next::Again
+        }
         (_, error) if error < 0 => {
             if matches!(-error, libc::EAGAIN | libc::EINTR) && io.retries < RETRIES_MAX {
                 io.retries += 1;
@@ -219,7 +234,7 @@ fn next(io: &mut Io, result: i32) -> Next {
             }
             Next::Done(failure(io, -error))
         }
-        (IoKind::Sync | IoKind::Punch { .. }, _) => Next::Done(Ok(())),
+        (IoKind::Sync | IoKind::Punch { .. } | IoKind::Discard { .. }, _) => Next::Done(Ok(())),
         (IoKind::Read { .. } | IoKind::Write { .. }, count) => {
             let length = io.buffer.as_ref().map_or(0, |buffer| buffer.len());
             let count = count.cast_unsigned() as usize;
@@ -271,7 +286,7 @@ fn describe(io: &Io) -> String {
         IoKind::Read { offset } => format!("read of {length} bytes at offset {offset}"),
         IoKind::Write { offset } => format!("write of {length} bytes at offset {offset}"),
         IoKind::Sync => "flush".to_owned(),
-        IoKind::Punch { offset, length } => {
+        IoKind::Punch { offset, length } | IoKind::Discard { offset, length } => {
             format!("discard of {length} bytes at offset {offset}")
         }
     }

@@ -1,7 +1,9 @@
 //! Opening a drive, holding it alone, and noticing that it is gone.
 //!
 //! Open files of unlinked or replaced names go on taking writes, and a truncated one grows again:
-//! so the drive remembers what it opened and looks at the name, the link count and the size.
+//! so the drive remembers what it opened and looks at the name, the link count and the size. A file
+//! that was truncated and grown to its size again between two looks has lost its space: more than
+//! half of it gone, beyond what was given back here, is taken for that.
 
 use super::DriveOptions;
 use crate::error::{Error, Result};
@@ -9,6 +11,7 @@ use cleave_runtime::buffer::{Buffer, PAGE};
 use cleave_runtime::drives::DriveError;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,6 +35,18 @@ pub(super) struct Place {
     device: bool,
     identity: (u64, u64),
     size: u64,
+    seen: Cell<Seen>,
+}
+
+/// What the last look at a file found.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Bytes of space that the file takes.
+    space: u64,
+    /// Bytes that had been given back by then.
+    given_back: u64,
+    /// And by the look before: what was on its way then may have been done since.
+    given_back_before: u64,
 }
 
 pub(super) fn open(path: &Path, options: &DriveOptions) -> Result<Opened> {
@@ -113,7 +128,15 @@ impl Place {
         // A path through a descriptor of this or another process leads nowhere once that is
         // closed, and a file without links had none to lose.
         let named = stat.st_nlink > 0 && !through_descriptor(path);
-        Ok(Place { path: path.to_owned(), named, device, identity: identity(&stat, device), size })
+        let identity = identity(&stat, device);
+        let seen = Seen { space: space_of(&stat), given_back: 0, given_back_before: 0 };
+        let seen = Cell::new(seen);
+        Ok(Place { path: path.to_owned(), named, device, identity, size, seen })
+    }
+
+    /// Whether it is a block device.
+    pub(super) fn is_device(&self) -> bool {
+        self.device
     }
 
     /// Usable bytes: whole pages.
@@ -121,7 +144,12 @@ impl Place {
         self.size / PAGE as u64 * PAGE as u64
     }
 
-    pub(super) fn probe(&self, fd: &OwnedFd) -> std::result::Result<(), DriveError> {
+    /// `given_back`: bytes of all discards so far.
+    pub(super) fn probe(
+        &self,
+        fd: &OwnedFd,
+        given_back: u64,
+    ) -> std::result::Result<(), DriveError> {
         let lost =
             |reason: String| Err(DriveError::Lost(format!("{}: {reason}", self.path.display())));
         let stat = match rustix::fs::fstat(fd) {
@@ -138,6 +166,17 @@ impl Place {
             Ok(_) => {}
             Err(errno) => return lost(format!("has no size any more: {errno}")),
         }
+        let seen = self.seen.get();
+        let space = space_of(&stat);
+        let explained = given_back - seen.given_back_before;
+        if !self.device && space.saturating_add(explained) < seen.space / 2 {
+            return lost(format!(
+                "was truncated and grown again: it takes {space} of {} bytes",
+                seen.space
+            ));
+        }
+        let given_back_before = seen.given_back;
+        self.seen.set(Seen { space, given_back, given_back_before });
         if !self.named {
             return Ok(());
         }
@@ -158,6 +197,11 @@ fn through_descriptor(path: &Path) -> bool {
 /// What makes it the same drive: the device's number, or the file's.
 fn identity(stat: &Stat, device: bool) -> (u64, u64) {
     if device { (stat.st_rdev, u64::MAX) } else { (stat.st_dev, stat.st_ino) }
+}
+
+/// Bytes of space that a file takes.
+fn space_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
 fn size_of(fd: &OwnedFd, stat: &Stat, device: bool) -> std::result::Result<u64, Errno> {

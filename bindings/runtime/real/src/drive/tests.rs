@@ -208,6 +208,70 @@ fn a_lost_drive_is_noticed() {
 }
 
 #[test]
+fn a_file_that_was_emptied_between_two_looks_is_lost() {
+    let bench = Bench::new();
+    let path = bench.file("drive", 64);
+    let drive = bench.open(&path);
+    assert_eq!(drive.probe(), Ok(()));
+    bench.write(&drive, 0, &pattern(1, 64 * PAGE)).unwrap();
+    assert_eq!(bench.one(&drive, DriveOperation::Flush, None).0, Ok(()));
+    assert_eq!(drive.probe(), Ok(()));
+    // What is given back here is no loss, whenever it is seen.
+    let half = DriveOperation::Discard { offset: 0, length: 40 * PAGE_U64 };
+    assert_eq!(bench.one(&drive, half, None).0, Ok(()));
+    for _ in 0..3 {
+        assert_eq!(drive.probe(), Ok(()));
+    }
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(0).unwrap();
+    file.set_len(64 * PAGE_U64).unwrap();
+    for _ in 0..3 {
+        let outcome = drive.probe();
+        assert!(matches!(&outcome, Err(DriveError::Lost(reason)) if reason.contains("grown")));
+    }
+}
+
+/// Needs root: `losetup -f --show FILE`, and the device's path in `CLEAVE_TEST_BLOCK_DEVICE`. Its
+/// content is lost.
+#[test]
+#[ignore = "needs a block device"]
+fn a_block_device_forgets_what_is_discarded() {
+    let path = std::env::var_os("CLEAVE_TEST_BLOCK_DEVICE").expect("a device to destroy");
+    let bench = Bench::new();
+    let drive = bench.open(Path::new(&path));
+    bench.write(&drive, 0, &pattern(1, 64 * PAGE)).unwrap();
+    let discard = DriveOperation::Discard { offset: PAGE_U64, length: 62 * PAGE_U64 };
+    assert_eq!(bench.one(&drive, discard, None).0, Ok(()));
+    // A loop device punches a hole in its file; others may give anything.
+    assert!(bench.read(&drive, PAGE_U64, 62 * PAGE).unwrap().iter().all(|byte| *byte == 0));
+    assert!(bench.read(&drive, 0, PAGE).unwrap() == pattern(1, PAGE));
+    assert_eq!(drive.probe(), Ok(()));
+}
+
+#[test]
+fn a_device_without_discards_is_asked_to_zero_and_then_left_alone() {
+    let bench = Bench::new();
+    let drive = bench.open(&bench.file("drive", 4));
+    let io = |kind| Io {
+        file: Rc::clone(&drive.file),
+        kind,
+        buffer: None,
+        done: 0,
+        retries: 0,
+        token: 0,
+        owner: Rc::clone(&drive.state) as Rc<dyn IoOwner>,
+    };
+    for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+        let mut first = io(IoKind::Discard { offset: 4096, length: 8192 });
+        assert!(matches!(next(&mut first, -errno), Next::Again));
+        assert!(matches!(first.kind, IoKind::Punch { offset: 4096, length: 8192 }));
+        assert!(matches!(next(&mut first, -libc::EOPNOTSUPP), Next::Done(Ok(()))));
+    }
+    let mut gone = io(IoKind::Discard { offset: 0, length: 4096 });
+    assert!(matches!(next(&mut gone, -libc::ENODEV), Next::Done(Err(DriveError::Lost(_)))));
+}
+
+#[test]
 fn a_memory_file_is_a_drive_through_its_descriptor() {
     let bench = Bench::new();
     let memory = rustix::fs::memfd_create("drive", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
