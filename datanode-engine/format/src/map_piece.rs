@@ -163,6 +163,10 @@ impl MapPiece {
         if header.version != VERSION {
             return Err(FormatError::Version(WHAT));
         }
+        // A piece has one encoding: what is unused is zero.
+        if header.zero.get() != 0 {
+            return Err(malformed);
+        }
         if header.vdisk.get() != vdisk.0 || header.group.get() != group {
             return Err(FormatError::Identity(WHAT));
         }
@@ -218,6 +222,9 @@ impl MapPiece {
 
 fn decode_leaf(rest: &mut &[u8]) -> Result<Leaf, FormatError> {
     let [raw]: &[RawLeaf; 1] = take(rest, 1)?.try_into().expect("one was taken");
+    if raw.zero.get() != 0 {
+        return Err(FormatError::Malformed(WHAT));
+    }
     let count = usize::from(raw.versions.get());
     let stored: &[U64] = take(rest, BLOCKS)?;
     let mut entries = Box::new([MapEntry::EMPTY; BLOCKS]);

@@ -187,7 +187,9 @@ impl Superblock {
         if superblock.format_level > FORMAT_LEVEL {
             return Err(FormatError::Version(WHAT));
         }
-        superblock.is_valid().then_some(superblock).ok_or(FormatError::Malformed(WHAT))
+        // No life of a drive reaches 2^62; refused while there is room for the generations that follow.
+        let sound = superblock.generation < 1 << 62 && superblock.is_valid();
+        sound.then_some(superblock).ok_or(FormatError::Malformed(WHAT))
     }
 
     fn is_valid(&self) -> bool {

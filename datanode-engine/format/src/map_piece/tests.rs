@@ -167,6 +167,20 @@ fn unsound_pieces_are_refused() {
 }
 
 #[test]
+fn unused_fields_are_zero() {
+    let good = small().encode();
+    // Of the header, and of the leaf after two stripes.
+    for at in [10, 11, 32 + 16 + 6, 32 + 16 + 7] {
+        let mut bad = good.clone();
+        bad[at] = 1;
+        let crc = crc32c::crc32c(&bad[CHECKED..]);
+        bad[4..8].copy_from_slice(&crc.to_le_bytes());
+        let read = MapPiece::decode(small().vdisk, small().group, &bad);
+        assert_eq!(read, Err(FormatError::Malformed(WHAT)), "byte {at}");
+    }
+}
+
+#[test]
 fn golden_piece() {
     let golden = "\
         434c4d5017d3bf450101000011000000 0201000000000000020000006c100000 \

@@ -106,6 +106,14 @@ fn the_newest_intact_copy_is_chosen() {
 }
 
 #[test]
+fn a_generation_without_a_next_one_is_refused() {
+    let decoded = |number| Superblock::decode(&generation(number).encode()).map(drop);
+    assert_eq!(decoded((1 << 62) - 1), Ok(()));
+    assert_eq!(decoded(1 << 62), Err(FormatError::Malformed(WHAT)));
+    assert_eq!(decoded(u64::MAX), Err(FormatError::Malformed(WHAT)));
+}
+
+#[test]
 fn copies_of_two_drives_are_refused() {
     let other = Superblock { identity: identity(0x0305), ..generation(5) };
     let chosen = choose(&generation(4).encode(), &other.encode());

@@ -272,6 +272,19 @@ fn each_flipped_bit_of_a_header_is_found() {
 }
 
 #[test]
+fn a_generation_without_a_next_one_is_refused() {
+    let last = File::default().write_image(&vec![(1, VaultKind::Record, vec![1])], 4096);
+    let decoded = |generation| {
+        VaultHeader::decode(&VaultHeader { generation, ..last.clone() }.encode())
+            .map(|header| VaultHeader::decode(&header.consumed().encode()).is_ok())
+    };
+    assert_eq!(decoded((1 << 62) - 2), Ok(true));
+    assert_eq!(decoded((1 << 62) - 1), Ok(false), "refused, and no overflow");
+    assert_eq!(decoded(1 << 62), Err(FormatError::Malformed(WHAT)));
+    assert_eq!(decoded(u64::MAX), Err(FormatError::Malformed(WHAT)));
+}
+
+#[test]
 fn the_newest_intact_header_is_chosen() {
     let header = |generation, state| VaultHeader {
         state,

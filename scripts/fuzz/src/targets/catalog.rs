@@ -53,9 +53,8 @@ fn look(catalog: &mut Catalog) -> Result<(), CatalogError> {
         }
     }
     let next = catalog.applied().0.saturating_add(1);
-    for (position, control) in (next..u64::MAX).zip(controls()) {
-        catalog.apply(&[(Position(position), control)])?;
-    }
+    let records: Vec<_> = (next..u64::MAX).map(Position).zip(controls()).collect();
+    catalog.apply(&records)?;
     resident.map(drop)
 }
 

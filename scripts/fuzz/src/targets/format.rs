@@ -398,6 +398,9 @@ pub(super) fn superblock(data: &[u8]) {
         if let Ok(superblock) = Superblock::decode(bytes) {
             assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock.clone()));
             assert!(superblock.copy_offset() < superblock.first_slot);
+            // The next generation repairs a damaged copy.
+            let next = Superblock { generation: superblock.generation + 1, ..superblock.clone() };
+            assert_ne!(next.encode(), superblock.encode());
             if superblock.slots > 0 {
                 let last = superblock.slot_offset(SlotIndex(superblock.slots - 1));
                 assert!(last < superblock.drive_size);
