@@ -95,7 +95,8 @@ if [ "$only" = all ] || [ "$only" = crates ]; then
 fi
 if [ "$only" = all ] || [ "$only" = e2e ]; then
     # Older programs would say nothing about this tree.
-    if single "release build" build_programs -p cleave-verify; then
+    if single "release build" build_programs -p cleave-verify -p cleave-perf; then
+        single "instructions a block" target/release/cleave-perf guard || true
         end_to_end "$@"
     fi
 fi
