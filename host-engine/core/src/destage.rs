@@ -212,7 +212,7 @@ impl Destage {
         let packed = pack::pack(&self.shared, grant, &plan).await;
         let written = match packed {
             Some(images) => self.write_shards(grant, images).await,
-            // Everything in it was forgotten meanwhile.
+            // A vdisk in it was forgotten, or a damaged frame was found: the others go on.
             None => Err(GivenUp::Again),
         };
         let committed = match written {

@@ -12,10 +12,11 @@ use crate::error::HostError;
 use crate::handles::Places;
 use crate::hash::Map as HashMap;
 use crate::map::MapChange;
+use crate::runs::Run;
 use crate::solve::ShardRange;
 use crate::state::{State, Vdisk};
 use bytes::Bytes;
-use cleave_codec::Keys;
+use cleave_codec::{CodecError, Keys};
 use cleave_format::address::Address;
 use cleave_format::control::PiecePlace;
 use cleave_format::footer::{self, FooterContent, FooterEntry, TRAILER, Trailer};
@@ -631,7 +632,9 @@ impl Shared {
         let written = || {
             let state = self.state.borrow();
             let wanted = state.vdisks.get(&vdisk).is_some_and(|open| open.run_wanted);
-            let begun = state.run.as_ref().is_some_and(|run| run.vdisk == vdisk);
+            // A run that began for other reasons and that nothing carries on is given up.
+            let own = state.run.as_ref().filter(|run| run.vdisk == vdisk);
+            let begun = own.is_some_and(Run::goes_on);
             (!wanted && !begun).then_some(())
         };
         progress.until(written).await;
@@ -654,8 +657,11 @@ impl State {
     fn decode_for_opening(&mut self, vdisk: VdiskId, frame: &[u8]) -> Result<(), HostError> {
         let open = self.vdisks.get(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
         let codec = &mut self.codecs[open.codec].1;
-        let decoded = codec.decode(frame, &mut [0; BLOCK]);
-        decoded.map(drop).map_err(|reason| HostError::Key { vdisk, reason })
+        match codec.decode(frame, &mut [0; BLOCK]) {
+            // Damaged content is no reason not to serve the rest; whoever reads it is told.
+            Ok(_) | Err(CodecError::Content | CodecError::Kind) => Ok(()),
+            Err(reason) => Err(HostError::Key { vdisk, reason }),
+        }
     }
 }
 

@@ -52,6 +52,13 @@ pub(crate) struct PlannedPiece {
     pub offset: u32,
 }
 
+impl Run {
+    /// Whether it comes to its end although nothing else needs a stripe.
+    pub fn goes_on(&self) -> bool {
+        self.forced || self.in_stripes > 0
+    }
+}
+
 impl State {
     /// Begins a run where one is due.
     pub fn begin_run_if_due(&mut self) {

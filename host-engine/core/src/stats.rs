@@ -82,6 +82,8 @@ pub struct CoreStats {
     pub drive_bytes: u64,
     /// Stripes that were given up and packed again.
     pub stripes_abandoned: u64,
+    /// Frames in the write buffer that cannot be destaged.
+    pub damaged: u64,
     /// Commits without a stripe.
     pub stripeless_commits: u64,
     /// Records released.
@@ -119,6 +121,14 @@ pub enum Event {
     LogReplaced {
         /// Records that were sent again.
         records: usize,
+    },
+    /// A mirrored block cannot be read back: memory or a controller damaged it. It stays in the log, and reads
+    /// of it fail, until it is written again; everything else goes on.
+    Damaged {
+        /// The vdisk.
+        vdisk: cleave_format::ids::VdiskId,
+        /// The block.
+        block: cleave_format::ids::BlockIndex,
     },
     /// The pool gives no slots, or takes no shards: writes will stall when the log is full.
     Shortage {

@@ -11,7 +11,7 @@ use crate::request::{GuestError, Operation, RANGE_MAX, SECTOR, TRANSFER_MAX};
 use crate::state::State;
 use bytes::Bytes;
 use cleave_codec::{Encoded, is_zero};
-use cleave_format::frame::{FRAME_HEADER, TAG};
+use cleave_format::frame::{self, FRAME_HEADER, TAG};
 use cleave_format::ids::{BlockIndex, SliceIndex, VdiskId, Version};
 use cleave_format::layout::{BLOCK, SLICE_BLOCKS};
 use cleave_format::record::{Entry, EntryKind, RecordIdentity};
@@ -230,8 +230,12 @@ impl State {
                 .waiting
                 .get(&key)
                 .is_some_and(|parts| parts.iter().any(|other| other.part.overlaps(&part)));
-        if !behind && self.begin_part(&mut part) {
-            return self.finish_part(part);
+        if !behind {
+            match self.begin_part(&mut part) {
+                Ok(true) => return self.finish_part(part),
+                Ok(false) => {}
+                Err(error) => return self.fail_part(&part, error),
+            }
         }
         let waiting = Waiting { part, begun: !behind };
         self.reserved += waiting.reserved();
@@ -239,8 +243,8 @@ impl State {
     }
 
     /// Finds what lies below the part's partial blocks; asks the pool for what is there. True when
-    /// everything was at hand.
-    fn begin_part(&mut self, part: &mut Part) -> bool {
+    /// everything was at hand; an error when it is here and damaged.
+    fn begin_part(&mut self, part: &mut Part) -> Result<bool, GuestError> {
         let (first, last) = part.blocks();
         let mut complete = true;
         for block in [first, last] {
@@ -256,7 +260,12 @@ impl State {
             };
             let found = match newest {
                 Visible::Zero => true,
-                Visible::Frame(frame) => self.decode(part.vdisk, &frame, &mut base[..]).is_ok(),
+                Visible::Frame(bytes) => {
+                    // Memory is trusted as little as any other place.
+                    frame::check_in_log(&bytes).map_err(|_| GuestError::Unreadable)?;
+                    self.decode(part.vdisk, &bytes, &mut base[..])?;
+                    true
+                }
                 Visible::Map => self.map.get(part.vdisk, index).is_empty(),
                 Visible::Unpublished(_) => unreachable!("merging does not wait for publication"),
             };
@@ -267,7 +276,7 @@ impl State {
                 self.read_frame(part.vdisk, index, sink);
             }
         }
-        complete
+        Ok(complete)
     }
 
     /// The pool gave the content below a partial block.
@@ -326,13 +335,15 @@ impl State {
                 continue;
             }
             let mut waiting = self.unwait(key, place);
-            if self.begin_part(&mut waiting.part) {
-                self.finish_part(waiting.part);
-            } else {
-                waiting.begun = true;
-                self.reserved += waiting.reserved();
-                self.waiting.entry(key).or_default().insert(place, waiting);
-                place += 1;
+            match self.begin_part(&mut waiting.part) {
+                Ok(true) => self.finish_part(waiting.part),
+                Err(error) => self.fail_part(&waiting.part, error),
+                Ok(false) => {
+                    waiting.begun = true;
+                    self.reserved += waiting.reserved();
+                    self.waiting.entry(key).or_default().insert(place, waiting);
+                    place += 1;
+                }
             }
         }
     }

@@ -253,6 +253,8 @@ impl Core<'_> {
                 Event::LogReplaced { records } => {
                     tracing::warn!(records, "the data node has a new log; records are sent again");
                 }
+                // The core has logged it.
+                Event::Damaged { .. } => {}
                 Event::Shortage { reason } => tracing::warn!("destage waits: {reason}"),
             }
         }

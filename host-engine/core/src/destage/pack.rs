@@ -1,9 +1,12 @@
 //! A stripe's bytes: frames in their places, footer, parity, slot headers; and their way to the
 //! drives. In units of about 50 µs, between which other work goes on.
 
+use super::plan::Item;
 use super::{Destage, GivenUp, Plan};
 use crate::core::Shared;
+use crate::stats::Event;
 use bytes::Bytes;
+use cleave_format::FormatError;
 use cleave_format::control::GrantedStripe;
 use cleave_format::footer::{self, Fingerprint, FooterContent, FooterEntry, Place};
 use cleave_format::frame;
@@ -26,7 +29,8 @@ const HASHES_A_UNIT: usize = 8;
 /// A slot's header page and its shard.
 pub(super) type Image = (Bytes, Bytes);
 
-/// Makes the slot images of a stripe, data shards first; `None` when a vdisk in it was forgotten.
+/// Makes the slot images of a stripe, data shards first; `None` when a vdisk in it was forgotten, or a
+/// frame in it is damaged: that one is in no later plan.
 pub(super) async fn pack(
     shared: &Rc<Shared>,
     grant: &GrantedStripe,
@@ -37,7 +41,7 @@ pub(super) async fn pack(
     let mut entries = Vec::with_capacity(plan.pieces.len() + plan.items.len());
     for (index, piece) in plan.pieces.iter().enumerate() {
         let place = Place { offset: piece.offset, length: piece.frame.len() as u32 };
-        put(&mut section, grant, place, &piece.frame);
+        put(&mut section, grant, place, &piece.frame).expect("a piece was encoded just now");
         entries.push(FooterEntry {
             vdisk: piece.vdisk,
             block: BlockIndex(u64::from(piece.group)),
@@ -49,6 +53,7 @@ pub(super) async fn pack(
         }
     }
     let fingerprints = fingerprints(shared, plan).await?;
+    let mut damaged = false;
     for (index, (item, fingerprint)) in plan.items.iter().zip(fingerprints).enumerate() {
         let blocks = u32::from(item.blocks);
         let content = match item.kind {
@@ -59,7 +64,10 @@ pub(super) async fn pack(
             EntryKind::Discard => FooterContent::Discard { blocks },
             EntryKind::Frame | EntryKind::Reference => {
                 let place = Place { offset: item.offset, length: item.frame.len() as u32 };
-                put(&mut section, grant, place, &item.frame);
+                if let Err(error) = put(&mut section, grant, place, &item.frame) {
+                    quarantine(shared, item, &error);
+                    damaged = true;
+                }
                 FooterContent::Frame { place, block_in_frame: 0, fingerprint }
             }
         };
@@ -68,6 +76,9 @@ pub(super) async fn pack(
         if index % FRAMES_A_UNIT == 0 {
             shared.executor.yield_now().await;
         }
+    }
+    if damaged {
+        return None;
     }
     let footer = footer::encode(grant.stripe, data_shards, shared.config.incarnation, &entries);
     let start = section.len() - footer.len();
@@ -97,19 +108,34 @@ pub(super) async fn pack(
 }
 
 /// Copies a frame to its place and binds its checksum to it (C3).
-fn put(section: &mut [u8], grant: &GrantedStripe, place: Place, bytes: &[u8]) {
+fn put(
+    section: &mut [u8],
+    grant: &GrantedStripe,
+    place: Place,
+    bytes: &[u8],
+) -> Result<(), FormatError> {
     let start = place.offset as usize;
     let target = &mut section[start..start + place.length as usize];
     target.copy_from_slice(bytes);
-    // The frame was checked when it was made or fetched: only broken memory fails here, and the
-    // log has a good copy.
-    frame::place(target, &place.address(grant.stripe)).expect("buffered frames are intact");
+    frame::place(target, &place.address(grant.stripe)).map(drop)
+}
+
+/// Keeps a frame that cannot be read back out of stripes, and says so: the others go on.
+fn quarantine(shared: &Shared, item: &Item, error: &dyn std::fmt::Display) {
+    let mut state = shared.state.borrow_mut();
+    if !item.nodes().any(|node| state.buffer.quarantine(&node)) {
+        return;
+    }
+    let (vdisk, block) = (item.vdisk, item.slice.block(item.block));
+    tracing::error!(%vdisk, block = block.0, %error, "a logged block cannot be destaged; it stays in the log, and reads of it fail, until it is written again");
+    state.stats.damaged += 1;
+    state.events.push_back(Event::Damaged { vdisk, block });
 }
 
 /// Fingerprints of the plan's frames: as computed when they were taken, or else from their content.
 async fn fingerprints(shared: &Rc<Shared>, plan: &Plan) -> Option<Vec<Fingerprint>> {
     let mut fingerprints = Vec::with_capacity(plan.items.len());
-    let mut hashed = 0;
+    let (mut hashed, mut damaged) = (0, false);
     for item in &plan.items {
         let known = {
             let state = shared.state.borrow();
@@ -131,15 +157,17 @@ async fn fingerprints(shared: &Rc<Shared>, plan: &Plan) -> Option<Vec<Fingerprin
                 match codec.decode(&item.frame, &mut block) {
                     Ok(_) => codec.fingerprint(&block),
                     Err(error) => {
-                        tracing::error!(vdisk = %item.vdisk, %error, "a logged block cannot be decoded");
-                        return None;
+                        drop(state);
+                        quarantine(shared, item, &error);
+                        damaged = true;
+                        Fingerprint::default()
                     }
                 }
             }
         };
         fingerprints.push(fingerprint);
     }
-    Some(fingerprints)
+    (!damaged).then_some(fingerprints)
 }
 
 /// The two parity shards, column by column.

@@ -1,6 +1,7 @@
 //! A host core in the simulated world, against a scripted controller (`rig`) that is strict about what a
 //! host core promises.
 
+mod damage;
 mod disk;
 mod full;
 mod memory;

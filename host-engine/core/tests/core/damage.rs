@@ -1,0 +1,110 @@
+//! A block in the log that cannot be read back: it must not stop the core, nor what lies beside it.
+
+use crate::rig::{DISK, Rig};
+use bytes::Bytes;
+use cleave_format::frame::{self, Codec, FrameHeader};
+use cleave_format::ids::*;
+use cleave_format::record::{Entry, EntryKind, RecordIdentity, encode_head};
+use cleave_host_core::*;
+use cleave_runtime::buffer::Buffer;
+use cleave_runtime::random::{Random, SplitMix};
+use std::time::Duration;
+
+const SIZE: u64 = 9 << 20;
+
+/// A record of the disk's first blocks whose frames have right checksums and compressed content that is none.
+fn damaged(version: Version, blocks: u16) -> (RecordIdentity, Bytes) {
+    let header = FrameHeader {
+        codec: Codec::Lz4,
+        blocks: 1,
+        payload_length: 100,
+        core: 0,
+        key: None,
+        incarnation: Incarnation(1),
+        counter: 1 << 40,
+    };
+    let mut one = header.encode().to_vec();
+    one.resize(one.len() + 100, 0xff);
+    one.resize(header.frame_length(), 0);
+    frame::seal(&mut one);
+    let entry =
+        |block| Entry { block, kind: EntryKind::Frame, blocks: 1, length: one.len() as u32 };
+    let entries: Vec<Entry> = (0..blocks).map(entry).collect();
+    let incarnation = Incarnation(1);
+    let identity = RecordIdentity { vdisk: DISK, slice: SliceIndex(0), version, incarnation };
+    let mut record = Vec::new();
+    encode_head(&identity, &entries, &mut record);
+    (0..blocks).for_each(|_| record.extend_from_slice(&one));
+    (identity, Bytes::from(record))
+}
+
+fn ask(rig: &Rig, token: u64, operation: Operation) -> GuestCompletion {
+    let core = rig.core();
+    core.submit(GuestRequest { token, vdisk: DISK, operation }).unwrap();
+    rig.host.as_ref().unwrap().0.wake();
+    let mut completions = Vec::new();
+    let done = || {
+        core.completions(&mut completions);
+        !completions.is_empty()
+    };
+    assert!(rig.world.run_until(done, Duration::from_secs(20)));
+    completions.pop().unwrap()
+}
+
+fn noise(length: usize, seed: u64) -> Buffer {
+    let random = SplitMix::new(seed);
+    let mut data = Buffer::new(length);
+    data.chunks_exact_mut(8).for_each(|out| out.copy_from_slice(&random.next_u64().to_le_bytes()));
+    data
+}
+
+#[test]
+fn a_block_that_cannot_be_decoded_is_kept_apart() {
+    let mut rig = Rig::new(80, SIZE);
+    rig.write_buffer = 16 << 20;
+    {
+        let mut pool = rig.pool.borrow_mut();
+        pool.next += 1;
+        let at = Position(pool.next);
+        let version = Version { epoch: Epoch(0), sequence: Sequence(1) };
+        pool.records.insert(at, damaged(version, 3));
+    }
+    let core = rig.start_host();
+    // It is the first that opening looks at, for the key.
+    rig.open();
+    for at in 0..4u64 {
+        let operation = Operation::Write { offset: (1 + at) << 20, data: noise(1 << 20, at) };
+        assert_eq!(ask(&rig, at, operation).result, Ok(()));
+    }
+    rig.world.run_for(Duration::from_secs(30));
+    let stats = core.stats();
+    assert_eq!(stats.damaged, 3, "{stats:?}");
+    assert_eq!(stats.stripes_abandoned, 1, "once, and never again: {stats:?}");
+    assert!(stats.stripes_committed > 0 && stats.records_released > 0, "{stats:?}");
+    let events: Vec<Event> = std::iter::from_fn(|| core.next_event()).collect();
+    let block = |block| Event::Damaged { vdisk: DISK, block: BlockIndex(block) };
+    assert_eq!(events, [block(0), block(1), block(2)]);
+    // Its record is released by nothing; it alone cannot be read.
+    let epochs = |rig: &Rig| -> Vec<Epoch> {
+        rig.pool.borrow().records.values().map(|(identity, _)| identity.version.epoch).collect()
+    };
+    assert!(epochs(&rig).contains(&Epoch(0)));
+    let read = |offset, length| Operation::Read { offset, length };
+    assert_eq!(ask(&rig, 10, read(4096, 4096)).result, Err(GuestError::Unreadable));
+    assert_eq!(ask(&rig, 11, read(3 * 4096, 4096)).result, Ok(()));
+    let found = ask(&rig, 12, read(1 << 20, 1 << 20)).data.unwrap();
+    assert!(found[..] == noise(1 << 20, 0)[..]);
+    // So are merges onto it; whole blocks replace it, and let its record go.
+    let part = Operation::Write { offset: 0, data: noise(512, 5) };
+    assert_eq!(ask(&rig, 13, part).result, Err(GuestError::Unreadable));
+    let whole = Operation::Write { offset: 0, data: noise(3 * 4096, 6) };
+    assert_eq!(ask(&rig, 14, whole).result, Ok(()));
+    let found = ask(&rig, 15, read(0, 3 * 4096)).data.unwrap();
+    assert!(found[..] == noise(3 * 4096, 6)[..]);
+    for at in 0..4u64 {
+        let operation = Operation::Write { offset: (4 + at) << 20, data: noise(1 << 20, 9 + at) };
+        assert_eq!(ask(&rig, 20 + at, operation).result, Ok(()));
+    }
+    rig.world.run_for(Duration::from_secs(30));
+    assert!(!epochs(&rig).contains(&Epoch(0)), "{:?}", core.stats());
+}
