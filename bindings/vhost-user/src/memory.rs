@@ -4,7 +4,8 @@
 //! Requests keep guest addresses, never pointers, and look them up when they need them: a region
 //! may go while a request is in flight, and then its data has nowhere to go.
 //!
-//! A mapping is refused when its file is shorter than the region. When the front end shortens the
+//! A mapping is refused when its file is shorter than the region, or on a file system that another
+//! process or machine serves: an access would wait for that one, and the core with it. When the front end shortens the
 //! file afterwards the memory is [lost](Memory::lost), and with it the connection: see
 //! [`guard`](crate::guard).
 
@@ -28,6 +29,21 @@ pub(crate) type View = GuestMemoryMmap<()>;
 pub(crate) const REGIONS_MAX: usize = 509;
 /// Bytes for which the dirty log has one bit.
 const LOG_PAGE: u64 = 4096;
+
+/// Types of file systems whose pages come from another process or machine: FUSE, NFS, CIFS, SMB2,
+/// 9P, Ceph, AFS, Coda, OCFS2, GFS2.
+const SERVED_FILE_SYSTEMS: [u32; 10] = [
+    0x6573_5546,
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+    0x5346_414f,
+    0x7375_7245,
+    0x7461_636f,
+    0x0116_1970,
+];
 
 /// An address that the guest's memory does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,12 +212,21 @@ impl Memory {
     }
 }
 
+fn served_by_others(file_system: u32) -> bool {
+    SERVED_FILE_SYSTEMS.contains(&file_system)
+}
+
 /// Maps `size` bytes of a file that has them.
 pub(crate) fn map(file: OwnedFd, offset: u64, size: u64, alarm: &Alarm) -> Result<Mapping, String> {
     let file = File::from(file);
     let found = file.metadata().map_err(|error| format!("shared memory: {error}"))?;
     if !found.is_file() {
         return Err("shared memory that is not a file".into());
+    }
+    let system = rustix::fs::fstatfs(&file).map_err(|error| format!("shared memory: {error}"))?;
+    if served_by_others(system.f_type as u32) {
+        let kind = system.f_type;
+        return Err(format!("shared memory on a file system ({kind:#x}) that others serve"));
     }
     let end = offset.checked_add(size).ok_or("shared memory that wraps around")?;
     if found.size() < end {
@@ -267,6 +292,10 @@ mod tests {
             (region(0, 0x1000, 0, 1), 0x2000),
         ] {
             assert!(memory.add(&wrong, shared_memory(bytes)).is_err(), "{bytes}");
+        }
+        assert!(served_by_others(0x6573_5546), "FUSE: an access waits for whoever serves it");
+        for mine in [0x0102_1994, 0x9584_58f6, 0xef53, 0x5846_5342] {
+            assert!(!served_by_others(mine), "tmpfs, hugetlbfs, ext4, XFS");
         }
         let zero: OwnedFd = File::open("/dev/zero").unwrap().into();
         assert!(memory.add(&region(0, 0x1000, 0, 0), zero).is_err());

@@ -162,6 +162,10 @@ impl Ring {
         self.map(memory)?;
         let used = self.queue.used_idx(memory.view(), Ordering::Acquire);
         let used = used.map_err(|error| error.to_string())?.0;
+        if memory.lost() {
+            // Recovering by an index that is none would forget requests (C24).
+            return Err("the ring's memory is gone".into());
+        }
         let unfinished = match &records {
             Some(records) => records.recover(self.queue.size(), used),
             None => Vec::new(),

@@ -88,6 +88,41 @@ fn an_answer_into_lost_memory_is_found_again_by_a_successor() {
 }
 
 #[test]
+fn a_ring_that_is_gone_when_it_starts_makes_nothing_forgotten() {
+    let guest = Guest::new();
+    let mut rig = Rig::connect();
+    rig.negotiate(0);
+    let kept = rig.get_inflight();
+    rig.add_memory(&guest);
+    rig.start_ring(0, 0);
+    // One is done, so the indices are not 0; one is in flight when the front end goes.
+    for number in [0, 1] {
+        guest.request(0, number, 0, 0, 512);
+        rig.turn();
+    }
+    let tags: Vec<_> = rig.requests.drain(..).map(|request| request.tag).collect();
+    rig.disk.complete(tags[0], Outcome::Failed);
+    let rings = guest.read(0, 0x1000);
+    rig.reconnect();
+    rig.disk.complete(tags[1], Outcome::Failed);
+    rig.negotiate(0);
+    rig.set_inflight(&kept);
+    rig.add_memory(&guest);
+    ftruncate(&guest.file, 0).unwrap();
+    rig.set_up_ring(0, 0);
+    assert!(rig.hung_up());
+    // With its memory back, so is the request: a header of zeros is one of a read.
+    ftruncate(&guest.file, MEMORY).unwrap();
+    guest.write(0, &rings);
+    rig.reconnect();
+    rig.negotiate(0);
+    rig.set_inflight(&kept);
+    rig.add_memory(&guest);
+    rig.start_ring(0, 0);
+    assert!(matches!(&rig.requests[..], [request] if request.resumed), "{:?}", rig.requests);
+}
+
+#[test]
 fn lost_rings_close_the_connection() {
     let guest = Guest::new();
     let mut rig = Rig::running(&guest, 1 << 29);
