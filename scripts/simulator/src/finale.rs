@@ -22,7 +22,8 @@ pub fn play(cluster: &mut Cluster) {
     if !cluster.until("everything is well after calm", RECOVERY, recovered) {
         return;
     }
-    let steps: [(&str, fn(&mut Cluster)); 4] = [
+    type Step = (&'static str, fn(&mut Cluster));
+    let steps: [Step; 4] = [
         ("the engine as it runs", |_| {}),
         ("after a crash of the host engine", |cluster| {
             cluster.crash_host(false);

@@ -137,7 +137,7 @@ impl HostEngine {
                 for guest in shared.guests.iter() {
                     let vdisk = guest.borrow().vdisk();
                     if !core.close(vdisk, CLOSE_LIMIT).await {
-                        shared.journal.note(format!("vdisk {vdisk} was not closed in time"));
+                        shared.journal.fail(format!("vdisk {vdisk} was not closed in time"));
                     }
                 }
             }

@@ -25,6 +25,10 @@ struct Arguments {
     /// Runs as short as those of the tests.
     #[arg(long)]
     small: bool,
+    /// Plant a bug and see whether it is found.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, value_name = "BUG", value_parser = planted)]
+    plant: Option<cleave_runtime::planted::Planted>,
     /// Go on after a seed failed.
     #[arg(long)]
     keep_going: bool,
@@ -38,8 +42,17 @@ fn range(text: &str) -> Result<(u64, u64), String> {
     parts.ok_or_else(|| "give two numbers as in 1..100, the first one smaller".to_owned())
 }
 
+#[cfg(feature = "planted-bugs")]
+fn planted(text: &str) -> Result<cleave_runtime::planted::Planted, String> {
+    let all = cleave_runtime::planted::ALL;
+    let found = all.iter().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(text));
+    found.copied().ok_or_else(|| format!("one of {all:?}"))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "planted-bugs")]
+    cleave_runtime::planted::plant(arguments.plant);
     if let Some(filter) = &arguments.log {
         let subscriber = tracing_subscriber::fmt().with_env_filter(filter.as_str());
         subscriber.without_time().with_writer(std::io::stdout).init();

@@ -1,0 +1,21 @@
+//! The judges are judged: each planted bug is found within a few seeds.
+#![cfg(feature = "planted-bugs")]
+
+use cleave_runtime::planted::{ALL, plant};
+use cleave_simulator::{Scale, run};
+
+/// Seeds that are tried for each bug.
+const SEEDS: u64 = 2000;
+
+#[test]
+fn every_planted_bug_is_found() {
+    for bug in ALL {
+        plant(Some(bug));
+        let found =
+            (0..SEEDS).map(|seed| run(seed, Scale::Small, false)).find(|r| r.failure.is_some());
+        plant(None);
+        let found = found.unwrap_or_else(|| panic!("{bug:?} was not found by {SEEDS} seeds"));
+        let failure: String = found.failure.unwrap_or_default().chars().take(200).collect();
+        println!("{bug:?} is found by seed {}: {failure}", found.seed);
+    }
+}
