@@ -118,7 +118,7 @@ struct PoolDrive {
 }
 
 enum Operation {
-    Write { number: u64 },
+    Write { number: u64, slot: SlotIndex },
     Flush,
     Range { read: usize },
     Header { read: usize },
@@ -147,6 +147,8 @@ pub struct Drives {
     reads: Slab<Read>,
     /// Whose shard a slot holds. Looked up only.
     headers: HashMap<(DriveId, SlotIndex), (StripeId, u8, u32)>,
+    /// Slots with writes on their way to the drive, and how many: whose they are is not known (C3).
+    writing: BTreeMap<(DriveId, SlotIndex), u32>,
     completions: Vec<DriveCompletion>,
     events: Vec<DriveEvent>,
 }
@@ -176,6 +178,7 @@ impl Drives {
             operations: Slab::new(),
             reads: Slab::new(),
             headers: HashMap::new(),
+            writing: BTreeMap::new(),
             completions: Vec::new(),
             events: Vec::new(),
         }
@@ -323,8 +326,15 @@ impl Drives {
         for (index, column) in image[SLOT_HEADER..].chunks_exact(COLUMN).enumerate() {
             header.check_column(index, column).map_err(|_| ShardFault::Damaged)?;
         }
-        self.headers.remove(&(place.drive, place.slot));
-        let operation = Operation::Write { number };
+        let key = (place.drive, place.slot);
+        self.headers.remove(&key);
+        *self.writing.entry(key).or_default() += 1;
+        // What a read of the slot brings now may be of either stripe, its header too.
+        let crossed = self.reads.iter_mut().map(|(_, read)| read);
+        for read in crossed.filter(|read| (read.place.drive, read.place.slot) == key) {
+            read.fault.get_or_insert(ShardFault::Identity);
+        }
+        let operation = Operation::Write { number, slot: place.slot };
         self.submit(place.drive, operation, DriveOperation::Write { offset }, Some(image));
         Ok(())
     }
@@ -342,6 +352,10 @@ impl Drives {
         let open = self.usable(place)?;
         let slot = open.superblock.slot_offset(place.slot);
         let (offset, length) = (offset as usize, length as usize);
+        let writing = self.writing.contains_key(&(place.drive, place.slot));
+        if writing && !is_planted(Planted::ReadWithoutChecks) {
+            return Err(ShardFault::Identity);
+        }
         if length == 0 || offset >= SHARD || length > SHARD - offset {
             return Err(ShardFault::Identity);
         }
@@ -388,7 +402,10 @@ impl Drives {
             drive.in_flight -= 1;
             drive.counters.errors += u64::from(completion.result.is_err());
             match operation {
-                Operation::Write { number } => self.write_done(id, number, completion.result),
+                Operation::Write { number, slot } => {
+                    self.write_over((id, slot));
+                    self.write_done(id, number, completion.result);
+                }
                 Operation::Flush => self.flush_done(id, completion.result),
                 Operation::Header { read } | Operation::Range { read } => {
                     let range = matches!(operation, Operation::Range { .. });
@@ -399,6 +416,14 @@ impl Drives {
         self.completions = completions;
         events.append(&mut self.events);
         any
+    }
+
+    fn write_over(&mut self, key: (DriveId, SlotIndex)) {
+        let writes = self.writing.get_mut(&key).expect("a write is counted until it is over");
+        *writes -= 1;
+        if *writes == 0 {
+            self.writing.remove(&key);
+        }
     }
 
     fn write_done(&mut self, id: DriveId, number: u64, result: Result<(), DriveError>) {

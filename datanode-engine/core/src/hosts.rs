@@ -230,11 +230,9 @@ impl State {
                 if !message.is_empty() {
                     return Err("a payload where none belongs".to_owned());
                 }
-                if !matches!(other, HostMessage::ReturnGrant { .. }) {
-                    session.requests += 1;
-                    if session.requests > REQUESTS_MAX {
-                        return Err("too many requests at a time".to_owned());
-                    }
+                session.requests += 1;
+                if session.requests > REQUESTS_MAX {
+                    return Err("too many requests at a time".to_owned());
                 }
                 if on_log {
                     return self.control(connection, who, other, length);

@@ -107,6 +107,10 @@ impl State {
                 self.when_mirrored(position, connection, granted);
             }
             HostMessage::ReturnGrant { stripes } => {
+                // It has no answer; while it waited for room it counted as the others do (C13).
+                if let Some(session) = self.sessions.get_mut(&connection) {
+                    session.requests = session.requests.saturating_sub(1);
+                }
                 let open =
                     |stripe: &StripeId| active.grants.open(*stripe, who.incarnation).is_some();
                 let mut ended: Vec<StripeId> = stripes.into_iter().filter(open).collect();

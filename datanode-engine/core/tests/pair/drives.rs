@@ -1,10 +1,12 @@
 //! Shards on drives: written whole or not at all, read by identity, lost drives left out.
 
-use crate::rig::{SECOND, content, slot_image};
+use crate::rig::{CLUSTER, Rig, SECOND, content, slot_image};
 use crate::{append_some, begin};
-use cleave_format::control::DriveState;
+use cleave_datanode_core::drives::{DriveEvent, Drives};
+use cleave_format::control::{DriveState, GrantedStripe, SlotPlace};
 use cleave_format::ids::*;
 use cleave_runtime::links::Class;
+use cleave_runtime::message::Message;
 use cleave_wire::*;
 use std::time::Duration;
 
@@ -185,5 +187,64 @@ fn reads_wait_for_a_host_that_takes_its_time() {
         let (reply, payload) = host.reply(&rig, 10_000 + request).unwrap();
         assert!(matches!(reply, ControllerMessage::Read { result: Ok(()), .. }));
         assert_eq!(payload.len(), 1 << 20);
+    }
+}
+
+/// C3: a read that crosses the write of a slot's next stripe, before or behind it, neither gives the next
+/// one's bytes for the old one's, nor lets a later read do so.
+#[test]
+fn a_read_that_crosses_a_write_does_not_mistake_the_slot() {
+    for seed in 300..330 {
+        let rig = Rig::new(seed);
+        let process = rig.world.start_process("drives");
+        let mut drives = Drives::new(CLUSTER, rig.open_pool(&process));
+        let granted = |stripe| GrantedStripe {
+            stripe: StripeId(stripe),
+            slots: (0..3)
+                .map(|drive| SlotPlace { drive: DriveId(drive), slot: SlotIndex(5), generation: 0 })
+                .collect(),
+        };
+        let (old, new) = (granted(1), granted(2));
+        let write = |drives: &mut Drives, of: &GrantedStripe, number| {
+            let mut image = Message::from(bytes::Bytes::from(slot_image(of, 0)));
+            drives.write(number, &of.slots[0], of.stripe, 0, 1, &mut image).unwrap();
+        };
+        let read = |drives: &mut Drives, of: &GrantedStripe, number| {
+            drives.read(number, &of.slots[0], of.stripe, 0, 0, 4096)
+        };
+        let settle = |drives: &mut Drives, count: usize| {
+            let mut events = Vec::new();
+            let all = rig.world.run_until(
+                || {
+                    drives.turn(&mut events);
+                    events.len() >= count
+                },
+                10 * SECOND,
+            );
+            assert!(all, "{} of {count} events", events.len());
+            events
+        };
+        write(&mut drives, &old, 1);
+        settle(&mut drives, 1);
+        let before = read(&mut drives, &old, 2).is_ok();
+        rig.world.run_for(Duration::from_micros(seed % 7 * 20));
+        write(&mut drives, &new, 3);
+        rig.world.run_for(Duration::from_micros(seed % 5 * 40));
+        let behind = read(&mut drives, &old, 4).is_ok();
+        let events = settle(&mut drives, 1 + usize::from(before) + usize::from(behind));
+        let right =
+            |bytes: &[u8]| bytes.iter().zip(0..).all(|(b, at)| *b == content(old.stripe, 0, at));
+        for event in events {
+            if let DriveEvent::Read { result: Ok(bytes), .. } = event {
+                assert!(right(&bytes), "seed {seed}");
+            }
+        }
+        read(&mut drives, &old, 5).unwrap();
+        let later = settle(&mut drives, 1).remove(0);
+        let refused = matches!(later, DriveEvent::Read { result: Err(ShardFault::Identity), .. });
+        assert!(refused, "seed {seed}: the next stripe's bytes were given");
+        read(&mut drives, &new, 6).unwrap();
+        let later = settle(&mut drives, 1).remove(0);
+        assert!(matches!(later, DriveEvent::Read { result: Ok(_), .. }), "seed {seed}");
     }
 }

@@ -285,3 +285,47 @@ fn the_time_of_an_append_includes_the_wait_for_the_mirror() {
     assert!(quick.iter().all(|took| *took > Duration::ZERO && *took < SECOND), "{quick:?}");
     assert!(quick.iter().any(|took| *took >= forwarded));
 }
+
+/// C13: what waits for room is bounded, whatever it is; what does not wait is not.
+#[test]
+fn returned_grants_that_wait_are_bounded() {
+    let (mut rig, mut host) = begin(81);
+    let give_back = HostMessage::ReturnGrant { stripes: vec![StripeId(1 << 40)] };
+    let flood = |host: &mut FakeHost| {
+        (0..9000).for_each(|_| host.send(Class::Log, 0, &[encode_header(&give_back)]));
+    };
+    flood(&mut host);
+    rig.world.run_for(SECOND);
+    assert!(host.is_connected() && rig.status(0).counters.malformed == 0);
+    rig.kill(1);
+    rig.world.run_for(SECOND);
+    let grant = |request| HostMessage::Grant { request, stripes: 0, identities: 900 };
+    (0..2).for_each(|n| host.send(Class::Log, 0, &[encode_header(&grant(30_000 + n))]));
+    rig.world.run_for(SECOND);
+    flood(&mut host);
+    rig.world.run_for(SECOND);
+    assert!(!host.is_connected());
+    assert_eq!(rig.status(0).counters.malformed, 1);
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    host.verify(&rig);
+}
+
+/// C1: what an older connection still brings is not taken once a newer one said hello.
+#[test]
+fn only_the_newest_connection_of_a_core_appends() {
+    let (rig, mut host) = begin(82);
+    let older = host.log;
+    host.connect(&rig);
+    assert_ne!(host.log, older);
+    let newer = std::mem::replace(&mut host.log, older);
+    host.append(3, 100);
+    rig.world.run_for(SECOND);
+    assert!(host.told.borrow().closed.contains(&older.unwrap()));
+    assert_eq!(rig.status(0).counters.records, 0);
+    host.log = newer;
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+}

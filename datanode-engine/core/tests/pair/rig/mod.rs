@@ -124,7 +124,7 @@ impl Rig {
         process.kill();
     }
 
-    fn open_pool(&self, process: &Process) -> Vec<(DriveId, Option<OpenDrive>)> {
+    pub fn open_pool(&self, process: &Process) -> Vec<(DriveId, Option<OpenDrive>)> {
         let open = |drive: &SimDrive| {
             let superblock: Superblock = {
                 let copies = drive.peek(0, 8192);
