@@ -94,7 +94,7 @@ else
         grep -E '^stat::number_of_executed_units|^stat::new_units_added|^SUMMARY' "$work/$target.log" || true
         if [ -n "$keep" ]; then
             # The smallest inputs that go all known ways, beside what is kept already.
-            CLEAVE_FUZZ_TARGET=$target "$program" -merge=1 -max_len=2048 "$kept" "$found" \
+            CLEAVE_FUZZ_TARGET=$target "$program" -set_cover_merge=1 -max_len=2048 "$kept" "$found" \
                 >>"$work/$target.log" 2>&1 || failed+=("$target: merging")
         fi
     done
