@@ -10,13 +10,14 @@
 //! | `read`, `pool`, `solve` | reads from buffer and pool; lost and damaged shards (C3) |
 //! | `map`, `handles` | where blocks lie (C2) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
-//! | `open` | seal, map, replay; close, delete, resize (C8) |
+//! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
 //!
 //! A core is one thread and shares nothing. Its owner calls [`HostCore::turn`], runs the tasks of the
 //! executor, and takes completions and events.
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod close;
 mod config;
 mod core;
 mod destage;

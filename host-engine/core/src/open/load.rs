@@ -1,0 +1,307 @@
+//! What is durable of a vdisk's map, read from the pool: pieces, then the footers of commits after them.
+//!
+//! Everything is checked at its address (C3), and solved from other shards where it is damaged or lost.
+
+use crate::core::Shared;
+use crate::error::HostError;
+use crate::handles::Places;
+use crate::hash::Map as HashMap;
+use crate::map::MapChange;
+use crate::solve::ShardRange;
+use crate::state::State;
+use bytes::Bytes;
+use cleave_format::address::Address;
+use cleave_format::control::PiecePlace;
+use cleave_format::footer::{self, FooterContent, FooterEntry, TRAILER, Trailer};
+use cleave_format::ids::{SliceIndex, StripeId, VdiskId, Version};
+use cleave_format::layout::{PARITY_SHARDS, SHARD};
+use cleave_format::map_piece::MapPiece;
+use cleave_format::{FormatError, frame};
+use cleave_runtime::executor::Priority;
+use cleave_runtime::links::Class;
+use cleave_runtime::sync::Queue;
+use cleave_wire::{ControllerMessage, HostMessage, MapCommit};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::rc::Rc;
+
+/// Pieces, or footers, that are read at a time.
+const READS: usize = 16;
+/// Stripes that are located with one request.
+const LOCATE: usize = 512;
+/// Bytes of the end of a data section that are read at first: most footers are in it.
+const TAIL: usize = 192 << 10;
+
+impl Shared {
+    pub(super) async fn load_pieces(
+        self: &Rc<Shared>,
+        vdisk: VdiskId,
+        pieces: &[PiecePlace],
+    ) -> Result<BTreeSet<SliceIndex>, HostError> {
+        let addresses: Vec<(u32, Address)> =
+            pieces.iter().filter_map(|piece| Some((piece.group, piece.address?))).collect();
+        let stripes: BTreeSet<StripeId> = addresses.iter().map(|(_, a)| a.stripe).collect();
+        let places = self.locate_all(vdisk, &stripes).await?;
+        let mut slices = BTreeSet::new();
+        for batch in addresses.chunks(READS) {
+            let reads = batch.iter().map(|(_, address)| {
+                let places = Rc::clone(&places[&address.stripe]);
+                Rc::clone(self).read_object(vdisk, places, *address)
+            });
+            for ((group, _), frame) in batch.iter().zip(self.gather(reads).await) {
+                let frame = frame?;
+                let mut state = self.state.borrow_mut();
+                let mut object = Vec::new();
+                state.decode_object(vdisk, &frame, &mut object)?;
+                let piece = MapPiece::decode(vdisk, *group, &object).map_err(|reason| {
+                    HostError::Malformed { vdisk, what: "a piece of the map", reason }
+                })?;
+                slices.extend(piece.leaves.iter().map(|leaf| leaf.slice));
+                state.map.load(&piece);
+            }
+        }
+        Ok(slices)
+    }
+
+    async fn read_object(
+        self: Rc<Shared>,
+        vdisk: VdiskId,
+        places: Places,
+        address: Address,
+    ) -> Result<Bytes, HostError> {
+        let stripe = address.stripe;
+        let malformed = FormatError::Malformed("address");
+        if !address.is_valid() || address.shard() + PARITY_SHARDS >= places.len() {
+            return Err(HostError::Malformed { vdisk, what: "an address", reason: malformed });
+        }
+        let range = ShardRange {
+            stripe,
+            places,
+            shard: address.shard(),
+            offset: address.shard_offset() as u32,
+            length: address.length,
+        };
+        let read = self.read_checked(&range, |bytes| frame::check_at(bytes, &address).is_ok());
+        read.await.map_err(|reason| HostError::Unreadable { vdisk, stripe, reason })
+    }
+
+    async fn locate_all(
+        &self,
+        vdisk: VdiskId,
+        stripes: &BTreeSet<StripeId>,
+    ) -> Result<BTreeMap<StripeId, Places>, HostError> {
+        let mut places = BTreeMap::new();
+        let stripes: Vec<StripeId> = stripes.iter().copied().collect();
+        for batch in stripes.chunks(LOCATE) {
+            let ask = |request| HostMessage::Locate { request, stripes: batch.to_vec() };
+            let reply = self.request(Class::Read, 0, ask, &[]).await;
+            if let ControllerMessage::Located { stripes, .. } = reply.message {
+                places.extend(stripes.into_iter().map(|found| (found.stripe, found.slots.into())));
+            }
+        }
+        match stripes.iter().find(|stripe| !places.contains_key(stripe)) {
+            None => Ok(places),
+            Some(stripe) => {
+                let reason = "the data node does not know it".to_owned();
+                Err(HostError::Unreadable { vdisk, stripe: *stripe, reason })
+            }
+        }
+    }
+
+    pub(super) async fn apply_commits(
+        self: &Rc<Shared>,
+        vdisk: VdiskId,
+        commits: Vec<MapCommit>,
+        slices: &mut BTreeSet<SliceIndex>,
+    ) -> Result<(), HostError> {
+        let mut key_checked = false;
+        for batch in commits.chunks(READS) {
+            let reads = batch.iter().map(|commit| {
+                let stripe = commit.stripe.clone().filter(|stripe| !stripe.slots.is_empty());
+                let shared = Rc::clone(self);
+                async move {
+                    match stripe {
+                        Some(stripe) => {
+                            let places: Places = stripe.slots.into();
+                            let entries = shared.footer(vdisk, stripe.stripe, &places).await?;
+                            Ok(Some((stripe.stripe, places, entries)))
+                        }
+                        None => Ok(None),
+                    }
+                }
+            });
+            for (commit, footer) in batch.iter().zip(self.gather(reads).await) {
+                let mut changes = Vec::new();
+                if let Some((stripe, places, entries)) = footer? {
+                    let of_it = entries.iter().filter(|entry| entry.vdisk == vdisk);
+                    changes.extend(of_it.filter_map(|entry| change(stripe, entry)));
+                    let frame = changes.iter().find_map(|change: &MapChange| change.frame);
+                    if let Some((address, _)) = frame.filter(|_| !key_checked) {
+                        self.check_key(vdisk, Rc::clone(&places), address).await?;
+                        key_checked = true;
+                    }
+                    self.apply_changes(vdisk, &changes, slices);
+                    self.state.borrow_mut().map.learn(stripe, &places);
+                }
+                let inline = commit.entries.iter().map(|entry| MapChange {
+                    slice: entry.slice,
+                    block: entry.block,
+                    blocks: entry.blocks,
+                    version: entry.version,
+                    frame: entry.reference.map(|address| (address, 0)),
+                });
+                let inline: Vec<MapChange> = inline.collect();
+                self.apply_changes(vdisk, &inline, slices);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_changes(
+        &self,
+        vdisk: VdiskId,
+        changes: &[MapChange],
+        slices: &mut BTreeSet<SliceIndex>,
+    ) {
+        let mut state = self.state.borrow_mut();
+        for change in changes {
+            // Which records are unreleased is known only later: every version is kept until then.
+            state.map.apply(vdisk, change, Some(Version::default()));
+            slices.insert(change.slice);
+        }
+    }
+
+    /// Decodes one block, so that a wrong key is found before anything is served.
+    async fn check_key(
+        self: &Rc<Shared>,
+        vdisk: VdiskId,
+        places: Places,
+        address: Address,
+    ) -> Result<(), HostError> {
+        let frame = Rc::clone(self).read_object(vdisk, places, address).await?;
+        let mut state = self.state.borrow_mut();
+        state.decode_for_opening(vdisk, &frame)
+    }
+
+    /// The footer of a committed stripe.
+    async fn footer(
+        self: &Rc<Shared>,
+        vdisk: VdiskId,
+        stripe: StripeId,
+        places: &Places,
+    ) -> Result<Vec<FooterEntry>, HostError> {
+        let section = places.len().saturating_sub(PARITY_SHARDS) * SHARD;
+        let unreadable = |reason| HostError::Unreadable { vdisk, stripe, reason };
+        if section == 0 {
+            return Err(unreadable("it has no slots".to_owned()));
+        }
+        let mut solved = HashMap::default();
+        let mut length = TAIL.min(section);
+        let mut suspects: Vec<usize> = Vec::new();
+        loop {
+            let tail = self.section(stripe, places, section - length, section, &solved).await;
+            let tail = tail.map_err(unreadable)?;
+            let needed = match Trailer::decode(&tail[tail.len() - TRAILER..]) {
+                Ok(trailer) if trailer.stripe == stripe && trailer.footer_length() <= section => {
+                    trailer.footer_length()
+                }
+                _ => 0,
+            };
+            if needed > length {
+                length = needed;
+                suspects.clear();
+                continue;
+            }
+            if let Ok(entries) = footer::decode(stripe, &tail) {
+                return Ok(entries);
+            }
+            // Damaged though its drives do not say so: solve its shards, one after the other.
+            self.state.borrow_mut().stats.checks_failed += 1;
+            if suspects.is_empty() && solved.is_empty() {
+                suspects = ((section - length) / SHARD..section.div_ceil(SHARD)).collect();
+            }
+            let Some(suspect) = suspects.pop() else {
+                return Err(unreadable("its footer is damaged".to_owned()));
+            };
+            solved.insert(suspect, ());
+        }
+    }
+
+    /// A range of the data section; the shards in `solved` from the other ones.
+    async fn section(
+        self: &Rc<Shared>,
+        stripe: StripeId,
+        places: &Places,
+        start: usize,
+        end: usize,
+        solved: &HashMap<usize, ()>,
+    ) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::with_capacity(end - start);
+        let mut at = start;
+        while at < end {
+            let shard = at / SHARD;
+            let to = end.min((shard + 1) * SHARD);
+            let (offset, length) = ((at % SHARD) as u32, (to - at) as u32);
+            let range = ShardRange { stripe, places: Rc::clone(places), shard, offset, length };
+            let part = match solved.contains_key(&shard) {
+                true => self.solve(&range, |_| true).await?,
+                false => self.read_checked(&range, |_| true).await?,
+            };
+            bytes.extend_from_slice(&part);
+            at = to;
+        }
+        Ok(bytes)
+    }
+
+    /// Runs futures, at most as many as it is given at once, and returns their results in order.
+    async fn gather<T: 'static>(
+        &self,
+        futures: impl Iterator<Item = impl Future<Output = T> + 'static>,
+    ) -> Vec<T> {
+        let results = Queue::default();
+        let mut count = 0;
+        for (index, future) in futures.enumerate() {
+            let results = results.clone();
+            count += 1;
+            self.executor.spawn(Priority::Foreground, async move {
+                results.push((index, future.await));
+            });
+        }
+        let mut ordered = BTreeMap::new();
+        while ordered.len() < count {
+            let (index, result) = results.pop().await;
+            ordered.insert(index, result);
+        }
+        ordered.into_values().collect()
+    }
+}
+
+impl State {
+    fn decode_object(
+        &mut self,
+        vdisk: VdiskId,
+        frame: &[u8],
+        object: &mut Vec<u8>,
+    ) -> Result<(), HostError> {
+        let open = self.vdisks.get(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
+        let codec = &mut self.codecs[open.codec].1;
+        codec.decode_object(frame, object).map_err(|reason| HostError::Key { vdisk, reason })
+    }
+}
+
+/// What a footer's entry changes in the map; nothing for pieces.
+fn change(stripe: StripeId, entry: &FooterEntry) -> Option<MapChange> {
+    let (blocks, frame) = match entry.content {
+        FooterContent::Frame { place, block_in_frame, .. } => {
+            (1, Some((place.address(stripe), block_in_frame)))
+        }
+        FooterContent::Zero { blocks } | FooterContent::Discard { blocks } => (blocks as u16, None),
+        FooterContent::Reference { address, block_in_frame, .. } => {
+            (1, Some((address, block_in_frame)))
+        }
+        // A piece is in the map by its run; nothing moves frames in this release (C22, C31).
+        FooterContent::MapPiece { .. } | FooterContent::Move { .. } => return None,
+    };
+    let (slice, block) = (entry.block.slice(), entry.block.within_slice());
+    Some(MapChange { slice, block, blocks, version: entry.version, frame })
+}
