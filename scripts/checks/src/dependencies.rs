@@ -137,6 +137,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-wire",
         ],
     ),
+    (
+        "cleave-model",
+        &["cleave-coordinator", "cleave-datanode-core", "cleave-format", "cleave-wire"],
+    ),
     ("cleave-verify", &[]),
     ("cleave-checks", &[]),
 ];

@@ -1,0 +1,326 @@
+//! What the model's world consists of: two controllers, their vaults, the connection between them,
+//! the coordinator store, two hosts; and the ghosts, which only the judges see.
+
+use cleave_coordinator::{LogRole, Member};
+use cleave_datanode_core::mirror::Standing;
+use cleave_datanode_core::resident::Resident;
+use cleave_format::control::Control;
+use cleave_format::ids::{Epoch, HostId, Incarnation, Position, VdiskId};
+use cleave_wire::HeldLog;
+
+/// The one vdisk.
+pub const VDISK: VdiskId = VdiskId(1);
+/// The controller that takes the active role.
+pub const ACTIVE: usize = 0;
+/// The other one.
+pub const STANDBY: usize = 1;
+
+/// An entry of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// A host took the vdisk in an epoch.
+    Seal {
+        /// The new epoch.
+        epoch: u8,
+        /// The host, 0 or 1.
+        host: u8,
+    },
+    /// A host's record.
+    Record {
+        /// Its number in the model.
+        record: u8,
+        /// The epoch under which it was appended.
+        epoch: u8,
+    },
+    /// A commit that was not struck: it releases a record.
+    Commit {
+        /// The record.
+        record: u8,
+        /// The epoch under which it was asked for.
+        epoch: u8,
+    },
+}
+
+/// A log with the claim that it is complete: in memory, or as the vault's image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Held {
+    /// The log's identity.
+    pub log: u8,
+    /// The incarnation as which it was held.
+    pub member: u8,
+    /// All entries; the model trims nothing.
+    pub entries: Vec<Entry>,
+}
+
+impl Held {
+    /// Whether the claim holds by a record.
+    pub fn is_valid(&self, role: Option<&Role>) -> bool {
+        role.is_some_and(|role| role.log == self.log && role.in_sync.contains(&self.member))
+    }
+}
+
+/// The record in the store; its epoch is also its revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Role {
+    /// Grows by one a change.
+    pub epoch: u8,
+    /// The log's identity.
+    pub log: u8,
+    /// The members' incarnations; the first one is the active.
+    pub in_sync: [u8; 2],
+}
+
+impl Role {
+    /// As production has it.
+    pub fn record(&self) -> LogRole {
+        let member = |controller, incarnation: u8| Member {
+            controller,
+            incarnation: u64::from(incarnation),
+        };
+        LogRole {
+            epoch: u64::from(self.epoch),
+            log: u64::from(self.log),
+            active: Some(u64::from(self.in_sync[ACTIVE])),
+            in_sync: vec![member(0, self.in_sync[ACTIVE]), member(1, self.in_sync[STANDBY])],
+        }
+    }
+}
+
+/// A request to the store: this record in place of the one of the epoch before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Swap {
+    /// What it writes.
+    pub role: Role,
+    /// It begins an empty log, as the operator said.
+    pub empty: bool,
+}
+
+/// A controller's process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// Its incarnation.
+    pub incarnation: u8,
+    /// Its log.
+    pub held: Option<Held>,
+    /// It once knew itself to be a member.
+    pub confirmed: bool,
+    /// Active: the record as it knows it.
+    pub role: Option<Role>,
+    /// Active: the swap whose outcome it waits for, and the store's reply on its way.
+    pub waits: Option<(Swap, Option<bool>)>,
+}
+
+/// A controller: its process while it runs, and its vault.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Controller {
+    /// `None`: it is down.
+    pub process: Option<Process>,
+    /// The vault's image, of whatever age: the model never marks one as consumed.
+    pub image: Option<Held>,
+    /// Ghost: acknowledged records may rely on this controller: it was made a member (or acknowledging
+    /// began with it), and neither crashed since then nor lost its image.
+    pub keeper: bool,
+}
+
+/// How far the controllers' meeting is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// That controller copies.
+    Copying {
+        /// Who copies.
+        copier: usize,
+        /// The log begins empty.
+        empty: bool,
+    },
+    /// The swap is on its way.
+    Swapping,
+    /// The active runs; the standby may not have heard of it.
+    Running {
+        /// It has.
+        joined: bool,
+    },
+}
+
+/// The connection between the controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// How far the meeting is.
+    pub stage: Stage,
+    /// The record's epoch when the active decided.
+    pub before: u8,
+    /// Entries that both had when the active ran.
+    pub next: usize,
+    /// Entries that the standby said it holds.
+    pub answered: usize,
+    /// Entries that the active knows to be mirrored.
+    pub mirrored: usize,
+}
+
+/// A host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Host {
+    /// The epoch in which it took the vdisk; 0: never.
+    pub epoch: u8,
+    /// Its seal was acknowledged. It never learns that it lost the vdisk: it is paused.
+    pub sealed: bool,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    /// The controllers.
+    pub controllers: [Controller; 2],
+    /// Between them.
+    pub connection: Option<Connection>,
+    /// The record in the store.
+    pub role: Option<Role>,
+    /// The operator's word: the epoch for which the log may begin empty.
+    pub word: Option<u8>,
+    /// Requests that the store may still execute.
+    pub swaps: Vec<Swap>,
+    /// The vdisk's owner epoch in the store.
+    pub owner: u8,
+    /// The hosts.
+    pub hosts: [Host; 2],
+    /// Incarnations drawn.
+    pub incarnations: u8,
+    /// Faults so far: crashes and stops, broken connections, lost replies, words.
+    pub spent: Spent,
+    /// Records so far.
+    pub records: u8,
+    /// Commits so far.
+    pub commits: u8,
+    /// What only the judges see.
+    pub ghosts: Ghosts,
+}
+
+/// What the bounds count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Spent {
+    /// Processes that crashed or stopped.
+    pub ends: u8,
+    /// Connections that broke while both processes lived.
+    pub breaks: u8,
+    /// Replies of the store that were lost.
+    pub lost: u8,
+    /// The operator's words.
+    pub words: u8,
+}
+
+/// What happened, for the judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Ghosts {
+    /// Records acknowledged and not released, one bit each.
+    pub acknowledged: u8,
+    /// The newest epoch whose seal was acknowledged.
+    pub sealed: u8,
+    /// A log was copied that lacked something acknowledged.
+    pub bad_source: bool,
+    /// Something of an older epoch was appended after an acknowledged seal.
+    pub old_accepted: bool,
+    /// An active resumed without knowing a record.
+    pub unknown_role: bool,
+}
+
+impl World {
+    /// Nobody runs; the store is empty.
+    pub fn new() -> World {
+        let controller = Controller { process: None, image: None, keeper: false };
+        World {
+            controllers: [controller.clone(), controller],
+            connection: None,
+            role: None,
+            word: None,
+            swaps: Vec::new(),
+            owner: 0,
+            hosts: [Host::default(); 2],
+            incarnations: 0,
+            spent: Spent::default(),
+            records: 0,
+            commits: 0,
+            ghosts: Ghosts::default(),
+        }
+    }
+
+    /// A controller's process.
+    pub fn process(&self, controller: usize) -> Option<&Process> {
+        self.controllers[controller].process.as_ref()
+    }
+
+    /// Whether a controller's image would be loaded now.
+    pub fn has_valid_image(&self, controller: usize) -> bool {
+        let image = self.controllers[controller].image.as_ref();
+        image.is_some_and(|image| image.is_valid(self.role.as_ref()))
+    }
+
+    /// Whether a log has all that was acknowledged.
+    pub fn is_complete(&self, entries: &[Entry]) -> bool {
+        let mut records = 0;
+        let mut sealed = 0;
+        for entry in entries {
+            match *entry {
+                Entry::Record { record, .. } => records |= 1 << record,
+                Entry::Seal { epoch, .. } => sealed = sealed.max(epoch),
+                Entry::Commit { .. } => {}
+            }
+        }
+        self.ghosts.acknowledged & !records == 0 && sealed >= self.ghosts.sealed
+    }
+
+    /// An entry is acknowledged to whoever asked for it.
+    pub fn acknowledge(&mut self, entry: Entry) {
+        match entry {
+            Entry::Record { record, .. } => self.ghosts.acknowledged |= 1 << record,
+            Entry::Commit { record, .. } => self.ghosts.acknowledged &= !(1 << record),
+            Entry::Seal { epoch, host } => {
+                self.ghosts.sealed = self.ghosts.sealed.max(epoch);
+                let host = &mut self.hosts[usize::from(host)];
+                host.sealed |= host.epoch == epoch;
+            }
+        }
+    }
+
+    /// What was acknowledged is lost, and may be: every keeper is gone, or the operator said so.
+    pub fn excuse(&mut self) {
+        self.ghosts.acknowledged = 0;
+        self.ghosts.sealed = 0;
+    }
+}
+
+impl Default for World {
+    fn default() -> World {
+        World::new()
+    }
+}
+
+/// What a process would say in its hello.
+pub fn standing(incarnation: u8, held: Option<&Held>) -> Standing {
+    let log = held.map(|held| HeldLog {
+        log: u64::from(held.log),
+        member: Incarnation(u64::from(held.member)),
+        next: Position(held.entries.len() as u64 + 1),
+    });
+    Standing { incarnation: Incarnation(u64::from(incarnation)), log, catalog: Position(0) }
+}
+
+/// What an active keeps resident of a log: production's own seals and checks.
+pub fn resident(entries: &[Entry]) -> Resident {
+    let mut resident = Resident::default();
+    for (index, entry) in entries.iter().enumerate() {
+        if let Entry::Seal { epoch, host } = *entry {
+            let seal = Control::Seal {
+                vdisk: VDISK,
+                epoch: Epoch(u64::from(epoch)),
+                host: HostId(u32::from(host)),
+                incarnation: host_incarnation(host),
+            };
+            resident.apply(Position(index as u64 + 1), &seal);
+        }
+    }
+    resident
+}
+
+/// The incarnation of a host's only engine.
+pub fn host_incarnation(host: u8) -> Incarnation {
+    Incarnation(100 + u64::from(host))
+}
