@@ -125,6 +125,18 @@ impl Resident {
         self.seals.get(&vdisk).filter(owns).ok_or(Refusal::Sealed)
     }
 
+    /// The position at which this owner deleted the vdisk, if it did (C28).
+    pub fn deleted(
+        &self,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        incarnation: Incarnation,
+    ) -> Option<Position> {
+        let same = |seal: &&Seal| seal.epoch == epoch && seal.incarnation == incarnation;
+        let seal = self.seals.get(&vdisk).filter(same)?;
+        seal.deleted.then_some(seal.position)
+    }
+
     /// Whether a vdisk may be sealed. `Ok(Some(_))`: it is already, just so, since that position.
     pub fn check_seal(
         &self,
@@ -191,5 +203,19 @@ mod tests {
         resident.apply(Position(13), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
         assert!(resident.check_owner(VDISK, Epoch(2), Incarnation(6)).is_err());
         assert_eq!(check(&resident, 3, 6, true), Err(Refusal::Sealed));
+    }
+
+    /// C28: a delete whose answer was lost is known again, to its owner only.
+    #[test]
+    fn a_delete_is_answered_again() {
+        let mut resident = Resident::default();
+        let deleted = |resident: &Resident, epoch, incarnation| {
+            resident.deleted(VDISK, Epoch(epoch), Incarnation(incarnation))
+        };
+        resident.apply(Position(5), &seal(2, 9));
+        assert_eq!(deleted(&resident, 2, 9), None);
+        resident.apply(Position(6), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
+        assert_eq!(deleted(&resident, 2, 9), Some(Position(6)));
+        assert_eq!((deleted(&resident, 1, 9), deleted(&resident, 2, 8)), (None, None));
     }
 }

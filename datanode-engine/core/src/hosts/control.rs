@@ -71,10 +71,14 @@ impl State {
                 self.when_mirrored(result.ok(), connection, done);
             }
             HostMessage::Delete { request, vdisk, epoch } => {
-                let owner = active.resident.check_owner(vdisk, epoch, who.incarnation);
-                let result = match owner {
-                    Ok(_) => Ok(self.append_control(&Control::Delete { vdisk, epoch })),
-                    Err(refusal) => Err(refusal),
+                let resident = &active.resident;
+                let result = match resident.deleted(vdisk, epoch, who.incarnation) {
+                    // Asked again, because the first answer did not arrive.
+                    Some(position) => Ok(position),
+                    None => match resident.check_owner(vdisk, epoch, who.incarnation) {
+                        Ok(_) => Ok(self.append_control(&Control::Delete { vdisk, epoch })),
+                        Err(refusal) => Err(refusal),
+                    },
                 };
                 let done = ControllerMessage::Done { request, result };
                 self.when_mirrored(result.ok(), connection, done);
