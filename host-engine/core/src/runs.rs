@@ -81,7 +81,9 @@ impl State {
                     || (commits >= config.run_after && worth_it))
         });
         let Some((vdisk, found)) = due else { return };
-        let (vdisk, mut frontier, forced) = (*vdisk, found.applied, found.run_wanted);
+        let (vdisk, mut frontier) = (*vdisk, found.applied);
+        // One that is wanted may have to wait for another vdisk's, which then must come to its end.
+        let forced = self.vdisks.values().any(|vdisk| vdisk.run_wanted);
         if is_planted(Planted::RunAheadOfItsFrontier) {
             frontier.0 += 100;
         }
