@@ -86,9 +86,10 @@ enum Strike {
     Damage,
     Storm,
     HostMoves,
+    DeleteVdisk,
 }
 
-const STRIKES: [(Strike, u64); 15] = [
+const STRIKES: [(Strike, u64); 16] = [
     (Strike::Nothing, 2),
     (Strike::HostCrash, 5),
     (Strike::ControllerCrash, 5),
@@ -104,6 +105,7 @@ const STRIKES: [(Strike, u64); 15] = [
     (Strike::Damage, 3),
     (Strike::Storm, 3),
     (Strike::HostMoves, 3),
+    (Strike::DeleteVdisk, 2),
 ];
 
 fn draw_strike(cluster: &Cluster) -> Strike {
@@ -196,6 +198,7 @@ fn carry_out(cluster: &mut Cluster, strike: Strike) {
         Strike::Damage => damage(cluster),
         Strike::Storm => storm(cluster),
         Strike::HostMoves => move_host(cluster),
+        Strike::DeleteVdisk => delete_vdisk(cluster),
     }
 }
 
@@ -286,6 +289,25 @@ pub fn stop_host(cluster: &mut Cluster) {
         host.count();
         host.process().kill();
         cluster.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
+    }
+}
+
+/// A vdisk is deleted while other guests and the background's faults go on; its guest gets a new one.
+fn delete_vdisk(cluster: &mut Cluster) {
+    if !cluster.until("served before a delete", RECOVERY, Cluster::serves) {
+        return;
+    }
+    let number = cluster.random.below(cluster.guests.len() as u64) as usize;
+    cluster.guests[number].borrow_mut().set_budget(0);
+    let idle = |c: &Cluster| c.guests[number].borrow().is_quiet();
+    if cluster.until("a guest at rest before a delete", EPISODE, idle)
+        && let Some(host) = &cluster.host
+    {
+        cluster.journal.fault("deletes", format!("the vdisk of guest {number} is deleted"));
+        host.replace_vdisk(number);
+        cluster.until("a vdisk in place of a deleted one", RECOVERY, Cluster::serves);
+        cluster.guests[number].borrow_mut().set_budget(cluster.plan.requests / 4);
+        cluster.host.iter().for_each(|host| host.process().wake());
     }
 }
 

@@ -170,6 +170,16 @@ impl Guest {
         self.model.undecided()
     }
 
+    /// Its disk was deleted: it begins anew on another one, full of zeros. Nothing may be in flight.
+    pub fn begin_anew(&mut self, vdisk: VdiskId) {
+        assert!(self.is_idle(), "a disk in use is not deleted");
+        self.vdisk = vdisk;
+        self.next_token = vdisk.0 << 40;
+        self.seed = self.random.next_u64();
+        self.model = Model::zeros(self.sectors, true);
+        self.check = None;
+    }
+
     /// The engine died or gave the vdisk up. `resumes`: the guest lives on.
     pub fn engine_died(&mut self, resumes: bool) {
         self.resumed = 0;

@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// Names of the hosts' processes, by the host's number.
 pub const HOSTS: [&str; 3] = ["", "host-1", "host-2"];
+/// A deleted vdisk's successor has a number so much higher: identities are used once (C3).
+const VDISKS_APART: u64 = 10;
 /// A clean stop gives up waiting after this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -29,6 +31,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 pub struct HostEngine {
     process: Process,
     store: Rc<DirectStore>,
+    client: StoreClient,
     shared: Rc<Shared>,
 }
 
@@ -43,6 +46,7 @@ struct Shared {
     /// Its guests live on another host now.
     abandoned: Cell<bool>,
     number: u32,
+    incarnation: Cell<Incarnation>,
     /// Pending wakes of the turn, so that there is one at a time.
     alarm: Cell<Option<Duration>>,
 }
@@ -69,16 +73,18 @@ impl HostEngine {
             closed: Cell::new(false),
             abandoned: Cell::new(false),
             number,
+            incarnation: Cell::default(),
             alarm: Cell::new(None),
         });
         let starting = start(Rc::clone(&shared), process.clone(), client.clone());
         process.executor().spawn(Priority::Foreground, starting);
         let (turning, world, own) = (Rc::clone(&shared), world.clone(), process.clone());
+        let polled = client.clone();
         process.set_turn(move || {
-            let any = client.turn();
+            let any = polled.turn();
             turning.turn(&world, &own) || any
         });
-        HostEngine { process, store: direct, shared }
+        HostEngine { process, store: direct, client, shared }
     }
 
     /// The process.
@@ -146,6 +152,26 @@ impl HostEngine {
         self.process.wake();
     }
 
+    /// Deletes a guest's vdisk and gives it a new one (C28); it must have nothing in flight.
+    pub fn replace_vdisk(&self, number: usize) {
+        let shared = Rc::clone(&self.shared);
+        shared.serving[number].set(false);
+        let Some(core) = shared.core.borrow().clone() else { return };
+        let (process, client) = (self.process.clone(), self.client.clone());
+        self.process.executor().spawn(Priority::Foreground, async move {
+            let old = shared.guests[number].borrow().vdisk();
+            if let Err(error) = core.delete(old).await {
+                return shared.journal.fail(format!("deleting failed: {error}"));
+            }
+            let new = VdiskId(old.0 + VDISKS_APART);
+            shared.journal.note(format!("vdisk {old} is deleted, vdisk {new} takes its place"));
+            shared.guests[number].borrow_mut().begin_anew(new);
+            let incarnation = shared.incarnation.get();
+            serve(&shared, &process, &client, &core, number, incarnation).await;
+        });
+        self.process.wake();
+    }
+
     /// Whether [`close`](HostEngine::close) is over.
     pub fn closed(&self) -> bool {
         self.shared.closed.get()
@@ -174,22 +200,38 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
     shared.journal.note(format!("host engine begins incarnation {incarnation}"));
     let core = HostCore::new(process.links(), process.executor(), process.random(), config);
     *shared.core.borrow_mut() = Some(core.clone());
-    for (number, guest) in shared.guests.iter().enumerate() {
-        let (vdisk, size) = (guest.borrow().vdisk(), guest.borrow().size());
-        let epoch = match take(&client, vdisk, shared.number, incarnation).await {
-            Ok(epoch) => epoch,
-            Err(error) => return shared.journal.fail(format!("vdisk {vdisk} not taken: {error}")),
-        };
-        let keys = plan.vdisks[number].keys.clone();
-        let request = OpenRequest { vdisk, size, keys, epoch, predecessor_dead: true };
-        match core.open(request).await {
-            Ok(()) => {
-                shared.journal.note(format!("vdisk {vdisk} is served at epoch {epoch}"));
-                shared.serving[number].set(true);
-                process.wake();
-            }
-            Err(error) => return shared.journal.fail(format!("opening failed: {error}")),
+    shared.incarnation.set(incarnation);
+    for number in 0..shared.guests.len() {
+        serve(&shared, &process, &client, &core, number, incarnation).await;
+    }
+}
+
+/// Takes a guest's vdisk and opens it.
+async fn serve(
+    shared: &Shared,
+    process: &Process,
+    client: &StoreClient,
+    core: &HostCore,
+    number: usize,
+    incarnation: Incarnation,
+) {
+    let (vdisk, size) = {
+        let guest = shared.guests[number].borrow();
+        (guest.vdisk(), guest.size())
+    };
+    let epoch = match take(client, vdisk, shared.number, incarnation).await {
+        Ok(epoch) => epoch,
+        Err(error) => return shared.journal.fail(format!("vdisk {vdisk} not taken: {error}")),
+    };
+    let keys = shared.plan.vdisks[number].keys.clone();
+    let request = OpenRequest { vdisk, size, keys, epoch, predecessor_dead: true };
+    match core.open(request).await {
+        Ok(()) => {
+            shared.journal.note(format!("vdisk {vdisk} is served at epoch {epoch}"));
+            shared.serving[number].set(true);
+            process.wake();
         }
+        Err(error) => shared.journal.fail(format!("opening failed: {error}")),
     }
 }
 

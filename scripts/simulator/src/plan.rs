@@ -94,7 +94,8 @@ impl Plan {
             cluster: ClusterId(cluster),
             datanode: DatanodeId(1),
             drives,
-            drive_size: 64 << 30,
+            // Of small drives slots are used again, after deletes and returned grants.
+            drive_size: pick(&[600 << 20, 64 << 30]),
             victims,
             log: LogSettings {
                 record_bytes_max: pick(&[8, 16, 64]) * MIB,
