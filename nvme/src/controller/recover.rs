@@ -129,9 +129,12 @@ impl Inner {
                 }
                 if self.shared.phase().state == PairState::Stopping {
                     // Not even memory could be taken from it: nothing that it was told of is freed.
-                    self.tell(ControllerEvent::Gone(last));
+                    self.tell(ControllerEvent::Gone(last.clone()));
                     std::future::pending::<()>().await;
                 }
+                // It may still work on what it was told before: it must not reach memory again.
+                self.fault.borrow_mut().take();
+                continue;
             }
             // What is wrong from here on is about the new start.
             self.fault.borrow_mut().take();

@@ -291,3 +291,28 @@ fn a_pair_dropped_with_requests_keeps_the_device_from_their_memory() {
     assert!(rig.controller.is_live() && rig.controller.resets() == 1);
     assert_eq!(read(&rig, &mut other), Ok(()));
 }
+
+#[test]
+fn a_controller_that_cannot_be_disabled_never_reaches_memory_again() {
+    // Its commands are done just after it was given up waiting for.
+    let latency = (Duration::from_millis(1000), Duration::from_millis(1004));
+    let rig = Rig::new(ModelOptions::default());
+    let mut pair: QueuePair<DmaBuffer> = rig.pair(64);
+    rig.model.set_latency(latency);
+    rig.model.inject(Fault::NeverDisabled);
+    let namespace = rig.namespace(1);
+    for token in 0..64 {
+        let operation = Operation::Write { first: token, blocks: 1, durable: false };
+        let request = Request { token, namespace, operation, memory: rig.memory(4096) };
+        pair.submit(rig.clock.now(), request).unwrap();
+    }
+    pair.ring();
+    rig.tick();
+    rig.controller.reset("the test wants it");
+    drop(rig.wait(&mut pair, 64));
+    while !rig.controller.is_gone() {
+        rig.tick();
+        pair.poll(rig.clock.now(), &mut Vec::new());
+    }
+    assert_eq!(rig.model.stray_accesses(), 0);
+}

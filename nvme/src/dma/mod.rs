@@ -44,6 +44,12 @@ pub trait Mapper: Send + Sync {
     /// Ends a mapping; the device cannot reach the memory any more.
     fn unmap(&self, device: u64, length: usize);
 
+    /// A pool hands out this piece of a mapping. For mappers that watch what devices reach.
+    fn taken(&self, _device: u64, _length: usize) {}
+
+    /// The piece is back in its pool: no device should reach it.
+    fn given_back(&self, _device: u64, _length: usize) {}
+
     /// Whether normal pages can be mapped in pieces longer than a page: not without an IOMMU.
     fn takes_normal_pages(&self) -> bool;
 }

@@ -105,6 +105,7 @@ impl DmaPool {
     }
 
     fn cleared(&self, chunk: &Arc<Chunk>, offset: usize, length: usize) -> DmaBuffer {
+        chunk.mapper.taken(chunk.device + offset as u64, length);
         let buffer = DmaBuffer::new(Arc::clone(chunk), offset, length);
         buffer.zero();
         buffer
@@ -206,6 +207,7 @@ impl Chunk {
     }
 
     pub(super) fn give_back(&self, offset: usize, length: usize) {
+        self.mapper.given_back(self.device + offset as u64, length);
         let mut free = lock(&self.free);
         let (mut offset, mut length) = (offset, length);
         if let Some((&before, &room)) = free.range(..offset).next_back()

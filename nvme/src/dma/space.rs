@@ -1,8 +1,11 @@
 //! An IOMMU in software: device addresses of this process's memory, for the controller model.
+//!
+//! It is stricter than one: of a pool's memory only the pieces that are handed out can be reached,
+//! so that a device that reaches memory after it was freed is found out.
 
 use super::buffer::Words;
 use super::{Mapper, PAGE_BYTES};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
@@ -16,11 +19,20 @@ pub struct DmaSpace(Mutex<Table>);
 struct Table {
     next: u64,
     ranges: BTreeMap<u64, Words>,
+    /// Ranges of pools, by their first address.
+    pooled: BTreeSet<u64>,
+    /// Pieces that pools handed out: length by first address.
+    pieces: BTreeMap<u64, usize>,
 }
 
 impl Default for DmaSpace {
     fn default() -> DmaSpace {
-        DmaSpace(Mutex::new(Table { next: FIRST, ranges: BTreeMap::new() }))
+        DmaSpace(Mutex::new(Table {
+            next: FIRST,
+            ranges: BTreeMap::new(),
+            pooled: BTreeSet::new(),
+            pieces: BTreeMap::new(),
+        }))
     }
 }
 
@@ -54,7 +66,16 @@ impl DmaSpace {
         let table = self.table();
         let (first, words) = table.ranges.range(..=device).next_back()?;
         let at = usize::try_from(device - first).ok()?;
-        (at.checked_add(length)? <= words.len()).then_some((*words, at))
+        if at.checked_add(length)? > words.len() {
+            return None;
+        }
+        if table.pooled.contains(first) {
+            let (piece, room) = table.pieces.range(..=device).next_back()?;
+            if device - piece + length as u64 > *room as u64 {
+                return None;
+            }
+        }
+        Some((*words, at))
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
@@ -76,7 +97,20 @@ impl Mapper for DmaSpace {
     }
 
     fn unmap(&self, device: u64, _length: usize) {
-        self.table().ranges.remove(&device);
+        let mut table = self.table();
+        table.ranges.remove(&device);
+        table.pooled.remove(&device);
+    }
+
+    fn taken(&self, device: u64, length: usize) {
+        let mut table = self.table();
+        let range = table.ranges.range(..=device).next_back().map(|(first, _)| *first);
+        table.pooled.extend(range);
+        table.pieces.insert(device, length);
+    }
+
+    fn given_back(&self, device: u64, _length: usize) {
+        self.table().pieces.remove(&device);
     }
 
     fn takes_normal_pages(&self) -> bool {

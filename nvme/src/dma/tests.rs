@@ -25,6 +25,9 @@ fn a_device_sees_what_was_written_and_nothing_beyond() {
     assert_eq!(buffer.read_u64(8184), 0x0707_0707_0707_0707);
     assert!(!space.read(buffer.address() + (2 << 20) - 4, &mut [0; 8]));
     assert!(!space.read(1, &mut [0; 8]));
+    let address = buffer.address();
+    drop(buffer);
+    assert!(!space.read(address, &mut [0; 8]));
 }
 
 #[test]

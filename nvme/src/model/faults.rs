@@ -1,6 +1,7 @@
 //! How the model misbehaves.
 
 use crate::spec::completion::Status;
+use std::collections::VecDeque;
 
 /// Which commands a fault is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub enum Fault {
     WrongHead,
     /// The next completion comes twice.
     Twice,
+    /// Bits that are flipped in the next completion entries, one mask each.
+    Completions(Vec<[u8; 16]>),
     /// Data of Identify with this CNS has other bytes at a place.
     Identify {
         /// What is identified.
@@ -64,6 +67,7 @@ pub(super) struct Faults {
     pub(super) wrong_queue: bool,
     pub(super) wrong_head: bool,
     pub(super) twice: bool,
+    pub(super) masks: VecDeque<[u8; 16]>,
     scoped: Vec<(Scope, Outcome)>,
     pub(super) identify: Vec<(u8, usize, Vec<u8>)>,
 }
@@ -87,6 +91,7 @@ impl Faults {
             Fault::WrongQueue => self.wrong_queue = true,
             Fault::WrongHead => self.wrong_head = true,
             Fault::Twice => self.twice = true,
+            Fault::Completions(masks) => self.masks.extend(masks),
             Fault::Identify { what, at, bytes } => self.identify.push((what, at, bytes)),
             Fault::Vanish => self.vanished = true,
             Fault::Return => *self = Faults::default(),

@@ -10,10 +10,12 @@
 
 mod commands;
 mod faults;
+mod hostile;
 mod media;
 mod queues;
 
 pub use faults::{Fault, Scope};
+pub use hostile::misbehave;
 pub use media::{Media, ModelNamespace};
 
 use crate::dma::{DmaPool, DmaSpace, Mapper, PageKind};
@@ -103,6 +105,7 @@ struct State {
     media: Vec<Media>,
     faults: Faults,
     features: BTreeMap<u8, u32>,
+    latency: (Duration, Duration),
     commands: u64,
     stray: u64,
 }
@@ -127,6 +130,7 @@ impl Model {
             media: options.namespaces.iter().map(Media::new).collect(),
             faults: Faults::default(),
             features: BTreeMap::new(),
+            latency: options.latency,
             commands: 0,
             stray: 0,
         };
@@ -170,6 +174,11 @@ impl Model {
         self.state().faults.add(fault);
     }
 
+    /// Changes the range of the time that commands take.
+    pub fn set_latency(&self, latency: (Duration, Duration)) {
+        self.state().latency = latency;
+    }
+
     /// Reports an event, as dword 0 of an event request's completion.
     pub fn report(&self, event: u32) {
         self.state().events.push_back(event);
@@ -195,13 +204,13 @@ impl Model {
         self.state().commands
     }
 
-    /// Accesses to memory that was not mapped or not allowed: the driver's mistakes.
+    /// Accesses, while they were allowed, to memory that was not mapped: the driver's mistakes.
     pub fn stray_accesses(&self) -> u64 {
         self.state().stray
     }
 
     fn latency(&self, state: &State) -> Duration {
-        let (least, most) = self.options.latency;
+        let (least, most) = state.latency;
         let span = most.saturating_sub(least).as_nanos() as u64;
         least + Duration::from_nanos(state.random.below(span + 1))
     }

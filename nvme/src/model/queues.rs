@@ -164,7 +164,11 @@ impl Model {
         };
         let twice = std::mem::take(&mut faults.twice);
         // The word with the phase tag comes last.
-        let bytes = entry.as_bytes();
+        let mask = state.faults.masks.pop_front().unwrap_or_default();
+        let mut bytes = [0; COMPLETION_BYTES];
+        for ((byte, honest), flipped) in bytes.iter_mut().zip(entry.as_bytes()).zip(mask) {
+            *byte = honest ^ flipped;
+        }
         self.write_memory(state, address, &bytes[..8]);
         self.write_memory(state, address + 8, &bytes[8..]);
         if twice {
@@ -173,17 +177,17 @@ impl Model {
         true
     }
 
-    /// Reads as the device. False, and noted, when that is not allowed.
+    /// Reads as the device. False when it is cut off, or, noted, when nothing is there.
     pub(super) fn read_memory(&self, state: &mut State, address: u64, target: &mut [u8]) -> bool {
         let good = state.dma && self.space.read(address, target);
-        state.stray += u64::from(!good);
+        state.stray += u64::from(state.dma && !good);
         good
     }
 
-    /// Writes as the device. False, and noted, when that is not allowed.
+    /// Writes as the device. False when it is cut off, or, noted, when nothing is there.
     pub(super) fn write_memory(&self, state: &mut State, address: u64, source: &[u8]) -> bool {
         let good = state.dma && self.space.write(address, source);
-        state.stray += u64::from(!good);
+        state.stray += u64::from(state.dma && !good);
         good
     }
 }
