@@ -5,18 +5,23 @@
 //! eventfd. So no wake is lost, and a core that is awake costs its wakers one load. The reactor's
 //! page has the whole protocol.
 
+mod flag;
+#[cfg(test)]
+mod tests;
+
 use crate::error::{Error, Result};
 use cleave_runtime::executor::Doorbell;
+use flag::SleepFlag;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic;
 
 /// An eventfd that is written only while its core sleeps.
 #[derive(Debug)]
 pub struct EventDoorbell {
     event: OwnedFd,
-    sleeping: AtomicBool,
+    sleeping: SleepFlag,
 }
 
 impl EventDoorbell {
@@ -25,20 +30,17 @@ impl EventDoorbell {
     pub fn new() -> Result<Arc<EventDoorbell>> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::System { what: "eventfd", source: errno.into() })?;
-        Ok(Arc::new(EventDoorbell { event, sleeping: AtomicBool::new(false) }))
+        Ok(Arc::new(EventDoorbell { event, sleeping: SleepFlag::new() }))
     }
 
     /// The core is about to look at its sources for the last time before it sleeps.
     pub(crate) fn arm(&self) {
-        self.sleeping.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `ring`: either the look that follows sees what was published,
-        // or the ringer sees `sleeping`.
-        fence(Ordering::SeqCst);
+        self.sleeping.arm();
     }
 
     /// The core is awake.
     pub(crate) fn disarm(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.sleeping.disarm();
     }
 
     /// Forgets past rings; called when the eventfd was readable.
@@ -55,9 +57,8 @@ impl EventDoorbell {
 
 impl Doorbell for EventDoorbell {
     fn ring(&self) {
-        fence(Ordering::SeqCst);
         // Of several ringers one writes: the one that takes the flag down.
-        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+        if self.sleeping.take() {
             // It can only fail when the counter is near its maximum, and then it is readable.
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
