@@ -79,4 +79,16 @@ impl Controller {
     pub async fn set_temperature_threshold(&self, kelvins: u16) -> Result<(), Error> {
         self.set_feature(feature::TEMPERATURE_THRESHOLD, u32::from(kelvins)).await
     }
+
+    /// Puts the controller into a power state (Base 8.15.1); 0 is the most powerful.
+    ///
+    /// # Errors
+    /// As for [`health`](Controller::health); also when it has no such state.
+    pub async fn set_power_state(&self, state: u8) -> Result<(), Error> {
+        let states = self.identity().map_or(1, |identity| identity.power_states);
+        if state >= states || state > 31 {
+            return Err(Error::Unsupported(format!("it has no power state {state}")));
+        }
+        self.set_feature(feature::POWER_MANAGEMENT, u32::from(state)).await
+    }
 }

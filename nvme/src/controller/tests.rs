@@ -42,6 +42,8 @@ fn it_comes_up_with_its_namespaces_and_limits() {
     assert_eq!(rig.run(rig.controller.health()).unwrap().temperature_kelvins, 310);
     rig.run(rig.controller.set_temperature_threshold(350)).unwrap();
     assert_eq!(rig.run(rig.controller.get_feature(4, 0)).unwrap(), 350);
+    rig.run(rig.controller.set_power_state(0)).unwrap();
+    assert!(rig.run(rig.controller.set_power_state(1)).is_err());
     assert_eq!(rig.run(rig.controller.errors()).unwrap(), []);
     assert!(rig.run(rig.controller.firmware()).is_ok());
     rig.run(rig.controller.shut_down()).unwrap();

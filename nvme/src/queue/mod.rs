@@ -6,6 +6,7 @@
 
 mod channel;
 mod completion;
+mod control;
 mod lists;
 mod pair;
 mod parts;
@@ -15,9 +16,9 @@ mod submission;
 mod tests;
 
 pub(crate) use channel::Channel;
+pub(crate) use control::{PairControl, PairState, Phase, Shared};
 pub(crate) use lists::SglSupport;
 pub(crate) use pair::transfer_max;
-pub(crate) use pair::{PairControl, PairState, Phase, Shared};
 pub use pair::{PairRings, QueuePair, Refused};
 pub use parts::{Completion, Operation, Request};
 pub(crate) use slots::SLOTS_MAX;

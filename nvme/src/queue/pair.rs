@@ -15,122 +15,20 @@
 //! controller off from memory.
 
 use super::channel::{Channel, Finished};
+use super::control::{PairControl, PairState, Phase, Shared};
 use super::lists::{Lists, SglSupport};
 use super::parts::{Completion, Request};
 use super::slots::Overdue;
 use crate::dma::{DmaBuffer, DmaMemory};
-use crate::error::{IoError, Violation};
+use crate::error::IoError;
 use crate::spec::completion::Status;
-use crate::transport::Transport;
 use cleave_runtime::time::Moment;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::IntoBytes;
-
-/// In what state the controller is, for its queue pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PairState {
-    Live,
-    Stopping,
-    Stopped,
-    Gone,
-}
-
-/// A state and the number of resets so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Phase {
-    pub(crate) state: PairState,
-    pub(crate) resets: u32,
-}
-
-/// What the admin side and all pairs share.
-pub(crate) struct Shared {
-    pub(crate) transport: Arc<dyn Transport>,
-    phase: AtomicU32,
-}
-
-impl Shared {
-    pub(crate) fn new(transport: Arc<dyn Transport>) -> Shared {
-        Shared { transport, phase: AtomicU32::new(PairState::Stopped as u32) }
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        let word = self.phase.load(Ordering::Acquire);
-        let state = match word & 3 {
-            0 => PairState::Live,
-            1 => PairState::Stopping,
-            2 => PairState::Stopped,
-            _ => PairState::Gone,
-        };
-        Phase { state, resets: word >> 2 }
-    }
-
-    pub(crate) fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase.resets << 2 | phase.state as u32, Ordering::Release);
-    }
-}
-
-/// What one pair and the admin side share.
-#[derive(Default)]
-pub(crate) struct PairControl {
-    /// Resets after which the pair has aborted everything.
-    acknowledged: AtomicU32,
-    /// A command to abort, with bit 16 set; 0 for none.
-    abort: AtomicU32,
-    /// The controller must be reset.
-    fault: AtomicBool,
-    violation: Mutex<Option<Violation>>,
-    /// The rings of a pair that is gone: the controller still knows them.
-    left: Mutex<Option<Vec<DmaBuffer>>>,
-}
-
-impl PairControl {
-    pub(crate) fn new(resets: u32) -> PairControl {
-        PairControl { acknowledged: AtomicU32::new(resets), ..PairControl::default() }
-    }
-
-    pub(crate) fn acknowledged(&self) -> u32 {
-        self.acknowledged.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn take_abort(&self) -> Option<u16> {
-        let asked = self.abort.load(Ordering::Relaxed) != 0;
-        let word = if asked { self.abort.swap(0, Ordering::AcqRel) } else { 0 };
-        (word != 0).then_some(word as u16)
-    }
-
-    pub(crate) fn asks_abort(&self) -> bool {
-        self.abort.load(Ordering::Relaxed) != 0
-    }
-
-    /// After a reset: what was wrong before it is.
-    pub(crate) fn forget(&self) {
-        self.abort.store(0, Ordering::Relaxed);
-        self.fault.store(false, Ordering::Release);
-        *self.violation.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    pub(crate) fn take_fault(&self) -> bool {
-        self.fault.load(Ordering::Relaxed) && self.fault.swap(false, Ordering::AcqRel)
-    }
-
-    pub(crate) fn violation(&self) -> Option<Violation> {
-        *self.violation.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn has_left(&self) -> bool {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// The pair will not come: its rings are given up by whoever holds them.
-    fn leave(&self, rings: Vec<DmaBuffer>) {
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(rings);
-    }
-}
 
 /// What the admin side prepares for a pair; goes to the pair's core.
 pub struct PairRings {
@@ -318,9 +216,7 @@ impl<M: DmaMemory> QueuePair<M> {
         let any = match drained {
             Ok(count) => count > 0,
             Err(violation) => {
-                *self.control.violation.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(violation);
-                self.control.fault.store(true, Ordering::Release);
+                self.control.ask_reset(Some(violation));
                 true
             }
         };
@@ -401,14 +297,14 @@ impl<M: DmaMemory> QueuePair<M> {
     /// Has the oldest command aborted when it is out of time, then the controller reset.
     fn watch(&mut self, now: Moment) {
         let channel = self.channel.as_mut().expect("a pair has its channel until it is dropped");
-        if self.control.abort.load(Ordering::Relaxed) != 0 {
+        if self.control.asks_abort() {
             return;
         }
         match channel.overdue(now, self.timeout) {
             Some(Overdue::Abort(identifier)) => {
-                self.control.abort.store(u32::from(identifier) | 1 << 16, Ordering::Release);
+                self.control.ask_abort(identifier);
             }
-            Some(Overdue::Hopeless) => self.control.fault.store(true, Ordering::Release),
+            Some(Overdue::Hopeless) => self.control.ask_reset(None),
             None => {}
         }
     }
@@ -434,8 +330,7 @@ impl<M: DmaMemory> QueuePair<M> {
                 self.free.push(index as u32);
             }
         }
-        self.control.abort.store(0, Ordering::Relaxed);
-        self.control.acknowledged.store(phase.resets, Ordering::Release);
+        self.control.acknowledge(phase.resets);
         true
     }
 }
@@ -511,7 +406,7 @@ impl<M> Drop for QueuePair<M> {
             if self.shared.transport.allow_dma(false).is_err() {
                 self.active.iter_mut().for_each(|active| std::mem::forget(active.request.take()));
             }
-            self.control.fault.store(true, Ordering::Release);
+            self.control.ask_reset(None);
         }
         let mut rings = Vec::from(channel.into_rings());
         rings.push(lists.into_memory());
