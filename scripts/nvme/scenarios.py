@@ -127,7 +127,7 @@ SCENARIOS = {
     "physical": Scenario(
         "identify content depths drive reset", FORMATS[:3], iommu=False, controller=",mdts=0"
     ),
-    # Transfers of 8 KiB, two pairs, and queues of four entries.
+    # Transfers of 8 KiB, and two queue pairs.
     "small": Scenario(
         "identify content depths drive reset",
         FORMATS[:2],
