@@ -28,12 +28,14 @@ fn count(bytes: i64) {
 
 // SAFETY: every call goes to the system's allocator as it came; counting touches no memory but a cell of the thread.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: what the trait asks of callers is what the system's allocator asks.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as i64);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: as for `alloc`.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(-(layout.size() as i64));
         // SAFETY: the caller's promise is passed on; the pointer came from the same allocator.
