@@ -68,6 +68,9 @@ pub struct Statistics {
 pub struct Disk {
     frontend: Option<Box<Frontend>>,
     slots: Slots,
+    /// Resumed reads that wait for the resumed writes, and the slots that they are of.
+    held: Vec<Request>,
+    held_slots: usize,
     paused: bool,
     statistics: Statistics,
     config: DiskConfig,
@@ -92,6 +95,8 @@ impl Disk {
         Ok(Disk {
             frontend: None,
             slots: Slots::default(),
+            held: Vec::new(),
+            held_slots: 0,
             paused: false,
             statistics: Statistics::default(),
             capacity: config.capacity,
@@ -187,6 +192,11 @@ impl Disk {
     fn hang_up(&mut self, reason: &Hangup) {
         self.frontend = None;
         self.slots.abandon();
+        for request in std::mem::take(&mut self.held) {
+            // The engine never had it.
+            self.slots.drop_stale(request.tag);
+        }
+        self.held_slots = 0;
         self.watch_version += 1;
         let (vdisk, abandoned) = (&self.config.name, self.slots.abandoned());
         match reason {
@@ -221,7 +231,7 @@ impl Disk {
                 self.statistics.resumed += 1;
                 self.begin(frontend, ring, head, true, requests);
             }
-            return worked;
+            return self.release_held(frontend, requests) || worked;
         }
         for index in 0..frontend.rings.len() {
             for _ in 0..BATCH {
@@ -241,6 +251,24 @@ impl Disk {
             }
         }
         worked
+    }
+
+    /// Whether all that is resumed is with the engine and answered, but for the reads.
+    fn may_release_held(&self, frontend: &Frontend) -> bool {
+        let rest = self.slots.in_use() - self.held_slots;
+        !self.held.is_empty() && frontend.unfinished_begun() && rest == 0
+    }
+
+    /// Gives the engine the resumed reads, once nothing that is executed again can change what they
+    /// return: the log may hold a write that was in flight, and a read could find first that, then what
+    /// an older write in flight puts there again (C24).
+    fn release_held(&mut self, frontend: &Frontend, requests: &mut Vec<Request>) -> bool {
+        let release = self.may_release_held(frontend);
+        if release {
+            requests.append(&mut self.held);
+            self.held_slots = 0;
+        }
+        release
     }
 
     /// The guest broke the ring's rules. What is read from lost memory may look so too, before the
@@ -282,9 +310,11 @@ impl Disk {
                 self.statistics.reads += 1;
                 self.statistics.read_bytes += length;
                 slot.read_bytes = length;
+                self.held_slots += usize::from(resumed);
+                let taken = if resumed { &mut self.held } else { requests };
                 for (part, at, length) in pieces(length, self.config.transfer_max) {
                     let kind = RequestKind::Read { offset: offset + at, length };
-                    requests.push(Request { tag: self.slots.issue(place, part), kind, resumed });
+                    taken.push(Request { tag: self.slots.issue(place, part), kind, resumed });
                 }
                 return;
             }
@@ -514,7 +544,9 @@ impl Disk {
             return true;
         }
         if !frontend.takes_new() {
-            return !frontend.has_next_unfinished();
+            let waits = !frontend.has_next_unfinished();
+            let frontend = self.frontend.as_ref().expect("it was there");
+            return waits && !self.may_release_held(frontend);
         }
         let Frontend { rings, memory, .. } = &mut **frontend;
         rings.iter_mut().filter(|ring| ring.ready()).all(|ring| ring.arm(memory)) && !memory.lost()

@@ -117,6 +117,11 @@ impl Frontend {
         self.awaited.is_empty() && settled && !self.unfinished.is_empty()
     }
 
+    /// Whether every request of an earlier connection was begun again.
+    pub(crate) fn unfinished_begun(&self) -> bool {
+        self.awaited.is_empty() && self.unfinished.is_empty()
+    }
+
     /// The next request of an earlier connection.
     pub(crate) fn next_unfinished(&mut self) -> Option<Unfinished> {
         if !self.has_next_unfinished() {

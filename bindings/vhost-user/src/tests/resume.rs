@@ -208,3 +208,39 @@ fn a_start_that_is_called_off_leaves_the_unfinished_for_the_next() {
     assert_eq!(rig.requests.iter().map(name).collect::<Vec<_>>(), [100]);
     assert!(rig.requests[0].resumed);
 }
+
+#[test]
+fn resumed_reads_wait_for_resumed_writes() {
+    const READS: u32 = 0;
+    let guest = Guest::new();
+    let (mut rig, fresh) = connect(&guest, None);
+    let inflight = fresh.unwrap();
+    start(&mut rig, &guest);
+    guest.request(0, 0, READS, 7, 512);
+    offer(&guest, 1, 0);
+    rig.turn();
+    assert_eq!(rig.requests.len(), 2);
+    drop(rig);
+    // Twice: the first successor loses its connection while it holds the read back.
+    let (mut rig, _) = connect(&guest, Some(&inflight));
+    start(&mut rig, &guest);
+    let held = rig.requests.pop().unwrap();
+    assert!(matches!(held.kind, RequestKind::Write { .. }) && rig.requests.is_empty());
+    rig.reconnect();
+    rig.negotiate(0);
+    rig.set_inflight(&inflight);
+    rig.add_memory(&guest);
+    start(&mut rig, &guest);
+    rig.disk.complete(held.tag, Outcome::Done);
+    rig.turn();
+    assert_eq!(rig.requests.iter().map(name).collect::<Vec<_>>(), [100], "the read waits");
+    let write = rig.requests.pop().unwrap();
+    rig.disk.complete(write.tag, Outcome::Done);
+    rig.turn();
+    let read = rig.requests.pop().unwrap();
+    assert!(
+        read.resumed && matches!(read.kind, RequestKind::Read { offset, .. } if offset == 7 * 512)
+    );
+    rig.disk.complete(read.tag, Outcome::Read(&[&[9; 512]]));
+    assert_eq!((guest.used_index(0), guest.used_index(1)), (1, 1));
+}
