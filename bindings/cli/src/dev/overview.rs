@@ -98,7 +98,7 @@ impl Overview {
                 }),
             }
         }
-        let missing = missing(&vdisks, &hosts);
+        let missing = missing(&vdisks, &hosts, &controllers);
         let warnings = self.warnings(&hosts, &controllers);
         Ok(ClusterStatus {
             schema: SCHEMA,
@@ -115,11 +115,8 @@ impl Overview {
     /// What keeps vdisks from being read and written; empty when nothing does.
     pub fn missing(&self) -> Result<Vec<String>> {
         let status = self.status()?;
-        let mut missing = missing(&self.cluster.namespace().list()?, &status.hosts);
-        let down =
-            status.controllers.iter().filter(|one| one.process.state != ProcessState::Running);
-        missing.extend(down.map(|one| format!("{} does not answer", one.process.name)));
-        Ok(missing)
+        let vdisks = self.cluster.namespace().list()?;
+        Ok(missing(&vdisks, &status.hosts, &status.controllers))
     }
 
     /// What was done, by engines that answer.
@@ -266,11 +263,25 @@ fn merged(known: ProcessStatus, told: ProcessStatus) -> ProcessStatus {
     ProcessStatus { version: told.version, incarnation: told.incarnation, ..known }
 }
 
-fn missing(vdisks: &[Found], hosts: &[HostStatus]) -> Vec<String> {
+/// While a controller is away, or has no copy of the log yet, writes wait, whatever the host engine has
+/// noticed of that.
+fn missing(
+    vdisks: &[Found],
+    hosts: &[HostStatus],
+    controllers: &[ControllerStatus],
+) -> Vec<String> {
     let Some(host) = hosts.iter().find(|host| host.process.state == ProcessState::Running) else {
         return vec![format!("{HOST} does not answer")];
     };
     let mut missing: Vec<String> = Vec::new();
+    for controller in controllers {
+        let name = &controller.process.name;
+        if controller.process.state != ProcessState::Running {
+            missing.push(format!("{name} does not answer"));
+        } else if !controller.in_sync {
+            missing.push(format!("{name} has no copy of the log yet"));
+        }
+    }
     for log in host.logs.iter().filter(|log| !log.writable) {
         missing.push(format!("the log of data node {} cannot be written", log.datanode));
     }

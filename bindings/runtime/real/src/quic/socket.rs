@@ -8,6 +8,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// Buffers of one receive call. Each can hold many segments, so four bound the work of a turn.
 const RECEIVE_BATCH: usize = 4;
@@ -15,6 +16,10 @@ const RECEIVE_BUFFER: usize = 64 << 10;
 
 /// A datagram can have at most this many bytes in all its segments together.
 const SEGMENTS_BYTES_MAX: usize = 65_000;
+
+/// How long an address may stay taken when a link begins to listen, and how often it is tried.
+const BIND_PATIENCE: Duration = Duration::from_secs(5);
+const BIND_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Datagrams of one sender, in one buffer.
 pub(super) struct Received {
@@ -48,7 +53,7 @@ pub(super) struct Socket {
 impl Socket {
     pub(super) fn bind(listen: SocketAddr, mtu: u16, buffer: usize) -> Result<Socket> {
         let failed = |source: io::Error| Error::Listen { address: listen, source };
-        let io = UdpSocket::bind(listen).map_err(failed)?;
+        let io = bind_patiently(listen).map_err(failed)?;
         let state = UdpSocketState::new(UdpSockRef::from(&io)).map_err(failed)?;
         enlarge(&io, &state, buffer);
         if let Err(error) = refusals::enable(&io, listen.is_ipv6()) {
@@ -147,6 +152,20 @@ impl Socket {
 }
 
 /// Beyond the system's limit where this process may, else up to it.
+/// Binds, waiting a while for a predecessor: the kernel closes the socket of a killed process only
+/// after it has taken that process's ring apart, and that after the process has been waited for.
+fn bind_patiently(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let deadline = Instant::now() + BIND_PATIENCE;
+    loop {
+        match UdpSocket::bind(listen) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(BIND_INTERVAL);
+            }
+            other => return other,
+        }
+    }
+}
+
 fn enlarge(io: &UdpSocket, state: &UdpSocketState, buffer: usize) {
     use rustix::net::sockopt;
     let reference = || UdpSockRef::from(io);
@@ -166,5 +185,22 @@ fn enlarge(io: &UdpSocket, state: &UdpSocketState, buffer: usize) {
             "the socket's receive buffer is small, so bulk transfers may lose packets; raise \
              sysctl net.core.rmem_max"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_predecessor_that_goes_is_waited_for() {
+        let predecessor = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = predecessor.local_addr().unwrap();
+        let leaving = std::thread::spawn(move || {
+            std::thread::sleep(10 * BIND_INTERVAL);
+            drop(predecessor);
+        });
+        assert_eq!(bind_patiently(address).unwrap().local_addr().unwrap(), address);
+        leaving.join().unwrap();
     }
 }
