@@ -136,6 +136,16 @@ class Cluster:
 
         until(lambda: self.status()["ready"], seconds, why)
 
+    def until_drives_lost(self, *numbers):
+        """Waits until status names exactly these drives as lost. Their owner looks every second."""
+
+        def named():
+            warnings = self.status()["warnings"]
+            found = [re.match(r"drive (\d+) is lost", warning) for warning in warnings]
+            return [int(one[1]) for one in found if one] == sorted(numbers)
+
+        until(named, 10, lambda: f"not just drives {numbers} are lost: {self.status()['warnings']}")
+
     def socket(self, vdisk):
         """Where a vdisk is served."""
         return os.path.join(self.dir, "vhost", vdisk + ".sock")

@@ -145,8 +145,7 @@ def a_guest_goes_on_without_two_drives(context):
             _another_pass(guest)
 
     _passes(context, cluster, between)
-    warnings = "\n".join(cluster.status()["warnings"])
-    check("drive 0 is lost" in warnings and "drive 9 is lost" in warnings, warnings)
+    cluster.until_drives_lost(0, 9)
     cluster.stop()
 
 
