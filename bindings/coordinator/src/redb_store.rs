@@ -15,6 +15,7 @@ use crate::contract::{
     Answer, Change, Changed, ENTRY_BYTES, LIST_BYTES_MAX, Listing, Operation, Outcome, StoreError,
     Transaction, Versioned, validate,
 };
+use cleave_runtime::crash_points::{Point, reached};
 use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
@@ -84,6 +85,16 @@ impl RedbStore {
     pub fn in_memory() -> RedbStore {
         let opener = || open_backend(InMemoryBackend::new(), Path::new("in memory"));
         RedbStore::with(Box::new(opener)).expect("an empty database in memory opens")
+    }
+
+    /// Opens what a storage of the caller's holds, creating a store if it is empty. `storage` is asked for it
+    /// again after an error; `name` stands in messages.
+    pub fn on_storage<S: StorageBackend>(
+        name: &Path,
+        storage: impl Fn() -> S + Send + 'static,
+    ) -> Result<RedbStore, OpenError> {
+        let name = name.to_owned();
+        RedbStore::with(Box::new(move || open_backend(storage(), &name)))
     }
 
     fn with(opener: Opener) -> Result<RedbStore, OpenError> {
@@ -214,7 +225,9 @@ impl RedbStore {
             write.abort()?;
             return answer(Outcome::Committed(self.revision));
         }
+        reached(Point::StorePrepared);
         write.commit()?;
+        reached(Point::StoreCommitted);
         self.revision = revision;
         self.history.push(Changed { revision, changes: effective });
         answer(Outcome::Committed(revision))
