@@ -448,6 +448,10 @@ impl State {
         while active.replies.front().is_some_and(|reply| reply.0.0 <= mirrored) {
             replies.extend(active.replies.pop_front());
         }
+        let synced = self.mirror.trimmable();
+        while active.durable_replies.front().is_some_and(|reply| reply.0 <= synced) {
+            replies.extend(active.durable_replies.pop_front());
+        }
         let any = !through.is_empty() || !replies.is_empty();
         for (connection, lane, number) in through {
             if self.sessions.contains_key(&connection) {

@@ -170,6 +170,9 @@ pub(crate) struct Active {
     pub acks: VecDeque<Ack>,
     /// Replies that wait for a position to be mirrored, in order.
     pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
+    /// Replies that wait until both catalogs have synced a position, in order: who owns a vdisk, and that it was
+    /// deleted, holds even after the log was lost and an operator ordered an empty one.
+    pub durable_replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,

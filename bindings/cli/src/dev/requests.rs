@@ -12,7 +12,7 @@ use cleave_control::records::VdiskState;
 use cleave_control::status::{ProcessState, VdiskEntry};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
-use cleave_coordinator::{Answer, LogRole, Operation, Transaction};
+use cleave_coordinator::{Answer, LogRole, Operation, Outcome, Transaction};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -160,21 +160,25 @@ impl Requests {
         let Answer::Value(value) = store.execute(Operation::Get { key: key.clone() })? else {
             unreachable!("a get is answered by a value")
         };
-        let Some(value) = value else {
-            return option("it never had a log, so it starts with an empty one by itself");
-        };
+        const NEVER: &str = "it never had a log, so it starts with an empty one by itself";
+        let Some(value) = value else { return option(NEVER) };
         let role: LogRole = decode(&value.value).map_err(|error| {
             let reason = error.to_string();
             cleave_coordinator::StoreError::Malformed { key: key.clone(), reason }
         })?;
+        if !role.has_log() {
+            return option(NEVER);
+        }
         // The operator's word (C7) names the epoch that it is about, and is void for any other: a
         // record of that one field, which is encoded as the field.
         let word = encode(&role.epoch);
         let transaction = Transaction::new()
             .require(key, value.revision)
             .put(format!("start-empty/{datanode}"), word);
-        store.execute(Operation::Transact(transaction))?;
-        Ok(Reply::Done {})
+        match store.execute(Operation::Transact(transaction))? {
+            Answer::Transacted(Outcome::Committed(_)) => Ok(Reply::Done {}),
+            _ => option("its controllers changed their role meanwhile; try again"),
+        }
     }
 
     fn tell(&self, event: Event) -> Result<()> {

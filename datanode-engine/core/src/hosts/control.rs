@@ -1,7 +1,8 @@
 //! Requests that append control records: seal, commit, delete, grant.
 //!
 //! What a record will do is decided here and written into it (C4); the reply waits until it is
-//! mirrored. When control records have no room, requests wait in order (C13).
+//! mirrored; that of a seal or a delete until both catalogs have synced it, so that it holds even after an empty
+//! log was ordered (C7, C8). When control records have no room, requests wait in order (C13).
 
 use super::{HostWaiter, Malformed, WaiterKind, Who};
 use crate::catalog_port::CatalogRequest;
@@ -68,7 +69,7 @@ impl State {
                     })
                 });
                 let done = ControllerMessage::Done { request, result };
-                self.when_mirrored(result.ok(), connection, done);
+                self.when_durable(result.ok(), connection, done);
             }
             HostMessage::Delete { request, vdisk, epoch } => {
                 let resident = &active.resident;
@@ -81,7 +82,7 @@ impl State {
                     },
                 };
                 let done = ControllerMessage::Done { request, result };
-                self.when_mirrored(result.ok(), connection, done);
+                self.when_durable(result.ok(), connection, done);
             }
             HostMessage::Commit { request, stripe, shards_missing, vdisks } => {
                 self.commit(connection, who, request, stripe, shards_missing, vdisks);
@@ -140,6 +141,22 @@ impl State {
             Some(position) => {
                 let active = self.active.as_mut().expect("only the active replies");
                 active.replies.push_back((position, connection, message));
+            }
+            None => self.reply(connection, 0, &message, None),
+        }
+    }
+
+    /// Replies once both catalogs have synced a position; at once when there is none.
+    fn when_durable(
+        &mut self,
+        position: Option<cleave_format::ids::Position>,
+        connection: ConnectionId,
+        message: ControllerMessage,
+    ) {
+        match position {
+            Some(position) => {
+                let active = self.active.as_mut().expect("only the active replies");
+                active.durable_replies.push_back((position, connection, message));
             }
             None => self.reply(connection, 0, &message, None),
         }
