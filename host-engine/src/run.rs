@@ -26,6 +26,7 @@ use cleave_process::ask::{Questions, questions};
 use cleave_process::lock::KernelLock;
 use cleave_process::machine::{default_cores, leave_first_processor, processors, spin};
 use cleave_process::stop::Stop;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::{Doorbell, Priority};
 use cleave_runtime::links::PeerAddress;
 use cleave_runtime_real::identity::Identity;
@@ -220,6 +221,7 @@ async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
         .filter(|vdisk| vdisk.epoch.get() > 0)
         .map(|vdisk| (vdisk.id, Epoch(vdisk.epoch.get())))
         .collect();
+    reached(Point::HostClosed);
     let told = async {
         for (vdisk, epoch) in owned {
             if let Err(error) = release(&engine, vdisk, epoch).await {
@@ -229,6 +231,7 @@ async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
     };
     // A successor on this host takes the locks, and needs no more.
     engine.executor.timeout(RELEASE_MAX, told).await;
+    reached(Point::HostReleased);
     over.set(true);
 }
 

@@ -125,6 +125,9 @@ pub enum VdiskCommand {
     },
     /// Delete a vdisk and what it holds.
     Delete {
+    /// Start no engines: something else does, with the configurations in DIR/run, which are kept as they are.
+    #[arg(long, conflicts_with = "restart")]
+    pub no_engines: bool,
         /// Its name.
         name: String,
     },

@@ -30,6 +30,10 @@ fn main() -> ExitCode {
         .init();
     let dir = arguments.dir;
     let result = match arguments.command {
+    if let Err(error) = cleave_process::crash_points::arm_from_environment() {
+        eprintln!("cleave: {error}");
+        return ExitCode::FAILURE;
+    }
         Command::Dev(options) => dev::run(dir, &options),
         command => commands::run(dir, command),
     };

@@ -6,7 +6,7 @@
 //! successor resumes from what is mirrored and durable.
 
 use crate::arguments::{Asked, parse};
-use crate::{log, machine, parent, stop};
+use crate::{crash_points, log, machine, parent, stop};
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write;
@@ -54,11 +54,13 @@ impl Daemon {
         format!(
             "{about}\n\nusage: {name} --config FILE\n\nEnvironment:\n  \
              {level}  how much it says: error, warn, info (default), debug, trace\n  \
-             {supervisor}  process number of the parent, with which it ends\n",
+             {supervisor}  process number of the parent, with which it ends\n  \
+             {crash}  where to kill itself, for tests: NAME or NAME:NTH\n",
             about = self.about,
             name = self.name,
             level = log::LEVEL,
             supervisor = parent::SUPERVISOR,
+            crash = crash_points::CRASH_POINT,
         )
     }
 
@@ -76,6 +78,7 @@ impl Daemon {
 
 fn prepare() -> Result<stop::Stop, Box<dyn Error>> {
     log::start()?;
+    crash_points::arm_from_environment()?;
     // Before asking to be told of the parent's end, which comes as a signal.
     let stop = stop::Stop::on_signals().map_err(|error| format!("cannot take signals: {error}"))?;
     parent::end_with_parent()?;

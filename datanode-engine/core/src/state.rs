@@ -20,6 +20,7 @@ use cleave_coordinator::LogRole;
 use cleave_format::control::Control;
 use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position};
 use cleave_format::vault::VaultHeader;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Executor;
 use cleave_runtime::links::{ConnectionId, Links, PeerAddress, SendError};
 use cleave_runtime::message::Message;
@@ -309,6 +310,9 @@ impl State {
             held.log.next_control(Position(self.mirror.effects), through)
         {
             held.log.release(&control);
+            if matches!(control, Control::Commit(_)) {
+                reached(Point::LogReleased);
+            }
             if let Some(active) = &mut self.active {
                 active.effect(&control);
             }
@@ -420,6 +424,7 @@ impl State {
             self.parts[0] = cleave_wire::encode_header(&header);
             // A closed connection is reported by its event.
             let _ = self.links.send(peer.connection, 0, &self.parts);
+            reached(Point::LogForwarded);
         }
         self.parts.clear();
         any
@@ -428,6 +433,7 @@ impl State {
     /// Active: the standby's answer.
     pub fn held_by_standby(&mut self, through: Position, catalog: Position) -> Result<(), String> {
         self.mirror.held(through, catalog).map_err(|error| error.to_string())?;
+        reached(Point::LogHeld);
         let now = self.executor.now();
         if let Some(peer) = &mut self.peer {
             while let Some((position, at)) = peer.sent.front().copied() {
@@ -452,6 +458,7 @@ impl State {
         let held = self.held.as_mut().expect("a joined standby holds the log");
         crate::mirror::check_order(held.log.next(), entries).map_err(|error| error.to_string())?;
         insert_entries(&mut held.log, entries, message)?;
+        reached(Point::LogReceived);
         self.counters.records += entries.len() as u64;
         let last = Position(held.log.next().0 - 1);
         self.mirror.mirrored = last.0;
@@ -475,6 +482,7 @@ impl State {
             let message = PeerMessage::Held { through, catalog };
             let header = cleave_wire::encode_header(&message);
             let _ = self.links.send(peer.connection, 0, &[header]);
+            reached(Point::LogAnswered);
         }
     }
 

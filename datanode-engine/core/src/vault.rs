@@ -16,6 +16,7 @@ use cleave_format::vault::{
     VaultWriter, body_offset, choose, next_generation,
 };
 use cleave_runtime::buffer::Buffer;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::drives::{DriveError, DriveIo};
 use cleave_runtime::message::Message;
 
@@ -144,8 +145,12 @@ pub async fn write(io: &DriveIo, identity: VaultIdentity, log: &Log) -> Result<(
     }
     let header = writer.finish(log.next(), &mut full);
     write_chunks(io, &mut full).await?;
+    reached(Point::VaultPieces);
     io.flush().await?;
-    write_header(io, &header).await
+    reached(Point::VaultFlushed);
+    write_header(io, &header).await?;
+    reached(Point::VaultWritten);
+    Ok(())
 }
 
 /// Marks an image as consumed: its loader is a member of the in-sync set now.
@@ -157,6 +162,7 @@ async fn write_header(io: &DriveIo, header: &VaultHeader) -> Result<(), VaultErr
     let mut page = io.drive().buffer(VAULT_HEADER);
     page.copy_from_slice(&header.encode());
     io.write(header.copy_offset(), page).await?;
+    reached(Point::VaultHeader);
     io.flush().await?;
     Ok(())
 }

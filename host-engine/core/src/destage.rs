@@ -20,6 +20,7 @@ use crate::stats::Event;
 use cleave_format::control::GrantedStripe;
 use cleave_format::ids::StripeId;
 use cleave_format::layout::{PARITY_SHARDS, SHARD};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
 use cleave_runtime::sync::Signal;
@@ -211,12 +212,18 @@ impl Destage {
     async fn stripe(&self, grant: &GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
         let packed = pack::pack(&self.shared, grant, &plan).await;
         let written = match packed {
-            Some(images) => self.write_shards(grant, images).await,
+            Some(images) => {
+                reached(Point::HostStripePacked);
+                self.write_shards(grant, images).await
+            }
             // A vdisk in it was forgotten, or a damaged frame was found: the others go on.
             None => Err(GivenUp::Again),
         };
         let committed = match written {
-            Ok(missing) => self.commit_stripe(grant, missing, &plan).await,
+            Ok(missing) => {
+                reached(Point::HostShardsWritten);
+                self.commit_stripe(grant, missing, &plan).await
+            }
             Err(given_up) => Err(given_up),
         };
         let mut state = self.shared.state.borrow_mut();
@@ -268,6 +275,7 @@ impl Destage {
             ));
         };
         let any = !stripes.is_empty();
+        reached(Point::HostGranted);
         let sound = |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS;
         self.stripes.borrow_mut().extend(stripes.into_iter().filter(sound));
         self.identities.borrow_mut().extend(identities);

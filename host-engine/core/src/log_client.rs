@@ -9,6 +9,7 @@ use crate::buffer::{RecordKey, WriteBuffer};
 use crate::sequence::Sequences;
 use bytes::Bytes;
 use cleave_format::ids::{SliceIndex, VdiskId};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{ConnectionId, LANES, Links};
 use cleave_wire::{Append, AppendRecord, HostMessage, encode_header};
 use std::collections::VecDeque;
@@ -57,6 +58,9 @@ impl LogClient {
     /// A connection is good: everything that is not mirrored goes over it.
     pub fn connected(&mut self, connection: ConnectionId) {
         self.disconnected();
+        if self.lanes.iter().any(|lane| !lane.unsent.is_empty()) {
+            reached(Point::HostAppendsResent);
+        }
         self.connection = Some(connection);
     }
 
@@ -152,6 +156,7 @@ impl LogClient {
         self.parts[0] = encode_header(&HostMessage::Append(append));
         lane.sent.push_back((lane.next, keys));
         let sent = links.send(connection, lane_number, &self.parts).is_ok();
+        reached(Point::HostAppendSent);
         self.parts.clear();
         sent
     }

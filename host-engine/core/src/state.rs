@@ -20,6 +20,7 @@ use bytes::BytesMut;
 use cleave_codec::{Codec, Keys, Settings};
 use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, VdiskId, Version};
 use cleave_runtime::buffer::BufferPool;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{Class, ConnectionId, Links};
 use cleave_runtime::message::Message;
 use cleave_runtime::sync::{Promise, Signal};
@@ -386,6 +387,7 @@ impl State {
     fn log_mirrored(&mut self, lane: u8, through: u64) {
         let mut keys = std::mem::take(&mut self.mirrored);
         self.log.mirrored(lane, through, &mut keys);
+        reached(Point::HostAppendMirrored);
         let mut published = Vec::new();
         for key in keys.drain(..) {
             let Some(record) = self.buffer.get(key) else { continue };

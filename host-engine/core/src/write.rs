@@ -17,6 +17,7 @@ use cleave_format::layout::{BLOCK, SLICE_BLOCKS};
 use cleave_format::record::{Entry, EntryKind, RecordIdentity};
 use cleave_runtime::Token;
 use cleave_runtime::buffer::Buffer;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -432,6 +433,7 @@ impl State {
             self.writes.get_mut(part.write).expect("a write has parts until it is published");
         write.records.push(key);
         self.log.push(part.slice, key);
+        reached(Point::HostRecordBuffered);
         let job = |(entry, plain)| FingerprintJob { record: key, entry, codec, plain };
         let room = FINGERPRINTS_MAX.saturating_sub(self.fingerprints.len());
         self.fingerprints.extend(jobs.into_iter().take(room).map(job));

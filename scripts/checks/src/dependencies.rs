@@ -86,6 +86,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-control",
             "cleave-coordinator",
             "cleave-format",
+            "cleave-process",
             "cleave-runtime",
             "cleave-runtime-real",
         ],

@@ -9,6 +9,7 @@
 use crate::dev::cluster::{program, program_of};
 use crate::dev::directory::Directory;
 use crate::error::{Error, Result, file, system};
+use cleave_process::crash_points::CRASH_POINT;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -54,6 +55,8 @@ pub fn start(directory: &Directory, name: &str) -> Result<(Running, Child)> {
     let copy = output.try_clone().map_err(file("open", &log))?;
     let mut command = Command::new(&path);
     command.arg("--config").arg(directory.engine_config(name));
+    // A crash point of the supervisor's is not its children's.
+    command.env_remove(CRASH_POINT);
     command.stdin(Stdio::null()).stdout(copy).stderr(output).process_group(0);
     let parent = rustix::process::getpid();
     let follow_parent = move || {

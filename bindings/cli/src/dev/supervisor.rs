@@ -17,6 +17,7 @@ use crate::dev::requests::Requests;
 use crate::dev::settings::{CONTROLLERS, ENGINES, HOST};
 use crate::error::{Error, Result, system};
 use cleave_control::server::ControlServer;
+use cleave_runtime::crash_points::{Point, reached};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -93,7 +94,7 @@ struct Supervisor {
 }
 
 /// Runs the cluster until it is told to stop.
-pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
+pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<()> {
     for name in ENGINES {
         crate::dev::cluster::program(crate::dev::cluster::program_of(name))?;
     }
@@ -103,10 +104,12 @@ pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
             cluster.namespace().finish_delete(&found)?;
         }
     }
-    engines::configure(&mut cluster)?;
+    reached(Point::DevStore);
+    engines::configure(&mut cluster, !engines)?;
+    reached(Point::DevConfigured);
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let overview = Arc::new(Overview::new(cluster));
+    let overview = Arc::new(Overview::new(cluster, !engines));
     let requests = Requests::new(Arc::clone(&overview), events.clone());
     let socket = overview.cluster.directory.control_socket();
     let control = ControlServer::start(&socket, move |request| requests.answer(request))?;
@@ -116,13 +119,17 @@ pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
         slots: ENGINES.map(|name| (name, Slot::default())).into(),
         restart,
         phase: Phase::Starting,
-        deadline: Some(Instant::now() + READY),
+        // Who starts engines by hand takes their time.
+        deadline: engines.then(|| Instant::now() + READY),
         result: Ok(()),
     };
     let over = Arc::new(AtomicBool::new(false));
     let looking = watch_readiness(Arc::clone(&overview), events, Arc::clone(&over))?;
-    supervisor.start_all();
+    if engines {
+        supervisor.start_all();
+    }
     supervisor.run(&inbox);
+    reached(Point::DevStopped);
     // Requests that wait for the loop get an error now; the server waits for them.
     drop(inbox);
     drop(control);
@@ -213,6 +220,7 @@ impl Supervisor {
             Event::Ready if self.phase == Phase::Starting => {
                 self.phase = Phase::Serving;
                 self.deadline = None;
+                reached(Point::DevReady);
                 let mut out = std::io::stdout().lock();
                 // Nobody may be listening.
                 let _ = writeln!(out, "ready").and_then(|()| out.flush());
@@ -226,6 +234,7 @@ impl Supervisor {
     fn start(&mut self, name: &'static str) -> Result<()> {
         let (running, process) = child::start(&self.overview.cluster.directory, name)?;
         let events = self.events.clone();
+        reached(Point::DevEngineStarted);
         let view = (running.pid, running.since);
         self.slot(name).running = Some(running);
         self.overview.change(name, |child| {
@@ -280,6 +289,11 @@ impl Supervisor {
             let _ = answer.send(Err(failed("the cluster", "is starting or stopping; try again")));
             return;
         }
+        if self.overview.engines_elsewhere {
+            let what = "was not started by this supervisor (--no-engines)";
+            let _ = answer.send(Err(failed(name, what)));
+            return;
+        }
         let slot = self.slot(name);
         slot.asked.push(answer);
         let Some(running) = &slot.running else {
@@ -319,6 +333,7 @@ impl Supervisor {
         }
         if self.phase == Phase::StoppingHost && self.all_down(&[HOST]) {
             self.phase = Phase::StoppingControllers;
+            reached(Point::DevHostStopped);
             self.deadline = Some(now + STOP);
             self.end(&CONTROLLERS);
         }

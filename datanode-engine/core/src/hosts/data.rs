@@ -10,6 +10,7 @@ use bytes::Bytes;
 use cleave_catalog::Cursor;
 use cleave_format::control::SlotPlace;
 use cleave_format::ids::{Epoch, Position, StripeId, VdiskId};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::ConnectionId;
 use cleave_runtime::message::Message;
 use cleave_wire::{
@@ -87,6 +88,7 @@ impl State {
         }
         let number = append.number;
         active.acks.push_back(Ack { position: last.0, connection, lane, number, at });
+        reached(Point::LogAppended);
         Ok(())
     }
 

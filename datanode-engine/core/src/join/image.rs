@@ -6,6 +6,7 @@ use crate::state::{Held, Phase};
 use crate::vault;
 use cleave_format::ids::Position;
 use cleave_format::vault::VaultState;
+use cleave_runtime::crash_points::{Point, reached};
 
 impl Node {
     /// Loads the vault's image if it is still valid (C7), and no log is held or the one that is held does not
@@ -44,6 +45,7 @@ impl Node {
         match vault::load(&io, &header, settings.log, settings.advice, catalog).await {
             Ok(log) => {
                 tracing::info!("loaded the log from the vault: {} entries", log.len());
+                reached(Point::VaultLoaded);
                 let mut state = self.state_mut();
                 state.mirror.effects = 0;
                 state.held = Some(Held { log, member: image.incarnation });

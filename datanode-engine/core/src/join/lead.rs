@@ -10,6 +10,7 @@ use crate::roles::{self, Recorded};
 use crate::state::{Active, Held, Phase};
 use cleave_format::control::Control;
 use cleave_format::ids::{Epoch, Position};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -133,10 +134,12 @@ impl Meeting {
             let held = state.held.as_ref().expect("the log was copied, given or started");
             (held.log.id(), state.incarnation)
         };
+        reached(Point::JoinPrepared);
         let joined = roles::join(&store, datanode, recorded, log, own, standby.incarnation).await;
         let Some(role) = joined.map_err(|error| error.to_string())? else {
             return Err("the record in the store changed meanwhile".to_owned());
         };
+        reached(Point::JoinRecorded);
         {
             // Also when the connection is gone by now: the record says so, and the next meeting resumes by it.
             let mut state = self.node.state_mut();
@@ -155,6 +158,7 @@ impl Meeting {
         }
         self.check_current()?;
         self.run_active(next)?;
+        reached(Point::Joined);
         self.node.consume_image().await;
         Ok(())
     }

@@ -14,6 +14,7 @@ use cleave_format::address::Address;
 use cleave_format::control::{CommitVdisk, GrantedStripe, InlineEntry, Release};
 use cleave_format::ids::{Epoch, Position, SliceIndex, StripeId, VdiskId};
 use cleave_format::layout::SLOT;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::Class;
 use cleave_wire::{ControllerMessage, HostMessage, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,6 +143,7 @@ impl Destage {
             let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
             match reply.message {
                 ControllerMessage::Committed { result: Ok(position), struck, .. } => {
+                    reached(Point::HostCommitted);
                     return Ok((position, struck));
                 }
                 ControllerMessage::Committed { result: Err(Refusal::Full), .. } => {
@@ -313,6 +315,7 @@ impl State {
         if let Some((stripe, places)) = &stripe {
             self.map.learn(*stripe, places);
         }
+        reached(Point::HostCommitApplied);
         let mut slices: BTreeSet<(VdiskId, SliceIndex)> = BTreeSet::new();
         for key in &prepared.records {
             let Some(record) = self.buffer.get(*key) else { continue };

@@ -14,6 +14,7 @@ use cleave_format::ids::{BlockIndex, Version};
 use cleave_format::layout::{BLOCK, COLUMN, COLUMNS, PARITY_SHARDS, SHARD, SLOT_HEADER};
 use cleave_format::record::EntryKind;
 use cleave_format::slot::{SlotHeader, column_checksums};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::{Class, LANES};
 use cleave_runtime::planted::{Planted, is_planted};
@@ -219,6 +220,7 @@ impl Destage {
                     ControllerMessage::ShardWritten { result, .. } => result,
                     _ => Err(ShardFault::Io),
                 };
+                reached(Point::HostShardWritten);
                 results.push((shard, result));
             });
         }
