@@ -6,9 +6,9 @@
 
 use crate::arguments::Arguments;
 use crate::content::{Content, SECTOR, ZEROS, fill, recognise};
-use crate::device::{Buffers, Connection, Done, Properties};
 use crate::model::{Change, Model, Moment, Sectors, Violation};
 use crate::workload::{Limits, Request, TRANSFER_MAX, Workload};
+use cleave_front_end::{Buffers, Connection, Done, Properties};
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
@@ -187,7 +187,7 @@ struct Run<'a> {
 /// Carries the arguments out.
 pub fn run(arguments: &Arguments) -> Result<Summary, RunError> {
     let (queues, depth) = (usize::from(arguments.queues), usize::from(arguments.depth));
-    let buffers = Buffers::new(depth).map_err(RunError::System)?;
+    let buffers = Buffers::new(depth, TRANSFER_MAX).map_err(RunError::System)?;
     let connection = connect(arguments, &buffers)?;
     let properties = connection.properties().map_err(RunError::System)?;
     let sectors = arguments.range.map_or(properties.sectors, |range| range / SECTOR as u64);
