@@ -23,6 +23,7 @@ use cleave_format::layout::{PARITY_SHARDS, SHARD};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::Signal;
 use cleave_wire::{ControllerMessage, HostMessage, encode_header};
 use plan::Item;
@@ -211,6 +212,9 @@ impl Destage {
     /// The stripe's way from the plan to the map.
     async fn stripe(&self, grant: &GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
         let packed = pack::pack(&self.shared, grant, &plan).await;
+        if is_planted(Planted::ReleaseBeforeCommit) {
+            self.release_before_commit(&plan).await;
+        }
         let written = match packed {
             Some(images) => {
                 reached(Point::HostStripePacked);

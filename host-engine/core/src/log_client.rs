@@ -11,6 +11,7 @@ use bytes::Bytes;
 use cleave_format::ids::{SliceIndex, VdiskId};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{ConnectionId, LANES, Links};
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{Append, AppendRecord, HostMessage, encode_header};
 use std::collections::VecDeque;
 
@@ -70,6 +71,9 @@ impl LogClient {
         for lane in &mut self.lanes {
             lane.next = 0;
             while let Some((_, keys)) = lane.sent.pop_back() {
+                if is_planted(Planted::ForgetUnanswered) {
+                    continue;
+                }
                 self.resent += keys.len() as u64;
                 keys.iter().rev().for_each(|key| lane.unsent.push_front(*key));
             }

@@ -40,7 +40,7 @@ impl Meeting {
             // process runs by a record that it knows.
             Plan::Resume => {
                 self.say(&PeerMessage::Decision(Decision::Resume), &[])?;
-                standby.log.map_or(Position(1), |held| held.next)
+                standby.log.or(own.log).map_or(Position(1), |held| held.next)
             }
             Plan::StandbyCopies => self.give(&standby).await?,
             Plan::ActiveCopies => {
@@ -75,7 +75,7 @@ impl Meeting {
     fn resumes(&self, standby: &Standing) -> bool {
         let state = self.node.state();
         let own = state.standing();
-        let role = state.role.as_ref();
+        let role = state.role.as_ref().filter(|_| standby.log.is_some());
         role.is_some_and(|role| decide(Some(role), false, &own, standby) == Plan::Resume)
     }
 

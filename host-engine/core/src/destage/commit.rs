@@ -100,6 +100,20 @@ impl Destage {
         self.commit_without_stripe(&Plan { items: Vec::new(), pieces: Vec::new() }).await
     }
 
+    /// Releases what a stripe holds before its commit, as nothing may: for a planted bug.
+    pub(super) async fn release_before_commit(&self, plan: &Plan) {
+        let Ok(identity) = self.identity().await else { return };
+        let _turn = self.commit_turn().await;
+        let mut prepared = self.shared.state.borrow_mut().prepare(plan, None);
+        for part in &mut prepared.vdisks {
+            part.entries.clear();
+            part.run = None;
+        }
+        // Whatever came of it: the stripe's own commit goes on as if this had not been.
+        let _ = self.send_commit(identity, 0, &prepared).await;
+        self.shared.state.borrow_mut().unprepare(&prepared);
+    }
+
     async fn commit_without_stripe(&self, plan: &Plan) -> Result<(), GivenUp> {
         let identity = self.identity().await?;
         let _turn = self.commit_turn().await;
