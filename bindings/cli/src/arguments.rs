@@ -83,6 +83,9 @@ pub enum Command {
         #[arg(long, short)]
         quiet: bool,
     },
+    /// Change the host engine.
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Start an engine that has ended, or end and start one that runs.
     Restart {
         /// Its name, such as host-1.
@@ -134,6 +137,20 @@ pub struct DevOptions {
     /// Size of the mirrored log, in each controller [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = log_size)]
     pub log_size: Option<u64>,
+}
+
+/// What to do with the host engine.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Replace its program while guests go on: their requests wait for a moment, and none fails.
+    ///
+    /// The new program checks everything that it can beside the one that runs. When it ends before it serves all
+    /// vdisks, the earlier program goes on.
+    Upgrade {
+        /// The new program; without this the one that is installed beside `cleave`.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+    },
 }
 
 /// What to do with vdisks.

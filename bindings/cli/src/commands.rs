@@ -8,7 +8,7 @@
 pub mod attach;
 pub mod text;
 
-use crate::arguments::{Command, VdiskCommand};
+use crate::arguments::{Command, HostCommand, VdiskCommand};
 use crate::dev::directory::control_socket;
 use crate::error::{Error, Result};
 use crate::image::{self, Export, Import};
@@ -50,6 +50,18 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
         Command::Export { name, image, format, overwrite, quiet } => {
             let asked = Export { image, format, overwrite, quiet };
             image::export(&asked, &existing(&dir, &name)?)
+        }
+        Command::Host(HostCommand::Upgrade { program }) => {
+            let absolute = |path: PathBuf| {
+                std::path::absolute(&path).map_err(crate::error::file("find", &path))
+            };
+            let program = program.map(absolute).transpose()?;
+            match ask(&dir, &Request::UpgradeHost { program })? {
+                Reply::Upgraded { version, stall_milliseconds } => print(&format!(
+                    "host-1 runs {version}; guests waited at most {stall_milliseconds} ms\n"
+                )),
+                _ => Err(Error::UnknownAnswer),
+            }
         }
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::StartEmpty { datanode, accept_data_loss } => {

@@ -64,6 +64,11 @@ impl Overview {
         children[name].clone()
     }
 
+    /// An engine's process, while it runs.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.child(name).running.map(|(pid, _)| pid)
+    }
+
     /// The host engine, if it answers.
     pub fn host(&self) -> Option<HostStatus> {
         match self.ask(HOST, &Request::Status {}) {
