@@ -93,6 +93,7 @@ impl State {
             epoch: request.epoch,
             codec,
             serving: false,
+            deleting: false,
             commits: VecDeque::new(),
             committed_bytes: 0,
             applied: Position(0),

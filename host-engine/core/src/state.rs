@@ -503,6 +503,7 @@ impl State {
     pub fn figures(&self) -> CoreStats {
         CoreStats {
             buffer_bytes: self.buffer.bytes(),
+            buffer_reserved: self.reserved,
             buffer_limit: self.limit(),
             buffer_records: self.buffer.len() as u64,
             buffer_memory: self.buffer.memory().all(),
