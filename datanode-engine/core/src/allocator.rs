@@ -3,6 +3,7 @@
 
 use cleave_format::control::SlotPlace;
 use cleave_format::ids::{DriveId, SlotIndex};
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::BTreeMap;
 
 struct DriveSlots {
@@ -48,6 +49,9 @@ impl Allocator {
     pub fn take(&mut self, drive: DriveId) -> Option<SlotIndex> {
         let slots = self.drives.get_mut(&drive).filter(|slots| slots.free > 0)?;
         let words = slots.used.len() as u32;
+        if is_planted(Planted::ReuseSlotsEarly) {
+            slots.cursor = 0;
+        }
         let first = slots.cursor / 64;
         for step in 0..=words {
             let word = (first + step) % words;
