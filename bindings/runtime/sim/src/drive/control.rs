@@ -6,7 +6,7 @@ use super::{DriveInner, SimDrive, apply_partly};
 use crate::trace::{Digest, EventKind};
 use crate::world::{World, upgrade};
 use cleave_runtime::buffer::PAGE;
-use cleave_runtime::drives::{DriveCompletion, DriveError, DriveRequest};
+use cleave_runtime::drives::{DriveCompletion, DriveError, DriveOperation, DriveRequest};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -91,6 +91,14 @@ impl SimDrive {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.0.in_flight.borrow().len()
+    }
+
+    /// Writes in flight.
+    pub fn writes_in_flight(&self) -> usize {
+        let write = |flight: &&super::InFlight| {
+            matches!(flight.request.operation, DriveOperation::Write { .. })
+        };
+        self.0.in_flight.borrow().values().filter(write).count()
     }
 
     /// Offsets of pages hit by flipped bits, sector errors and misdirected writes, in their present
@@ -180,6 +188,26 @@ impl SimDrive {
         let world = upgrade(&self.0.world)?;
         let page = self.0.medium.borrow().any_allocated(&world.0.random);
         page.map(|page| page * PAGE as u64)
+    }
+
+    /// Offsets of all pages that hold something, in order.
+    pub fn stored_pages(&self) -> Vec<u64> {
+        let pages = self.0.medium.borrow().allocated_pages();
+        pages.into_iter().map(|page| page * PAGE as u64).collect()
+    }
+
+    /// Whole pages of two stored ranges trade places, as if the drive had mixed up where they are.
+    ///
+    /// # Panics
+    /// When a range is not one of whole pages of the drive.
+    pub fn exchange(&self, one: u64, other: u64, length: u64) {
+        let page = PAGE as u64;
+        assert!([one, other, length].iter().all(|bytes| bytes.is_multiple_of(page)), "whole pages");
+        assert!(one.max(other) + length <= self.0.capacity, "pages of the drive");
+        self.note(11, one ^ other.rotate_left(32));
+        for at in 0..length / page {
+            self.0.medium.borrow_mut().exchange(one / page + at, other / page + at);
+        }
     }
 
     /// The next `count` writes go to wrong places and report success; 0 ends it.
