@@ -6,6 +6,7 @@ use cleave_format::ids::{DriveId, SlotIndex};
 use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::BTreeMap;
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct DriveSlots {
     /// Bit `slot % 64` of word `slot / 64`: in use.
     used: Vec<u64>,
@@ -16,7 +17,7 @@ struct DriveSlots {
 }
 
 /// The slots of all drives.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Allocator {
     drives: BTreeMap<DriveId, DriveSlots>,
 }
