@@ -127,3 +127,31 @@ pub fn recorded(bug: Planted) -> Option<u64> {
 
 /// The first small seed that found each bug, when somebody looked last.
 const FOUND: &[(Planted, u64)] = &[];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_has_a_recorded_seed() {
+        for bug in ALL {
+            assert!(recorded(*bug).is_some(), "{bug:?}: search for a seed, and record it");
+        }
+        assert_eq!(FOUND.len(), ALL.len());
+        assert!(ALL.len() >= 20);
+    }
+
+    #[test]
+    fn turns_plant_every_bug_and_try_other_seeds_each() {
+        let mut planted = std::collections::BTreeSet::new();
+        let mut tried = std::collections::BTreeSet::new();
+        for turn in 0..ALL.len() as u64 {
+            for search in searches(Which::Rotation, turn) {
+                planted.insert(search.bug);
+                tried.insert(search.seeds.start);
+                assert_eq!(search.seeds.end - search.seeds.start, SEEDS);
+            }
+        }
+        assert_eq!((planted.len(), tried.len()), (ALL.len(), ALL.len()));
+    }
+}
