@@ -21,6 +21,7 @@ from torture.load import Load
 from torture.parts import CRASH_POINT, STORE, Parts
 
 ACTIVE, STANDBY = CONTROLLERS
+REACHED = 'crash point reached point="{}"'
 REACH_SECONDS = 45
 START_SECONDS = 45
 # With five drives stripes have three data shards: destage, commits and map runs come often.
@@ -62,7 +63,7 @@ class Crashes:
         """Waits until a part has died at its point."""
         parts = self._parts
         parts.until_dead(name, REACH_SECONDS, lambda: f"{name} did not reach {point}: {parts.tail(name)}")
-        said = f'point="{point}"'
+        said = REACHED.format(point)
         check(said in parts.tail(name, 3), lambda: f"{name} died, but not at {point}: {parts.tail(name)}")
         self.load.check()
         self.tried.append(point)
@@ -123,7 +124,8 @@ def host_points(crashes, parts):
     crashes.die(HOST, "host.requests.found")
 
     def break_connections():
-        until(lambda: (parts.ask(HOST) or {}).get("logs", [{}])[0].get("writable"), START_SECONDS, "no log")
+        parts.until_whole()
+        crashes.load.until_progress()
         crashes.kill(ACTIVE)
         parts.start_part(ACTIVE)
 
@@ -297,7 +299,7 @@ def supervised_points(context, say):
             cluster.until_ready()
             cluster.process.terminate()
         cluster.process.wait(START_SECONDS)
-        check(f'point="{point}"' in cluster.errors(), f"it did not die at {point}: {cluster.errors()}")
+        check(REACHED.format(point) in cluster.errors(), f"it did not die at {point}: {cluster.errors()}")
         say(f"  cleave dev died at {point}")
         tried.append(point)
 
