@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// How long guests write until a shard must be on its way.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long guests may take for what overtakes a late write.
+/// How long guests may take for a round of requests, until they get more to do.
 const OVERTAKING: Duration = Duration::from_secs(3);
 /// Places that a strike looks at for something to exchange.
 const LOOKS: u64 = 40;
@@ -119,6 +119,9 @@ fn parts(cluster: &Cluster, drive: &SimDrive) -> Option<(u64, u64)> {
 
 /// Lets guests write until something holds. Whether it does.
 fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
-    keep_busy(cluster);
-    cluster.reaches(PATIENCE, holds)
+    let rounds = PATIENCE.as_secs() / OVERTAKING.as_secs();
+    (0..rounds).any(|_| {
+        keep_busy(cluster);
+        cluster.reaches(OVERTAKING, &holds)
+    })
 }
