@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cleave-runtime-real", &["cleave-runtime"]),
     ("cleave-runtime-sim", CONTRACTS),
     ("cleave-coordinator", &["cleave-runtime"]),
+    ("cleave-coordinator-etcd", CONTRACTS),
     ("cleave-nvme", &["cleave-runtime"]),
     ("cleave-vhost-user", &["cleave-runtime"]),
     ("cleave-process", &["cleave-runtime"]),
