@@ -142,6 +142,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cleave-matrix",
+        &[
+            "cleave-catalog",
+            "cleave-coordinator",
+            "cleave-datanode-core",
+            "cleave-format",
+            "cleave-host-core",
+            "cleave-runtime",
+            "cleave-runtime-sim",
+        ],
+    ),
+    (
         "cleave-model",
         &["cleave-coordinator", "cleave-datanode-core", "cleave-format", "cleave-wire"],
     ),
