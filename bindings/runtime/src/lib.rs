@@ -14,6 +14,7 @@
 //! | [`links`] | connections between engines |
 //! | [`drives`] | raw drives and drive files; async wrappers |
 //! | [`executor`] | local tasks, timers, wakes from other threads |
+//! | [`hash`] | a hasher without random order |
 //! | [`ring`] | bounded single-producer rings between cores |
 //! | [`sync`] | local channels and gates for tasks of one core |
 //! | [`random`] | randomness as an input |
@@ -22,6 +23,7 @@
 pub mod buffer;
 pub mod drives;
 pub mod executor;
+pub mod hash;
 pub mod links;
 pub mod message;
 pub mod planted;
