@@ -136,16 +136,12 @@ pub struct CommitVdisk {
     pub epoch: Epoch,
     /// Refused for this vdisk, because its epoch is not the sealed one. Set by the log.
     pub struck: bool,
-    /// Whether the stripe's footer has entries of this vdisk, map pieces apart.
+    /// Whether the stripe's footer has entries of this vdisk.
     pub in_footer: bool,
-    /// Whether the stripe holds map pieces of this vdisk.
-    pub has_pieces: bool,
     /// Records released.
     pub releases: Vec<Release>,
     /// Entries that are in no footer (C5): a stripeless commit.
     pub entries: Vec<InlineEntry>,
-    /// Other stripes that the vdisk's entries refer to (C19). The log has checked that they exist.
-    pub references: Vec<StripeId>,
     /// A map run that this commit completes.
     pub run: Option<MapRun>,
 }
@@ -185,9 +181,6 @@ pub struct MapRun {
     pub frontier: Position,
     /// The pieces that changed since the last run.
     pub pieces: Vec<PiecePlace>,
-    /// Stripes that neither the map at the frontier nor a current piece names any more: the vdisk
-    /// leaves those that no commit after the frontier put it into (C21).
-    pub unreferenced: Vec<StripeId>,
 }
 
 /// Where a map piece lies. `address: None` when the piece has no entry any more.
