@@ -11,6 +11,7 @@ use crate::stats::{CoreStats, Event, VdiskStats};
 use crate::write;
 use bytes::Bytes;
 use cleave_erasure::{Encoder, Solver};
+use cleave_flash::{Flash, FlashRead};
 use cleave_format::ids::VdiskId;
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
@@ -43,7 +44,9 @@ pub(crate) struct Shared {
     pub state: RefCell<State>,
     pub coder: RefCell<Coder>,
     pub this: Weak<Shared>,
+    pub flash: Flash,
     events: RefCell<Vec<LinkEvent>>,
+    flash_reads: RefCell<Vec<FlashRead>>,
 }
 
 /// A host core; clones are the same one.
@@ -60,7 +63,8 @@ impl HostCore {
         config: HostCoreConfig,
     ) -> HostCore {
         let config = Rc::new(config);
-        let state = State::new(Rc::clone(&config), Rc::clone(&links));
+        let flash = Flash::new(executor.clone());
+        let state = State::new(Rc::clone(&config), Rc::clone(&links), flash.clone());
         let shared = Rc::new_cyclic(|this| Shared {
             config,
             executor,
@@ -69,7 +73,9 @@ impl HostCore {
             state: RefCell::new(state),
             coder: RefCell::new(Coder { encoder: Encoder::new(), solver: Solver::new() }),
             this: Weak::clone(this),
+            flash,
             events: RefCell::default(),
+            flash_reads: RefCell::default(),
         });
         for class in [Class::Log, Class::Bulk, Class::Read] {
             let task = Rc::clone(&shared);
@@ -79,22 +85,32 @@ impl HostCore {
         HostCore(shared)
     }
 
-    /// Takes what the links have, and sends what came together. True when there was anything; the
+    /// Takes what links and flash have, and sends what came together. True when there was anything; the
     /// executor's tasks run between turns, and they too bring completions and events.
     pub fn turn(&self) -> bool {
         let shared = &self.0;
         let mut events = shared.events.borrow_mut();
         shared.links.poll(&mut events);
-        let any = !events.is_empty();
+        let mut any = !events.is_empty();
+        let mut reads = shared.flash_reads.borrow_mut();
+        any |= shared.flash.turn(&mut reads);
         let mut state = shared.state.borrow_mut();
         state.now = shared.executor.now();
         for event in events.drain(..) {
             shared.on_link(&mut state, event);
         }
+        for FlashRead { token, bytes } in reads.drain(..) {
+            state.flash_read(token, bytes.as_deref());
+        }
         let sent = state.flush();
         drop(state);
-        let slow = shared.start_slow_reads();
+        let slow = shared.start_slow_reads() | shared.start_reading_ahead();
         any || sent || slow
+    }
+
+    /// The core's flash: to add and retire devices, to look at it, and to close it.
+    pub fn flash(&self) -> &Flash {
+        &self.0.flash
     }
 
     /// Takes a request. Gives it back when the write buffer has no room: the owner keeps it and tries

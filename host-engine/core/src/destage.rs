@@ -19,16 +19,19 @@ use crate::state::State;
 use crate::stats::Event;
 use cleave_format::control::GrantedStripe;
 use cleave_format::ids::StripeId;
-use cleave_format::layout::{PARITY_SHARDS, SHARD};
+use cleave_format::layout::{PARITY_SHARDS, PART, SHARD};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
-use cleave_runtime::sync::Signal;
+use cleave_runtime::sync::{Outcome, Signal};
 use cleave_wire::{ControllerMessage, HostMessage, encode_header};
 use plan::Item;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// A stripe's commit waits for flash at most so long after its shards are durable.
+const FLASH_WAIT: Duration = Duration::from_millis(500);
 
 /// How often the age of content is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -211,7 +214,12 @@ impl Destage {
     async fn stripe(&self, grant: &GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
         let packed = pack::pack(&self.shared, grant, &plan).await;
         let written = match packed {
-            Some(images) => self.write_shards(grant, images).await,
+            Some(images) => {
+                let segment = self.keep_in_flash(grant, &plan, &images);
+                let written = self.write_shards(grant, images).await;
+                self.wait_for_flash(segment).await;
+                written
+            }
             // A vdisk in it was forgotten, or a damaged frame was found: the others go on.
             None => Err(GivenUp::Again),
         };
@@ -222,11 +230,53 @@ impl Destage {
         let mut state = self.shared.state.borrow_mut();
         state.unmark(&plan);
         if committed.is_err() {
+            state.flash.forget(grant.stripe);
             state.mark(&plan, false);
             state.return_pieces(plan.pieces);
         }
         state.progress.notify();
         committed
+    }
+
+    /// Gives flash the parts that hold anything. What it does not take is read from the pool when it is wanted.
+    fn keep_in_flash(
+        &self,
+        grant: &GrantedStripe,
+        plan: &Plan,
+        images: &[pack::Image],
+    ) -> Vec<Outcome<()>> {
+        let items = plan.items.iter().map(|item| item.offset as usize + item.frame.len());
+        let pieces = plan.pieces.iter().map(|piece| piece.offset as usize + piece.frame.len());
+        let mut left = items.chain(pieces).max().unwrap_or(0).div_ceil(PART);
+        let mut state = self.shared.state.borrow_mut();
+        let mut segment = Vec::new();
+        for (shard, (_, data)) in images.iter().enumerate().take(grant.data_shards()) {
+            let parts = left.min(SHARD / PART);
+            if parts == 0 || state.flash.is_empty() {
+                break;
+            }
+            left -= parts;
+            let first = (shard * (SHARD / PART)) as u8;
+            match state.flash.put(grant.stripe, first, &data.slice(..parts * PART), 0) {
+                Some(outcome) => {
+                    state.stats.parts_destaged += parts as u64;
+                    segment.push(outcome);
+                }
+                None => state.stats.parts_not_kept += parts as u64,
+            }
+        }
+        segment
+    }
+
+    /// Flash should have the content before the map points there, but nothing depends on it (rule 3.4).
+    async fn wait_for_flash(&self, segment: Vec<Outcome<()>>) {
+        let all = async {
+            for outcome in segment {
+                outcome.wait().await;
+            }
+        };
+        // A device that hangs is given up elsewhere; the stripe goes on.
+        self.shared.executor.timeout(FLASH_WAIT, all).await;
     }
 
     /// A stripe with slots on drives that are in use.

@@ -7,7 +7,8 @@
 //! | `write`, `publish` | taking writes, merging, encoding; the order of completions (C6, C23) |
 //! | `sequence`, `log_client` | identities, appends, resends (C1, C7) |
 //! | `buffer` | records until they are released, and what a block's newest content is (C4) |
-//! | `read`, `pool`, `solve` | reads from buffer and pool; lost and damaged shards (C3) |
+//! | `read`, `pool`, `solve` | reads from buffer, flash and pool; lost and damaged shards (C3) |
+//! | `ahead` | what a miss brings to flash beside what is wanted |
 //! | `map`, `handles` | where blocks lie (C2) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
@@ -16,6 +17,7 @@
 //! executor, and takes completions and events.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod buffer;
 mod close;
 mod config;

@@ -97,6 +97,7 @@ impl State {
             applied: Position(0),
             in_stripes: 0,
             run_wanted: false,
+            window: Default::default(),
             stats: Default::default(),
         };
         self.vdisks.insert(vdisk, opening);

@@ -3,6 +3,7 @@
 //! The hot logic is here and in `write`, `read` and `pool`, as methods that never wait; flows
 //! (`open`, `destage`, slow reads) are tasks that borrow this between two waits, never across one.
 
+use crate::ahead::{Ahead, Window};
 use crate::buffer::{Memory, RecordKey, WriteBuffer};
 use crate::config::HostCoreConfig;
 use crate::hash::Map as HashMap;
@@ -18,6 +19,7 @@ use crate::stats::{CoreStats, Event, VdiskStats};
 use crate::write::{Cost, FingerprintJob, Waiting};
 use bytes::BytesMut;
 use cleave_codec::{Codec, Keys, Settings};
+use cleave_flash::Flash;
 use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, VdiskId, Version};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::links::{Class, ConnectionId, Links};
@@ -52,6 +54,8 @@ pub(crate) struct Vdisk {
     pub in_stripes: usize,
     /// A run is wanted whatever the counts say.
     pub run_wanted: bool,
+    /// How far its misses look ahead.
+    pub window: Window,
     pub stats: VdiskStats,
 }
 
@@ -114,6 +118,8 @@ pub(crate) struct State {
     pub next_range: RangeKey,
     pub unsent_ranges: VecDeque<RangeKey>,
     pub slow: VecDeque<SlowRead>,
+    pub flash: Flash,
+    pub ahead: Ahead,
     pub fingerprints: VecDeque<FingerprintJob>,
 
     pub class_links: [ClassLink; 3],
@@ -147,7 +153,7 @@ pub(crate) fn class_index(class: Class) -> usize {
 }
 
 impl State {
-    pub fn new(config: Rc<HostCoreConfig>, links: Rc<dyn Links>) -> State {
+    pub fn new(config: Rc<HostCoreConfig>, links: Rc<dyn Links>, flash: Flash) -> State {
         let pool = |pages: usize, kept| BufferPool::new(pages << 12, kept);
         State {
             config,
@@ -173,6 +179,8 @@ impl State {
             next_range: 0,
             unsent_ranges: VecDeque::new(),
             slow: VecDeque::new(),
+            flash,
+            ahead: Ahead::default(),
             fingerprints: VecDeque::new(),
             class_links: Default::default(),
             asked: BTreeMap::new(),
@@ -216,7 +224,8 @@ impl State {
     /// Memory that the buffer may take: small records take more of it than of the log.
     pub fn memory_limit(&self) -> Memory {
         let whole = self.config.memory;
-        let left = whole.saturating_sub(OTHER_MEMORY + self.map.memory() as u64);
+        let tables = self.map.memory() as u64 + self.flash.memory();
+        let left = whole.saturating_sub(OTHER_MEMORY + tables);
         let limit = left.clamp(whole / 4, whole / 8 * 5);
         Memory { content: limit - limit / 4, tables: limit / 4 }
     }

@@ -42,10 +42,10 @@ pub use state::{FlashBytes, FlashRead};
 pub use stats::{DeviceStats, FlashEvent, FlashStats};
 
 use bytes::Bytes;
-use cleave_format::flash::FlashSuperblock;
-use cleave_format::ids::StripeId;
+use cleave_format::flash::{FlashId, FlashSuperblock};
+use cleave_format::ids::{ClusterId, StripeId};
 use cleave_runtime::Token;
-use cleave_runtime::drives::Drive;
+use cleave_runtime::drives::{Drive, DriveIo};
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::sync::{Outcome, Signal, promise};
 use device::Device;
@@ -76,9 +76,22 @@ pub enum AddError {
     Known(Rc<str>),
 }
 
+/// Why a device is not opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It is not what it should be.
+    #[error("{0}")]
+    Prepare(#[from] PrepareError),
+    /// It is not added.
+    #[error("{0}")]
+    Add(#[from] AddError),
+}
+
 pub(crate) struct Inner {
     executor: Executor,
     state: RefCell<State>,
+    /// Devices of which nobody knows yet what they are.
+    preparing: RefCell<Vec<DriveIo>>,
     /// Of all devices, the retired ones with requests on their way too.
     ports: RefCell<Vec<Rc<Port>>>,
     /// A device came or went.
@@ -104,6 +117,7 @@ impl Flash {
         let inner = Rc::new(Inner {
             executor,
             state: RefCell::default(),
+            preparing: RefCell::default(),
             ports: RefCell::default(),
             changed: Signal::new(),
         });
@@ -156,6 +170,25 @@ impl Flash {
         Ok(())
     }
 
+    /// Prepares and adds a device that this core has for itself. `device` is its random name if it must be formatted.
+    pub async fn open(
+        &self,
+        name: &str,
+        drive: Rc<dyn Drive>,
+        cluster: ClusterId,
+        device: FlashId,
+    ) -> Result<Prepared, OpenError> {
+        let io = DriveIo::new(Rc::clone(&drive));
+        self.0.preparing.borrow_mut().push(io.clone());
+        let prepared = prepare(&io, cluster, device).await;
+        let mut preparing = self.0.preparing.borrow_mut();
+        preparing.retain(|other| !Rc::ptr_eq(other.drive(), &drive));
+        drop(preparing);
+        let prepared = prepared?;
+        self.add(name, drive, prepared.superblock.clone(), Share::WHOLE)?;
+        Ok(prepared)
+    }
+
     /// Retires a device: its parts are gone at once. False when there is none of that name in use.
     pub fn retire(&self, name: &str, reason: &str) -> bool {
         let mut state = self.0.state.borrow_mut();
@@ -182,6 +215,9 @@ impl Flash {
     /// Takes what the devices have done. True when there was anything.
     pub fn turn(&self, done: &mut Vec<FlashRead>) -> bool {
         let mut any = false;
+        for io in &*self.0.preparing.borrow() {
+            any |= io.turn();
+        }
         for port in &*self.0.ports.borrow() {
             any |= port.turn(|name, outcome| self.0.state.borrow_mut().read_done(name, outcome));
         }

@@ -7,10 +7,8 @@ mod model;
 
 use crate::device::{Device, ZoneState};
 use crate::*;
-use cleave_format::flash::{FlashId, PlaceState};
-use cleave_format::ids::ClusterId;
+use cleave_format::flash::PlaceState;
 use cleave_format::layout::PART;
-use cleave_runtime::drives::DriveIo;
 use cleave_runtime_sim::{Process, SimDrive, World};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -53,21 +51,22 @@ impl Rig {
 
     /// Prepares and adds a device.
     pub fn add(&self, drive: &SimDrive, name: &str) -> Result<(), PrepareError> {
-        let open = self.process.open_drive(drive);
-        let io = DriveIo::new(Rc::clone(&open));
+        let (open, flash) = (self.process.open_drive(drive), self.flash.clone());
         let outcome = Rc::new(RefCell::new(None));
-        let (told, asked) = (Rc::clone(&outcome), io.clone());
-        let device = FlashId([self.starts; 16]);
+        let (told, device) = (Rc::clone(&outcome), FlashId([self.starts; 16]));
+        let name = name.to_owned();
         self.process.executor().spawn(Priority::Foreground, async move {
-            *told.borrow_mut() = Some(prepare(&asked, CLUSTER, device).await);
+            *told.borrow_mut() = Some(flash.open(&name, open, CLUSTER, device).await);
         });
-        self.process.set_turn(move || io.turn());
-        let there = Rc::clone(&outcome);
-        assert!(self.world.run_until(move || there.borrow().is_some(), 10 * SECOND));
-        let prepared = outcome.take().expect("it was there")?;
-        self.flash.add(name, open, prepared.superblock, Share::WHOLE).unwrap();
         let (flash, done) = (self.flash.clone(), Rc::clone(&self.done));
         self.process.set_turn(move || flash.turn(&mut done.borrow_mut()));
+        let there = Rc::clone(&outcome);
+        assert!(self.world.run_until(move || there.borrow().is_some(), 10 * SECOND));
+        match outcome.take().expect("it was there") {
+            Ok(_) => {}
+            Err(OpenError::Prepare(error)) => return Err(error),
+            Err(OpenError::Add(error)) => panic!("{error}"),
+        }
         Ok(())
     }
 

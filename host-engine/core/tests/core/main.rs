@@ -3,6 +3,7 @@
 
 mod damage;
 mod disk;
+mod flash;
 mod full;
 mod memory;
 mod order;
