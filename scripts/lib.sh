@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR=$ROOT/target
 # What the build needs beside Rust.
 BUILD_PACKAGES=(gcc libc6-dev)
 # What guests need: the hypervisor, what runs in them, and the unpacking of a kernel.
-GUEST_PACKAGES=(python3 qemu-system-x86 busybox-static fio e2fsprogs)
+GUEST_PACKAGES=(python3 qemu-system-x86 qemu-utils busybox-static fio e2fsprogs)
 # What measurements that guard against regressions need.
 TEST_PACKAGES=(valgrind)
 

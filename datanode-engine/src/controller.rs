@@ -24,8 +24,8 @@ use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::vault::vault_capacity;
 use cleave_datanode_core::{DataNode, GRANTS_KEPT, Settings, World};
 use cleave_format::ids::{ClusterId, DatanodeId};
+use cleave_process::arguments::Launch;
 use cleave_process::ask::{Asker, Questions, questions};
-use cleave_process::lock::KernelLock;
 use cleave_process::machine::{processors, spin};
 use cleave_process::stop::Stop;
 use cleave_runtime::executor::Priority;
@@ -54,12 +54,12 @@ const CONTROL_PART: u64 = 8;
 const CHUNK: u64 = 1 << 20;
 
 /// Runs a controller until it is told to stop, or cannot go on.
-pub fn run(config: &Path, stop: Stop) -> Result<(), Box<dyn Error>> {
-    let config = DatanodeConfig::load(config)?;
+pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
+    let config = DatanodeConfig::load(&launch.config)?;
     std::fs::create_dir_all(&config.dir)
         .map_err(|error| file("create the folder", &config.dir, error))?;
-    let _alone = KernelLock::take(&config.dir.join("lock"), PREDECESSOR)?;
     let identity = identity(&config)?;
+    let _alone = launch.alone(&config.dir.join("lock"), PREDECESSOR)?;
 
     let reactor = Reactor::new(ReactorConfig {
         spin: spin(processors(), 1),

@@ -11,6 +11,7 @@ use cleave_datanode_core::drives::OpenDrive;
 use cleave_format::FormatError;
 use cleave_format::ids::{ClusterId, DatanodeId, DriveId};
 use cleave_format::superblock::{COPIES, DriveIdentity, SUPERBLOCK, Superblock, choose};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::drives::Drive;
 use cleave_runtime_real::drive::{DriveOptions, FileDrive};
 use cleave_runtime_real::error::Error;
@@ -166,6 +167,7 @@ fn repair(file: &File, intact: Superblock, path: &Path) -> Result<Superblock, Tr
     let failed = |error: io::Error| Trouble::Fatal(DriveProblem::Repair(error));
     file.write_all_at(&next.encode(), next.copy_offset()).map_err(failed)?;
     file.sync_all().map_err(failed)?;
+    reached(Point::SuperblockWritten);
     tracing::warn!(path = %path.display(), "one copy of the superblock was damaged; it is repaired");
     Ok(next)
 }

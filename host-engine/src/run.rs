@@ -1,7 +1,7 @@
 //! The host engine's process: starting, the control thread's loop, stopping.
 //!
-//! Order of starting: the folders, the lock (so that a predecessor is dead), identity and key, the
-//! control socket, the store; then, once the store answers: whose cluster it is, whether the key is its
+//! Order of starting: the folders, identity and key, the lock (so that a predecessor is dead; one that stands by
+//! waits here), the control socket, the store; then, once the store answers: whose cluster it is, whether the key is its
 //! key, a new incarnation, the cores, the vdisks. Everything that the operator must mend is found before
 //! a guest is served.
 //!
@@ -22,10 +22,11 @@ use cleave_control::server::ControlServer;
 use cleave_coordinator::{SocketStore, StoreClient, next_incarnation};
 use cleave_format::ids::{ClusterId, Epoch, HostId, Incarnation};
 use cleave_host_core::{DestageConfig, HostCoreConfig};
+use cleave_process::arguments::Launch;
 use cleave_process::ask::{Questions, questions};
-use cleave_process::lock::KernelLock;
 use cleave_process::machine::{default_cores, leave_first_processor, processors, spin};
 use cleave_process::stop::Stop;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::{Doorbell, Priority};
 use cleave_runtime::links::PeerAddress;
 use cleave_runtime_real::identity::Identity;
@@ -33,7 +34,6 @@ use cleave_runtime_real::quic::QuicConfig;
 use cleave_runtime_real::reactor::{Reactor, ReactorConfig, Turn};
 use std::cell::Cell;
 use std::error::Error;
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,8 +48,8 @@ const END_MAX: Duration = Duration::from_secs(7);
 const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the engine until it is told to stop, or cannot go on.
-pub fn run(config: &Path, stop: Stop) -> Result<(), Box<dyn Error>> {
-    let config = HostConfig::load(config)?;
+pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
+    let config = HostConfig::load(&launch.config)?;
     if config.datanodes.len() != 1 {
         return Err(HostEngineError::Datanodes(config.datanodes.len()).into());
     }
@@ -59,9 +59,9 @@ pub fn run(config: &Path, stop: Stop) -> Result<(), Box<dyn Error>> {
             HostEngineError::File { what, path, error }
         })?;
     }
-    let _alone = KernelLock::take(&config.dir.join("lock"), PREDECESSOR)?;
     let identity = identity(&config)?;
     let keys = config.key_file.as_deref().map(key::load).transpose()?;
+    let _alone = launch.alone(&config.dir.join("lock"), PREDECESSOR)?;
     if let Err(error) = leave_first_processor() {
         tracing::debug!(%error, "processor 0 is used, too");
     }
@@ -220,6 +220,7 @@ async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
         .filter(|vdisk| vdisk.epoch.get() > 0)
         .map(|vdisk| (vdisk.id, Epoch(vdisk.epoch.get())))
         .collect();
+    reached(Point::HostClosed);
     let told = async {
         for (vdisk, epoch) in owned {
             if let Err(error) = release(&engine, vdisk, epoch).await {
@@ -229,6 +230,7 @@ async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
     };
     // A successor on this host takes the locks, and needs no more.
     engine.executor.timeout(RELEASE_MAX, told).await;
+    reached(Point::HostReleased);
     over.set(true);
 }
 

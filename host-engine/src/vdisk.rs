@@ -19,6 +19,7 @@ use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{Outcome, StoreError, VdiskOwner};
 use cleave_format::ids::{Epoch, VdiskId};
 use cleave_process::lock::{KernelLock, holder};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::sync::Signal;
 use cleave_vhost_user::DiskConfig;
 use std::cell::{Cell, RefCell};
@@ -166,7 +167,9 @@ async fn step(
     };
     vdisk.serving.set(VdiskServing::Recovering);
     vdisk.fenced.set(false);
+    reached(Point::HostLocked);
     let (epoch, predecessor_dead) = take_ownership(engine, vdisk.id).await?;
+    reached(Point::HostEpochTaken);
     let order = OpenOrder {
         vdisk: vdisk.id,
         epoch,
@@ -189,6 +192,7 @@ async fn step(
         vdisk.epoch.set(0);
         return match deleted {
             Some(Answer::Deleted(Ok(()))) => {
+                reached(Point::HostDeleted);
                 tracing::info!(vdisk = vdisk.name, "deleted");
                 Ok(true)
             }

@@ -19,13 +19,13 @@ use crate::error::{Error, IoError};
 use crate::namespace::Namespace;
 use crate::queue::{Completion, Operation, QueuePair, Refused, Request};
 use crate::spec::completion::Status;
+use cleave_runtime::Token;
 use cleave_runtime::buffer::{Buffer, PAGE};
 use cleave_runtime::drives::{Drive, DriveCompletion, DriveError, DriveOperation, DriveRequest};
 use cleave_runtime::time::Clock;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 /// How a drive is used.
@@ -58,6 +58,9 @@ pub struct NvmeDrive {
     written: Cell<u64>,
     durable: Cell<u64>,
     resets: Cell<u32>,
+    /// Readable when the pair is armed and something completed.
+    event: Option<OwnedFd>,
+    armed: Cell<bool>,
     namespace: Namespace,
     clock: Rc<dyn Clock>,
     controller: Rc<Controller>,
@@ -85,8 +88,12 @@ impl NvmeDrive {
             pools.push(Rc::new(pool.map_err(Error::system("memory for buffers"))?));
         }
         let rings = controller.create_pair(options.depth).await?;
-        let pair = QueuePair::new(rings, u32::from(options.depth) * 2);
+        let pair: QueuePair<MappedBuffer> = QueuePair::new(rings, u32::from(options.depth) * 2);
+        let event = pair.event().map(|event| event.try_clone_to_owned());
+        let event = event.transpose().map_err(Error::system("an eventfd"))?;
         Ok(NvmeDrive {
+            event,
+            armed: Cell::new(false),
             pair: RefCell::new(pair),
             pools,
             backlog: RefCell::default(),
@@ -125,19 +132,68 @@ impl NvmeDrive {
 
     /// What becomes readable when something completes while the drive is armed, so that its core may
     /// sleep. `None` where there are no interrupts: such a core must poll.
-    pub fn event<T>(&self, look: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
-        self.pair.borrow().event().map(look)
+    pub fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.event.as_ref().map(AsFd::as_fd)
     }
 
-    /// Arms the event before the core sleeps, or disarms it. True when the core may sleep: armed,
-    /// and nothing waits.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn arm(&self, armed: bool) -> io::Result<bool> {
+    /// The core is about to sleep: a completion shall be announced, if one is to come. The core polls
+    /// once more after this.
+    pub fn arm(&self) {
         let mut pair = self.pair.borrow_mut();
-        let can = pair.arm(armed)?;
-        Ok(can && armed && !pair.is_ready() && self.finished.borrow().is_empty())
+        if pair.in_flight() == 0 || self.event.is_none() {
+            return;
+        }
+        match pair.arm(true) {
+            Ok(armed) => self.armed.set(armed),
+            // Then the core stays awake instead.
+            Err(error) => tracing::debug!(name = self.controller.name(), "no interrupt: {error}"),
+        }
+    }
+
+    /// The core is awake.
+    pub fn disarm(&self) {
+        if !self.armed.replace(false) {
+            return;
+        }
+        // The kernel masks a vector that it is asked to; if not, it costs interrupts and nothing else.
+        if let Err(error) = self.pair.borrow_mut().arm(false) {
+            tracing::debug!(name = self.controller.name(), "still armed: {error}");
+        }
+        if let Some(event) = &self.event {
+            // Empty, or it would end the next sleep, too.
+            let _ = rustix::io::read(event, &mut [0; 8]);
+        }
+    }
+
+    /// Whether the core must stay awake for this drive: something is to come that is not announced.
+    pub fn must_poll(&self) -> bool {
+        // What found no room goes when something completes, or when a reset is over.
+        let announced = self.armed.get() || self.pair.borrow().in_flight() == 0;
+        !announced || !self.finished.borrow().is_empty()
+    }
+
+    /// Carries a request out and waits for it: for a core that is starting, or a program without
+    /// one. Other completions that come meanwhile are kept for [`poll`](Drive::poll). `idle` is called
+    /// while it waits, and lets the clock go on.
+    pub fn complete(
+        &self,
+        operation: DriveOperation,
+        buffer: Option<Buffer>,
+        mut idle: impl FnMut(),
+    ) -> (Result<(), DriveError>, Option<Buffer>) {
+        const TOKEN: Token = Token::MAX;
+        self.submit(DriveRequest { token: TOKEN, operation, buffer });
+        let mut completions = Vec::new();
+        loop {
+            self.poll(&mut completions);
+            let own = completions.iter().position(|completion| completion.token == TOKEN);
+            let own = own.map(|index| completions.remove(index));
+            self.finished.borrow_mut().append(&mut completions);
+            if let Some(DriveCompletion { result, buffer, .. }) = own {
+                return (result, buffer);
+            }
+            idle();
+        }
     }
 
     fn memory(&self) -> &DmaPool {
@@ -200,7 +256,8 @@ impl NvmeDrive {
             }
         };
         // During a reset requests wait; what was outstanding is aborted.
-        let paused = !self.controller.is_live() && !self.controller.is_gone();
+        let over = self.controller.is_gone() || self.controller.is_given_up();
+        let paused = !self.controller.is_live() && !over;
         if paused || !self.pair.borrow().has_room() {
             return Err(request);
         }
@@ -313,6 +370,9 @@ impl Drive for NvmeDrive {
         let name = self.controller.name();
         if !self.controller.answers() {
             return Err(DriveError::Lost(format!("{name} is gone")));
+        }
+        if self.controller.is_given_up() {
+            return Err(DriveError::Lost(format!("{name} cannot be stopped, and is given up")));
         }
         let number = self.namespace.number();
         match self.controller.namespace(number) {

@@ -14,6 +14,9 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// Another process has it.
+    #[error("NVMe controller {0} is held by another process; end that process")]
+    Held(String),
     /// The device is not there: its registers read as all ones.
     #[error("the controller is gone: its registers read as all ones; look at its slot and power")]
     Absent,

@@ -16,6 +16,9 @@
 //! | [`controller`] | bring-up, reset, admin commands, events, logs, features |
 //! | [`namespace`] | size, format and limits of a namespace |
 //! | [`drive`] | a namespace as a drive of the engines |
+//! | [`place`] | how configurations name a namespace |
+//! | [`owner`] | the controllers and drives of one core, awake and asleep |
+//! | [`bench`] | what requests cost, measured |
 //! | [`model`] | a controller in software, which can misbehave: test equipment |
 //!
 //! Nothing that a device says is trusted: completions of commands that are not outstanding,
@@ -24,6 +27,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod controller;
 #[allow(unsafe_code)]
 pub mod dma;
@@ -31,6 +35,8 @@ pub mod drive;
 pub mod error;
 pub mod model;
 pub mod namespace;
+pub mod owner;
+pub mod place;
 pub mod queue;
 #[allow(unsafe_code)]
 pub mod registers;

@@ -4,8 +4,8 @@
 
 use crate::{Failure, fill_block};
 use clap::ValueEnum;
+use cleave_front_end::{Buffers, Connection};
 use cleave_verify::content::SECTOR;
-use cleave_verify::device::{Buffers, Connection};
 use cleave_verify::random::Random;
 use cleave_verify::workload::TRANSFER_MAX;
 use serde::Serialize;
@@ -84,7 +84,7 @@ pub struct Load {
 impl Load {
     /// Connects with one queue, for at most `depth` requests in flight.
     pub fn connect(socket: &Path, depth: usize) -> Result<Load, Failure> {
-        let buffers = Buffers::new(depth.max(32))?;
+        let buffers = Buffers::new(depth.max(32), TRANSFER_MAX)?;
         let connection = Connection::open(socket, 1, depth.max(32), &buffers)?;
         Ok(Load { connection, buffers, seed: 1 })
     }

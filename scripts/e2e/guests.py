@@ -1,6 +1,7 @@
 """What a QEMU guest sees: file systems, fio with verification, stalls instead of errors."""
 
 import os
+import re
 import shutil
 import time
 
@@ -163,4 +164,63 @@ def a_guest_goes_on_when_engines_are_killed(context):
             _another_pass(guest)
 
     _passes(context, cluster, between)
+    cluster.stop()
+
+
+# A file of a journalled file system, written and checked until the test says stop; the longest wait is printed.
+FILE_PASSES = """
+exec 3<&0
+( read -r line <&3; touch /tmp/stop ) &
+mkfs.ext4 -q -F /dev/vda
+mount -o data=journal /dev/vda /mnt
+pass=0
+while [ ! -e /tmp/stop ]; do
+    fio --name=verify --filename=/mnt/file --ioengine=io_uring --iodepth=8 --fsync=32 --direct=1 \
+        --rw=randwrite --bsrange=4k-64k --size=24m --randseed=$pass --verify=crc32c --verify_fatal=1 \
+        --output-format=json --output=/tmp/fio.out || { cat /tmp/fio.out; dmesg | tail -20; exit 1; }
+    grep -A4 '"lat_ns"' /tmp/fio.out | sed -n 's/.*"max" : \\([0-9]*\\).*/longest wait \\1 ns/p'
+    pass=$((pass + 1))
+    echo "pass $pass done"
+done
+umount /mnt
+e2fsck -fn /dev/vda || exit 1
+errors=$(dmesg | grep -c 'I/O error')
+echo "I/O errors seen by the guest: $errors"
+[ "$errors" = 0 ]
+"""
+
+KILLS = 10
+
+
+@scenario
+def a_guest_outlives_ten_host_engines(context):
+    """A journalled file system under fio verify; SIGKILL of the host engine ten times, and an upgrade."""
+    cluster = Cluster(context)
+    cluster.start("--vdisk", "data:192M", "--restart")
+    with Guest(
+        FILE_PASSES, disks=[Disk(cluster.socket("data"))], programs=programs("mkfs.ext4", "e2fsck", "fio")
+    ) as guest:
+        try:
+            guest.start()
+            guest.until_output("pass 1 done", BOOT_SECONDS)
+            for number in range(KILLS):
+                cluster.kill(HOST)
+                cluster.until_status_ready()
+                if number % 3 == 2:
+                    _another_pass(guest)
+                else:
+                    time.sleep(1)
+            cluster.cleave("host", "upgrade")
+            _another_pass(guest)
+            guest.tell("stop")
+            status = guest.wait(GUEST_SECONDS)
+        except GuestError as error:
+            raise Failure(str(error)) from None
+        finally:
+            with open(context.path("guest.log"), "w", encoding="utf-8") as file:
+                file.write(guest.output())
+        check(status == 0, f"the command in the guest ended with {status}: {guest.output()[-3000:]}")
+        waits = [int(found) for found in re.findall(r"longest wait (\d+) ns", guest.output())]
+        check(waits, "fio did not say how long requests took")
+        print(f"  the guest waited at most {max(waits) // 1_000_000} ms for a request")
     cluster.stop()

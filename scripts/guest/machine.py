@@ -65,6 +65,7 @@ class Guest:
         programs=(),
         files=(),
         memory="512M",
+        nodes=(),
         processors=2,
         accelerator=None,
         modules=(),
@@ -75,13 +76,15 @@ class Guest:
         """`programs`: paths of executables, put in /bin with their libraries. `files`: pairs of a
         path of this machine and one of the guest. `accelerator`: what QEMU's -accel takes; by
         default KVM where a guest boots under it, else TCG. `modules`: of the kernel, loaded before
-        the command runs. `kernel_arguments`: added to the kernel's command line. `machine`:
+        the command runs. `nodes`: instead of `memory`, MiB of each NUMA node, of which the first has the
+        processors. `kernel_arguments`: added to the kernel's command line. `machine`:
         properties added to QEMU's -machine. `devices`: arguments added to QEMU's."""
         self.command = command
         self.disks = list(disks)
         self.programs = list(programs)
         self.files = list(files)
         self.memory = memory
+        self.nodes = list(nodes)
         self.processors = processors
         self.accelerator = accelerator
         self.modules = list(modules)
@@ -123,6 +126,10 @@ class Guest:
         if live is not None:
             self._live = threading.Thread(target=self._follow, args=(live,), daemon=True)
             self._live.start()
+
+    def is_running(self):
+        """Whether the guest has not ended."""
+        return self._process.poll() is None
 
     def is_up(self):
         """Whether the command has begun."""
@@ -252,10 +259,10 @@ class Guest:
         arguments = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]
         arguments += ["-display", "none", "-accel", self.accelerator]
         arguments += ["-cpu", "host" if self.accelerator.startswith("kvm") else "max"]
-        machine = ",".join(["q35,memory-backend=memory"] + [self.machine] * bool(self.machine))
+        backend = "q35" if self.nodes else "q35,memory-backend=memory"
+        machine = ",".join([backend] + [self.machine] * bool(self.machine))
         arguments += ["-machine", machine, "-smp", str(self.processors)]
-        arguments += ["-m", self.memory]
-        arguments += ["-object", f"memory-backend-memfd,id=memory,share=on,size={self.memory}"]
+        arguments += self._memory_arguments()
         arguments += ["-kernel", image, "-initrd", self._path("initramfs")]
         arguments += ["-append", f"{KERNEL_ARGUMENTS} {self.kernel_arguments}".rstrip()]
         arguments += ["-serial", "file:" + self._path("console")]
@@ -268,6 +275,17 @@ class Guest:
         for number, disk in enumerate(self.disks):
             arguments += disk.arguments(number)
         return arguments + self.devices
+
+    def _memory_arguments(self):
+        memfd = "memory-backend-memfd,share=on"
+        if not self.nodes:
+            return ["-m", self.memory, "-object", f"{memfd},id=memory,size={self.memory}"]
+        arguments = ["-m", f"{sum(self.nodes)}M"]
+        for number, megabytes in enumerate(self.nodes):
+            arguments += ["-object", f"{memfd},id=memory{number},size={megabytes}M"]
+            processors = f",cpus=0-{self.processors - 1}" if number == 0 else ""
+            arguments += ["-numa", f"node,nodeid={number},memdev=memory{number}{processors}"]
+        return arguments
 
 
 def accelerator():

@@ -18,11 +18,11 @@ if __package__ in (None, ""):
     sys.path.insert(0, os.path.dirname(FOLDER))
     from guest import GuestError
     from guest.kernel import KernelError
-    from nvme.scenarios import SCENARIOS, run
+    from nvme.scenarios import SCENARIOS
 else:
     from ..guest import GuestError
     from ..guest.kernel import KernelError
-    from .scenarios import SCENARIOS, run
+    from .scenarios import SCENARIOS
 
 ROOT = os.path.dirname(os.path.dirname(FOLDER))
 
@@ -52,7 +52,7 @@ def main():
     for name in options.scenario or SCENARIOS:
         begin = time.monotonic()
         try:
-            output = run(SCENARIOS[name], program, options.seconds)
+            output = SCENARIOS[name].run({"exercise": program}, options.seconds)
             passed += 1
             said = "ok"
         except (GuestError, KernelError) as error:

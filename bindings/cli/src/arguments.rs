@@ -1,5 +1,6 @@
 //! The command line. Values are checked while it is parsed, so that nothing has happened when one is wrong.
 
+use crate::image::Format;
 use clap::{Args, Parser, Subcommand};
 use cleave_control::config::{DRIVES_MAX, DRIVES_MIN, MEMORY_BYTES_MIN, NVLOG_BYTES_MIN};
 use cleave_control::names::parse_vdisk;
@@ -42,6 +43,49 @@ pub enum Command {
     /// Create, list, change and attach vdisks.
     #[command(subcommand)]
     Vdisk(VdiskCommand),
+    /// Write an image into a vdisk, which is created when it is not there.
+    ///
+    /// Afterwards the vdisk reads as the image, followed by zeros. Holes of the image take no space. qcow2 needs `qemu-img`.
+    Import {
+        /// The image: a file or a block device.
+        image: PathBuf,
+        /// The vdisk.
+        name: String,
+        /// The image's format; found out when it is not given.
+        #[arg(long)]
+        format: Option<Format>,
+        /// Encrypt the vdisk that is created; without this, as the cluster does.
+        #[arg(long)]
+        encrypt: bool,
+        /// Where a raw copy of a qcow2 image may lie meanwhile; beside the image when it is not given.
+        #[arg(long, value_name = "FOLDER")]
+        scratch: Option<PathBuf>,
+        /// Yes, what an existing vdisk holds is to be lost.
+        #[arg(long)]
+        accept_data_loss: bool,
+        /// Print no progress.
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Write a vdisk that is not attached into an image, with holes where it is zeros.
+    Export {
+        /// The vdisk.
+        name: String,
+        /// The image.
+        image: PathBuf,
+        /// The image's format; by the ending of its name when it is not given.
+        #[arg(long)]
+        format: Option<Format>,
+        /// Replace an image that exists.
+        #[arg(long)]
+        overwrite: bool,
+        /// Print no progress.
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Change the host engine.
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Start an engine that has ended, or end and start one that runs.
     Restart {
         /// Its name, such as host-1.
@@ -84,12 +128,29 @@ pub struct DevOptions {
     /// Start a child again when it ends.
     #[arg(long)]
     pub restart: bool,
+    /// Start no engines: something else does, with the configurations in DIR/run, which are kept as they are.
+    #[arg(long, conflicts_with = "restart")]
+    pub no_engines: bool,
     /// Memory that the host engine may use [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = host_memory)]
     pub host_memory: Option<u64>,
     /// Size of the mirrored log, in each controller [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = log_size)]
     pub log_size: Option<u64>,
+}
+
+/// What to do with the host engine.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Replace its program while guests go on: their requests wait for a moment, and none fails.
+    ///
+    /// The new program checks everything that it can beside the one that runs. When it ends before it serves all
+    /// vdisks, the earlier program goes on.
+    Upgrade {
+        /// The new program; without this the one that is installed beside `cleave`.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+    },
 }
 
 /// What to do with vdisks.
@@ -230,6 +291,8 @@ mod tests {
             "cleave vdisk create a",
             "cleave vdisk create a 65T",
             "cleave vdisk attach a --queues 0",
+            "cleave import a.img",
+            "cleave export a a.img --format vmdk",
         ] {
             let error = parse(line).err().unwrap_or_else(|| panic!("{line} was accepted"));
             assert_eq!(error.exit_code(), 2, "{line}");

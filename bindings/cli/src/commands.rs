@@ -8,11 +8,13 @@
 pub mod attach;
 pub mod text;
 
-use crate::arguments::{Command, VdiskCommand};
+use crate::arguments::{Command, HostCommand, VdiskCommand};
 use crate::dev::directory::control_socket;
 use crate::error::{Error, Result};
+use crate::image::{self, Export, Import};
 use cleave_control::names::check_name;
 use cleave_control::protocol::{Reply, Request, call};
+use cleave_control::status::VdiskEntry;
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,29 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             _ => Err(Error::UnknownAnswer),
         },
         Command::Vdisk(command) => vdisk(&dir, command),
+        Command::Import { image, name, format, encrypt, scratch, accept_data_loss, quiet } => {
+            check_name(&name)?;
+            let asked = Import { image, name, format, scratch, accept_data_loss, quiet };
+            let name = &asked.name;
+            let create = |size| create(&dir, name, size, encrypt);
+            image::import(&asked, || find(&dir, name), create)
+        }
+        Command::Export { name, image, format, overwrite, quiet } => {
+            let asked = Export { image, format, overwrite, quiet };
+            image::export(&asked, &existing(&dir, &name)?)
+        }
+        Command::Host(HostCommand::Upgrade { program }) => {
+            let absolute = |path: PathBuf| {
+                std::path::absolute(&path).map_err(crate::error::file("find", &path))
+            };
+            let program = program.map(absolute).transpose()?;
+            match ask(&dir, &Request::UpgradeHost { program })? {
+                Reply::Upgraded { version, stall_milliseconds } => print(&format!(
+                    "host-1 runs {version}; guests waited at most {stall_milliseconds} ms\n"
+                )),
+                _ => Err(Error::UnknownAnswer),
+            }
+        }
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::StartEmpty { datanode, accept_data_loss } => {
             if !accept_data_loss {
@@ -53,12 +78,7 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
     match command {
         VdiskCommand::Create { name, size, encrypt } => {
             check_name(&name)?;
-            // Without the option the cluster decides.
-            let encrypted = encrypt.then_some(true);
-            match ask(dir, &Request::CreateVdisk { name, size, encrypted })? {
-                Reply::Vdisk(_) => Ok(()),
-                _ => Err(Error::UnknownAnswer),
-            }
+            create(dir, &name, size, encrypt)
         }
         VdiskCommand::List { json } => match ask(dir, &Request::ListVdisks {})? {
             Reply::Vdisks { vdisks } if json => print_json(&vdisks),
@@ -70,17 +90,37 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
         }
         VdiskCommand::Delete { name } => done(dir, &Request::DeleteVdisk { name }),
         VdiskCommand::Attach { name, queues, memory } => {
-            let Reply::Vdisks { vdisks } = ask(dir, &Request::ListVdisks {})? else {
-                return Err(Error::UnknownAnswer);
-            };
-            let vdisk = vdisks.into_iter().find(|vdisk| vdisk.name == name);
-            let socket = vdisk.and_then(|vdisk| vdisk.socket).ok_or_else(|| {
-                let reason = "there is none of that name that is served".to_owned();
+            let socket = existing(dir, &name)?.socket.ok_or_else(|| {
+                let reason = "it is not served; look at `cleave status`".to_owned();
                 Error::Vdisk { name: name.clone(), reason }
             })?;
             print(&attach::text(&attach::Guest { name: &name, socket: &socket, queues, memory }))
         }
     }
+}
+
+fn create(dir: &Path, name: &str, size: u64, encrypt: bool) -> Result<()> {
+    let name = name.to_owned();
+    // Without the option the cluster decides.
+    let encrypted = encrypt.then_some(true);
+    match ask(dir, &Request::CreateVdisk { name, size, encrypted })? {
+        Reply::Vdisk(_) => Ok(()),
+        _ => Err(Error::UnknownAnswer),
+    }
+}
+
+fn find(dir: &Path, name: &str) -> Result<Option<VdiskEntry>> {
+    let Reply::Vdisks { vdisks } = ask(dir, &Request::ListVdisks {})? else {
+        return Err(Error::UnknownAnswer);
+    };
+    Ok(vdisks.into_iter().find(|vdisk| vdisk.name == name))
+}
+
+fn existing(dir: &Path, name: &str) -> Result<VdiskEntry> {
+    find(dir, name)?.ok_or_else(|| {
+        let reason = "there is none of that name".to_owned();
+        Error::Vdisk { name: name.to_owned(), reason }
+    })
 }
 
 fn done(dir: &Path, request: &Request) -> Result<()> {

@@ -15,6 +15,8 @@
 //!
 //! The supervisor owns the coordinator store. It keeps no state of its own outside of the directory,
 //! so it can be killed at any time: its children get SIGTERM from the kernel and stop cleanly.
+//! With `--no-engines` something else starts and stops the engines; they outlive this process then,
+//! and do without the store until it is started again.
 
 pub mod child;
 pub mod cluster;
@@ -54,7 +56,7 @@ pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
     for (name, size) in &options.vdisks {
         cluster.keep_vdisk(name, *size)?;
     }
-    let result = supervisor::supervise(cluster, options.restart);
+    let result = supervisor::supervise(cluster, options.restart, !options.no_engines);
     drop(held);
     result
 }

@@ -105,6 +105,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An image that cannot be read, or must not be written.
+    #[error("{path}: {reason}")]
+    Image {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// An engine that does not exist.
     #[error("{name} is no engine of this cluster; there are {known}")]
     UnknownEngine {

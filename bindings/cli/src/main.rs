@@ -5,6 +5,7 @@
 //! | [`arguments`] | the command line |
 //! | [`dev`] | the supervisor of a cluster on one machine |
 //! | [`commands`] | what an operator asks a running cluster |
+//! | [`image`] | import and export of images |
 //! | [`error`] | every failure: one line, and what to do |
 //!
 //! Only a cluster's supervisor writes in its directory; commands speak to it over its control socket.
@@ -14,6 +15,7 @@ mod arguments;
 mod commands;
 mod dev;
 mod error;
+mod image;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
@@ -28,6 +30,10 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
+    if let Err(error) = cleave_process::crash_points::arm_from_environment() {
+        eprintln!("cleave: {error}");
+        return ExitCode::FAILURE;
+    }
     let dir = arguments.dir;
     let result = match arguments.command {
         Command::Dev(options) => dev::run(dir, &options),

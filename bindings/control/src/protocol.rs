@@ -63,6 +63,12 @@ pub enum Request {
         /// The engine's name.
         name: String,
     },
+    /// Replace the host engine's program while guests wait: [`Reply::Upgraded`].
+    UpgradeHost {
+        /// The new program; without it the one that is installed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<PathBuf>,
+    },
     /// Start a data node with an empty log although no controller holds the old one (C7).
     StartEmptyLog {
         /// Which data node.
@@ -115,6 +121,13 @@ pub enum Reply {
     Controller(ControllerStatus),
     /// From a controller.
     ControllerStatistics(ControllerStatistics),
+    /// The successor serves what its predecessor served.
+    Upgraded {
+        /// What it is.
+        version: String,
+        /// Milliseconds from the predecessor's end to that: guests waited at most so long.
+        stall_milliseconds: u64,
+    },
     /// The vdisk that was created.
     Vdisk(VdiskEntry),
     /// In order of names.

@@ -28,7 +28,7 @@ pub struct Member {
 pub struct LogRole {
     /// Raised by every change; fences messages of older roles.
     pub epoch: u64,
-    /// Which log: a new number for every log that was started empty.
+    /// Which log: a new number for every log that was started empty. 0: the data node never had one.
     pub log: u64,
     /// Incarnation of the active controller; `None` when the data node has none.
     pub active: Option<u64>,
@@ -38,6 +38,17 @@ pub struct LogRole {
 }
 
 impl LogRole {
+    /// What a data node has that never had a log. Recording it takes the key, so that whoever found no record before
+    /// makes no other one.
+    pub fn without_log(epoch: u64) -> LogRole {
+        LogRole { epoch, log: 0, active: None, in_sync: Vec::new() }
+    }
+
+    /// Whether the data node ever had a log.
+    pub fn has_log(&self) -> bool {
+        self.log != 0
+    }
+
     /// Whether this incarnation holds every acknowledged record.
     pub fn is_in_sync(&self, incarnation: u64) -> bool {
         self.in_sync.iter().any(|member| member.incarnation == incarnation)

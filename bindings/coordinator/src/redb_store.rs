@@ -3,7 +3,8 @@
 //! Two tables: `values` (key → revision of its last change, bytes) and `state` (`format`,
 //! `revision`). A transaction changes both in one redb commit that is durable when it returns, so
 //! a crash leaves the state before or after it, never between; redb repairs the file when it is
-//! opened next. The file is locked for as long as the store is open, and is readable by its owner
+//! opened next. It is made under another name and gets its own when it is whole; one that is empty was not left by a
+//! crash, and is refused. The file is locked for as long as the store is open, and is readable by its owner
 //! only.
 //!
 //! Recent changes are remembered in memory, within bounds, for watches; after a restart nothing
@@ -15,6 +16,7 @@ use crate::contract::{
     Answer, Change, Changed, ENTRY_BYTES, LIST_BYTES_MAX, Listing, Operation, Outcome, StoreError,
     Transaction, Versioned, validate,
 };
+use cleave_runtime::crash_points::{Point, reached};
 use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
@@ -84,6 +86,16 @@ impl RedbStore {
     pub fn in_memory() -> RedbStore {
         let opener = || open_backend(InMemoryBackend::new(), Path::new("in memory"));
         RedbStore::with(Box::new(opener)).expect("an empty database in memory opens")
+    }
+
+    /// Opens what a storage of the caller's holds, creating a store if it is empty. `storage` is asked for it
+    /// again after an error; `name` stands in messages.
+    pub fn on_storage<S: StorageBackend>(
+        name: &Path,
+        storage: impl Fn() -> S + Send + 'static,
+    ) -> Result<RedbStore, OpenError> {
+        let name = name.to_owned();
+        RedbStore::with(Box::new(move || open_backend(storage(), &name)))
     }
 
     fn with(opener: Opener) -> Result<RedbStore, OpenError> {
@@ -214,7 +226,9 @@ impl RedbStore {
             write.abort()?;
             return answer(Outcome::Committed(self.revision));
         }
+        reached(Point::StorePrepared);
         write.commit()?;
+        reached(Point::StoreCommitted);
         self.revision = revision;
         self.history.push(Changed { revision, changes: effective });
         answer(Outcome::Committed(revision))
@@ -264,21 +278,42 @@ fn bytes(changed: &Changed) -> usize {
 
 fn open_file(path: &Path) -> Result<(Database, u64), OpenError> {
     let refused = |error| OpenError::Io { path: path.to_owned(), error };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(refused)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    let file = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_file(path, &options)?;
+            options.open(path)
+        }
+        opened => opened,
+    };
+    let file = file.map_err(refused)?;
+    let empty = file.metadata().map_err(refused)?.len() == 0;
     let backend = FileBackend::new(file).map_err(|error| cannot_open(error, path))?;
-    let opened = open_backend(backend, path)?;
-    // The file's name must be as durable as its content.
+    if empty {
+        let (path, reason) = (path.to_owned(), "it is empty".to_owned());
+        return Err(OpenError::Damaged { path, reason });
+    }
+    open_backend(backend, path)
+}
+
+/// Makes the file. Its name is durable when this returns, its content before it has that name.
+fn create_file(path: &Path, options: &OpenOptions) -> Result<(), OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let refused = |error| OpenError::Io { path: new.clone(), error };
+    let file = options.clone().create(true).truncate(false).open(&new).map_err(refused)?;
+    let backend = FileBackend::new(file.try_clone().map_err(refused)?);
+    let backend = backend.map_err(|error| cannot_open(error, &new))?;
+    // What an attempt that was cut short left; nobody else has it open.
+    file.set_len(0).map_err(refused)?;
+    drop(open_backend(backend, &new)?);
+    file.sync_all().map_err(refused)?;
+    std::fs::rename(&new, path).map_err(refused)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = File::open(parent.unwrap_or(Path::new("."))).map_err(refused)?;
-    directory.sync_all().map_err(refused)?;
-    Ok(opened)
+    directory.sync_all().map_err(refused)
 }
 
 fn open_backend(backend: impl StorageBackend, path: &Path) -> Result<(Database, u64), OpenError> {

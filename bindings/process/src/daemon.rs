@@ -5,12 +5,11 @@
 //! whole process at once, because the state of a half-dead engine is not to be trusted; its
 //! successor resumes from what is mirrored and durable.
 
-use crate::arguments::{Asked, parse};
-use crate::{log, machine, parent, stop};
+use crate::arguments::{Asked, Launch, parse};
+use crate::{crash_points, log, machine, parent, stop};
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Exit code of a daemon that could not start or go on.
@@ -30,20 +29,20 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Runs `body` with the configuration file and the wish to stop, and gives the exit code.
-    /// Its error's message is the fatal line.
+    /// Runs `body` with how it is to run and the wish to stop, and gives the exit code. Its error's message is
+    /// the fatal line.
     pub fn run(
         self,
-        body: impl FnOnce(&Path, stop::Stop) -> Result<(), Box<dyn Error>>,
+        body: impl FnOnce(&Launch, stop::Stop) -> Result<(), Box<dyn Error>>,
     ) -> ExitCode {
-        let config = match parse(std::env::args_os().skip(1).collect::<Vec<OsString>>()) {
-            Ok(Asked::Run(config)) => config,
+        let launch = match parse(std::env::args_os().skip(1).collect::<Vec<OsString>>()) {
+            Ok(Asked::Run(launch)) => launch,
             Ok(Asked::Help) => return self.say(&self.help()),
             Ok(Asked::Version) => return self.say(&format!("{} {}\n", self.name, self.version)),
             Err(error) => return self.fail(&error, MISUSED),
         };
         end_on_panic(self.name);
-        let ran = prepare().and_then(|stop| body(&config, stop));
+        let ran = prepare().and_then(|stop| body(&launch, stop));
         match ran {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => self.fail(&*error, FAILED),
@@ -52,13 +51,16 @@ impl Daemon {
 
     fn help(&self) -> String {
         format!(
-            "{about}\n\nusage: {name} --config FILE\n\nEnvironment:\n  \
+            "{about}\n\nusage: {name} --config FILE [--standby]\n\n  \
+             --standby  wait for the one that runs to end, after saying that it may\n\nEnvironment:\n  \
              {level}  how much it says: error, warn, info (default), debug, trace\n  \
-             {supervisor}  process number of the parent, with which it ends\n",
+             {supervisor}  process number of the parent, with which it ends\n  \
+             {crash}  where to kill itself, for tests: NAME or NAME:NTH\n",
             about = self.about,
             name = self.name,
             level = log::LEVEL,
             supervisor = parent::SUPERVISOR,
+            crash = crash_points::CRASH_POINT,
         )
     }
 
@@ -76,6 +78,7 @@ impl Daemon {
 
 fn prepare() -> Result<stop::Stop, Box<dyn Error>> {
     log::start()?;
+    crash_points::arm_from_environment()?;
     // Before asking to be told of the parent's end, which comes as a signal.
     let stop = stop::Stop::on_signals().map_err(|error| format!("cannot take signals: {error}"))?;
     parent::end_with_parent()?;

@@ -9,6 +9,7 @@
 //! | [`stop`] | SIGTERM and its like as a flag that wakes sleeping cores |
 //! | [`parent`] | ending with the supervisor |
 //! | [`lock`] | files locked by the kernel until the process is dead (C25) |
+//! | [`crash_points`] | ending at a named place, for tests, by `CLEAVE_CRASH_POINT` |
 //! | [`ask`] | questions from control threads to a core |
 //! | [`machine`] | processors, cores to run on, limits of open files |
 //!
@@ -19,6 +20,7 @@
 
 pub mod arguments;
 pub mod ask;
+pub mod crash_points;
 pub mod daemon;
 pub mod lock;
 pub mod log;

@@ -19,8 +19,10 @@
 //! | [`sync`] | local channels and gates for tasks of one core |
 //! | [`random`] | randomness as an input |
 //! | [`planted`] | bugs that judges of tests must find |
+//! | [`crash_points`] | places at which tests make real processes die |
 
 pub mod buffer;
+pub mod crash_points;
 pub mod drives;
 pub mod executor;
 pub mod hash;

@@ -4,56 +4,101 @@
 //! Only with the feature `planted-bugs`, which no shell enables, can one be switched on; without it
 //! [`is_planted`] is a constant, and the code behind it is not there. One bug at a time and thread.
 
-/// A bug.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planted {
-    /// The active controller acknowledges what the standby does not hold (DESIGN rule 3.1).
-    AcknowledgeBeforeMirrored,
-    /// Replay applies records that are older than what the map has (C2).
-    ReplayWithoutVersions,
-    /// Reads trust frames and slots without their checks and identities (C3).
-    ReadWithoutChecks,
-    /// A commit releases one record more than it names (C4).
-    ReleaseTooMuch,
-    /// Zeros and discards are left out of footers (C5).
-    LoseZeroEntries,
-    /// Partial blocks merge onto published content, not onto the newest (C6).
-    MergeOntoPublished,
-    /// A controller without a log starts an empty one although its peer has it (C7).
-    StartEmptyBesideThePeer,
-    /// Owners of older epochs may append and commit (C8).
-    AcceptOldOwners,
-    /// Shards count as written before the drive is flushed (C10).
-    CommitBeforeFlush,
-    /// A map is opened from the catalog before it has every commit that released records (C8, C11).
-    OpenStaleMap,
-    /// Slots of an ended grant are given out while writes under it are on their way (C15).
-    ReuseSlotsEarly,
-    /// A map run claims commits that it does not reflect (C21).
-    RunAheadOfItsFrontier,
-    /// Overlapping writes are published in the order in which they are mirrored (C23).
-    PublishOutOfOrder,
-    /// Reads return mirrored content before its write is published (C23).
-    ReadUnpublished,
+/// Defines the bugs with the rule that each breaks, so that no list of them can lack one.
+macro_rules! bugs {
+    ($($(#[$text:meta])+ $bug:ident breaks $rule:literal;)+) => {
+        /// A bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Planted {
+            $($(#[$text])+ $bug,)+
+        }
+
+        /// All of them.
+        pub const ALL: &[Planted] = &[$(Planted::$bug,)+];
+
+        impl Planted {
+            /// The rule that it breaks: of CORRECTNESS, or of DESIGN's rules that hold everywhere.
+            pub const fn rule(self) -> &'static str {
+                match self {
+                    $(Planted::$bug => $rule,)+
+                }
+            }
+        }
+    };
 }
 
-/// All of them.
-pub const ALL: [Planted; 14] = [
-    Planted::AcknowledgeBeforeMirrored,
-    Planted::ReplayWithoutVersions,
-    Planted::ReadWithoutChecks,
-    Planted::ReleaseTooMuch,
-    Planted::LoseZeroEntries,
-    Planted::MergeOntoPublished,
-    Planted::StartEmptyBesideThePeer,
-    Planted::AcceptOldOwners,
-    Planted::CommitBeforeFlush,
-    Planted::OpenStaleMap,
-    Planted::ReuseSlotsEarly,
-    Planted::RunAheadOfItsFrontier,
-    Planted::PublishOutOfOrder,
-    Planted::ReadUnpublished,
-];
+bugs! {
+    /// The active controller acknowledges what the standby does not hold.
+    AcknowledgeBeforeMirrored breaks "rule 3.1";
+    /// The log takes a record although one before it is missing.
+    TakeGaps breaks "C1";
+    /// A write over several slices is completed with its first record.
+    CompleteOnFirstPart breaks "C1";
+    /// What a broken connection left unanswered is not sent again.
+    ForgetUnanswered breaks "C1";
+    /// Replay applies records that are older than what the map has.
+    ReplayWithoutVersions breaks "C2";
+    /// Commits are applied to the map in the order in which they come.
+    ApplyWithoutVersions breaks "C2";
+    /// A map run drops the versions that unreleased records can still meet.
+    DropVersionsInRuns breaks "C2";
+    /// Reads trust frames and slots without their checks and identities.
+    ReadWithoutChecks breaks "C3";
+    /// A frame's checksum at rest does not cover its address.
+    ChecksumWithoutAddress breaks "C3";
+    /// A commit releases one record more than it names.
+    ReleaseTooMuch breaks "C4";
+    /// What a stripe holds is released before its commit.
+    ReleaseBeforeCommit breaks "C4";
+    /// A commit releases records of a vdisk that was struck from it.
+    ReleaseStruck breaks "C4";
+    /// Zeros and discards are left out of footers.
+    LoseZeroEntries breaks "C5";
+    /// Partial blocks merge onto published content, not onto the newest.
+    MergeOntoPublished breaks "C6";
+    /// A write does not wait for an earlier one's partial block that is being read.
+    MergeUnserialised breaks "C6";
+    /// Partial discards round outward.
+    RoundDiscardsOutward breaks "C6";
+    /// A controller without a log starts an empty one although its peer has it.
+    StartEmptyBesideThePeer breaks "C7";
+    /// A standby that comes back without a log becomes a member without a copy.
+    EmptyStandbyRejoins breaks "C7";
+    /// A vault's image counts for ever.
+    LoadOldImage breaks "C7";
+    /// Owners of older epochs may append and commit.
+    AcceptOldOwners breaks "C8";
+    /// Appends are taken after a newer owner's seal.
+    AppendAfterSeal breaks "C8";
+    /// A map is opened from the catalog before it has every commit that released records.
+    OpenStaleMap breaks "C8";
+    /// Shards count as written before the drive is flushed.
+    CommitBeforeFlush breaks "C10";
+    /// A controller that stops says that its vault is written before it is durable.
+    VaultNotFlushed breaks "C10";
+    /// Control records leave the log before the catalogs have synced them.
+    TrimBeforeSynced breaks "C11";
+    /// Commits and grants have no room of their own in the log.
+    NoReserveForCommits breaks "C13";
+    /// Slots of an ended grant are given out while writes under it are on their way.
+    ReuseSlotsEarly breaks "C15";
+    /// Slots of an ended grant are never given out again.
+    LeakSlots breaks "C15";
+    /// A stripe is committed without several of its shards.
+    CommitTooFewShards breaks "C16";
+    /// A map run claims commits that it does not reflect.
+    RunAheadOfItsFrontier breaks "C21";
+    /// Overlapping writes are published in the order in which they are mirrored.
+    PublishOutOfOrder breaks "C23";
+    /// Reads return mirrored content before its write is published.
+    ReadUnpublished breaks "C23";
+    /// New requests are taken before those that were in flight when the engine died.
+    ReexecuteLate breaks "C24";
+    /// Records of a deleted vdisk stay in the log.
+    KeepDeletedRecords breaks "C28";
+    /// A core counts a key's frames anew with every vdisk that it opens.
+    ReuseNonces breaks "C29";
+}
 
 #[cfg(feature = "planted-bugs")]
 mod switch {

@@ -13,6 +13,7 @@ use crate::error::RingFault;
 use crate::inflight::{Records, Unfinished};
 use crate::memory::{Memory, View};
 use crate::step;
+use cleave_runtime::crash_points::{Point, reached};
 use rustix::fs::OFlags;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
@@ -170,6 +171,9 @@ impl Ring {
             Some(records) => records.recover(self.queue.size(), used),
             None => Vec::new(),
         };
+        if !unfinished.is_empty() {
+            reached(Point::HostRequestsFound);
+        }
         // Heads are recorded in the order of the available ring, so those taken are a prefix.
         let taken = unfinished.len() as u16;
         let next = if records.is_some() { used.wrapping_add(taken) } else { self.base };
@@ -229,6 +233,7 @@ impl Ring {
         if let Some(records) = &self.records {
             records.taken(head, counter);
         }
+        reached(Point::HostRequestTaken);
         step();
         Ok(())
     }
@@ -242,16 +247,19 @@ impl Ring {
     ) -> Result<(), RingFault> {
         self.busy[usize::from(head)] = false;
         self.in_flight -= 1;
+        reached(Point::HostRequestAnswered);
         step();
         if let Some(records) = &self.records {
             records.publishing(head);
         }
+        reached(Point::HostRequestPublishing);
         step();
         let place = u64::from(self.queue.next_used() % self.queue.size());
         if !self.mapped {
             return Err(RingFault::Ring);
         }
         self.queue.add_used(memory.view(), head, length).map_err(|_| RingFault::Ring)?;
+        reached(Point::HostRequestPublished);
         step();
         let used = self.queue.used_ring();
         memory.mark_dirty(used + 4 + place * USED_ENTRY, USED_ENTRY);
@@ -262,6 +270,7 @@ impl Ring {
         }
         if let Some(records) = &self.records {
             records.unmark(head);
+            reached(Point::HostRequestUnmarked);
             step();
             records.settled(self.queue.next_used());
         }

@@ -2,7 +2,8 @@
 //!
 //! A file is locked for as long as it is open, readable by its owner only, and says whose it is;
 //! a file of another cluster, data node or format is refused and left as it is. A crash leaves the last
-//! committed transaction, which redb finds when it opens the file.
+//! committed transaction, which redb finds when it opens the file. A file is made under another name and gets its own
+//! when it is whole, so that a crash leaves none or a catalog; one that is empty was not left by a crash.
 
 use crate::CatalogError;
 use crate::tables::*;
@@ -57,23 +58,23 @@ impl Catalog {
     /// Opens the file, creating it if there is none.
     pub fn open(path: &Path, owner: Owner) -> Result<Catalog, CatalogError> {
         let refused = |error| CatalogError::Open { path: path.to_owned(), error };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(refused)?;
-        let catalog = match FileBackend::new(file) {
-            Ok(backend) => Catalog::open_storage(backend, path, owner)?,
-            Err(error) => return Err(not_opened(error, path)),
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        let file = match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(path, owner, &options)?;
+                options.open(path)
+            }
+            opened => opened,
         };
-        // The file's name must be as durable as its content.
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = File::open(parent.unwrap_or(Path::new("."))).map_err(refused)?;
-        directory.sync_all().map_err(refused)?;
-        Ok(catalog)
+        let file = file.map_err(refused)?;
+        let empty = file.metadata().map_err(refused)?.len() == 0;
+        let backend = FileBackend::new(file).map_err(|error| not_opened(error, path))?;
+        if empty {
+            let (path, reason) = (path.to_owned(), "it is empty".to_owned());
+            return Err(CatalogError::Damaged { path, reason });
+        }
+        Catalog::open_storage(backend, path, owner)
     }
 
     /// Opens what `storage` holds, creating a catalog if it is empty. `name` stands in messages.
@@ -94,6 +95,25 @@ impl Catalog {
     pub fn applied(&self) -> Position {
         self.applied
     }
+}
+
+/// Makes the file. Its name is durable when this returns, its content before it has that name.
+fn create(path: &Path, owner: Owner, options: &OpenOptions) -> Result<(), CatalogError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let refused = |error| CatalogError::Open { path: new.clone(), error };
+    let file = options.clone().create(true).truncate(false).open(&new).map_err(refused)?;
+    let backend = FileBackend::new(file.try_clone().map_err(refused)?);
+    let backend = backend.map_err(|error| not_opened(error, &new))?;
+    // What an attempt that was cut short left; nobody else has it open.
+    file.set_len(0).map_err(refused)?;
+    drop(Catalog::open_storage(backend, &new, owner)?);
+    file.sync_all().map_err(refused)?;
+    std::fs::rename(&new, path).map_err(refused)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = File::open(parent.unwrap_or(Path::new("."))).map_err(refused)?;
+    directory.sync_all().map_err(refused)
 }
 
 fn not_opened(error: DatabaseError, path: &Path) -> CatalogError {

@@ -487,3 +487,19 @@ fn files_that_are_no_catalog_of_ours_are_refused_and_kept() {
     let missing = directory.path().join("no/catalog");
     assert!(matches!(Catalog::open(&missing, OWNER), Err(CatalogError::Open { .. })));
 }
+
+#[test]
+fn a_creation_that_was_cut_short_is_begun_anew_and_an_empty_file_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, new) = (directory.path().join("catalog"), directory.path().join("catalog.new"));
+    std::fs::write(&new, vec![0; 70_000]).unwrap();
+    let mut catalog = Catalog::open(&path, OWNER).unwrap();
+    catalog.apply(&history(&[(2, 1, 1, 1)])).unwrap();
+    let applied = catalog.applied();
+    drop(catalog);
+    assert!(!new.exists());
+    assert_eq!(Catalog::open(&path, OWNER).unwrap().applied(), applied);
+    std::fs::write(&path, b"").unwrap();
+    let error = Catalog::open(&path, OWNER).err().unwrap();
+    assert!(error.to_string().contains("it is empty"), "{error}");
+}

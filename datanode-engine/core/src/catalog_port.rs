@@ -9,6 +9,7 @@ use cleave_catalog::{Applied, Catalog, CatalogError, Cursor, Damage, Dump, MapPa
 use cleave_format::control::{Control, GrantedStripe};
 use cleave_format::ids::{DriveId, Position, StripeId, VdiskId};
 use cleave_runtime::Token;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::{Executor, Priority};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -115,7 +116,12 @@ impl CatalogWorker {
     fn try_execute(&mut self, request: CatalogRequest) -> Result<CatalogReply, CatalogError> {
         let catalog = &mut self.catalog;
         Ok(match request {
-            CatalogRequest::Apply(entries) => CatalogReply::Applied(catalog.apply(&entries)?),
+            CatalogRequest::Apply(entries) => {
+                reached(Point::CatalogApplying);
+                let applied = catalog.apply(&entries)?;
+                reached(Point::CatalogApplied);
+                CatalogReply::Applied(applied)
+            }
             CatalogRequest::MapPage { vdisk, cursor } => {
                 CatalogReply::MapPage(catalog.map_page(vdisk, cursor, MAP_PAGE_BYTES)?)
             }
@@ -138,13 +144,19 @@ impl CatalogWorker {
             }
             CatalogRequest::RestoreBegin => {
                 catalog.restore_begin()?;
+                reached(Point::CatalogRestoreBegun);
                 CatalogReply::Done
             }
             CatalogRequest::RestorePiece(piece) => {
                 catalog.restore_piece(&piece)?;
+                reached(Point::CatalogRestorePiece);
                 CatalogReply::Done
             }
-            CatalogRequest::RestoreFinish => CatalogReply::Restored(catalog.restore_finish()?),
+            CatalogRequest::RestoreFinish => {
+                let position = catalog.restore_finish()?;
+                reached(Point::CatalogRestored);
+                CatalogReply::Restored(position)
+            }
             CatalogRequest::RestoreAbandon => {
                 catalog.restore_abandon()?;
                 CatalogReply::Done

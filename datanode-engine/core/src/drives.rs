@@ -14,6 +14,7 @@ use cleave_format::layout::{COLUMN, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::slot::SlotHeader;
 use cleave_format::superblock::Superblock;
 use cleave_runtime::buffer::{Buffer, PAGE};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::drives::{Drive, DriveCompletion, DriveError, DriveOperation, DriveRequest};
 use cleave_runtime::message::Message;
 use cleave_runtime::planted::{Planted, is_planted};
@@ -437,6 +438,7 @@ impl Drives {
                     self.events.push(DriveEvent::Written { number, result: Ok(()) });
                     return;
                 }
+                reached(Point::SlotWritten);
                 drive.unflushed.push(number);
                 self.flush(id);
                 return;
@@ -466,6 +468,7 @@ impl Drives {
         let drive = self.drives.get_mut(&id).expect("a drive of the pool");
         drive.flush_running = false;
         let mut flushed = std::mem::take(&mut drive.flushing);
+        reached(Point::SlotFlushed);
         let result = match result {
             Ok(()) => Ok(()),
             // Nothing is known about what the flush was to make durable; the space behind a sparse

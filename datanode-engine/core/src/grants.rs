@@ -23,6 +23,7 @@ pub const STRIPES_MAX: usize = 256;
 /// Most identities for stripeless commits that an incarnation may hold.
 pub const IDENTITIES_MAX: usize = 1024;
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Grant {
     incarnation: Incarnation,
     slots: Vec<SlotPlace>,
@@ -31,7 +32,7 @@ struct Grant {
     state: State,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     Open,
     /// Its commit or end is appended; nothing more is written under it.
@@ -52,7 +53,7 @@ pub struct UsableDrive {
 }
 
 /// All grants of the data node.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Grants {
     newest: StripeId,
     grants: BTreeMap<StripeId, Grant>,
@@ -267,6 +268,9 @@ impl Grants {
     pub fn ended(&mut self, stripe: StripeId) {
         let Some(grant) = self.grants.get_mut(&stripe) else { return };
         grant.state = State::Ended;
+        if is_planted(Planted::LeakSlots) {
+            grant.slots.clear();
+        }
         if is_planted(Planted::ReuseSlotsEarly) {
             let early = std::mem::take(&mut grant.slots);
             for place in &early {

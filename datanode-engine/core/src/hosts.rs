@@ -17,6 +17,7 @@ use cleave_catalog::MapPage;
 use cleave_erasure::geometry;
 use cleave_format::control::Control;
 use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{Class, ConnectionId, LANES};
 use cleave_runtime::message::Message;
 use cleave_runtime::planted::{Planted, is_planted};
@@ -366,6 +367,16 @@ impl State {
         }
         let active = self.active.as_mut().expect("only the active decides");
         active.resident.apply(position, control);
+        match control {
+            Control::HostStart { .. } => reached(Point::HostStartAppended),
+            Control::Seal { .. } => reached(Point::SealAppended),
+            Control::Grant { .. } => reached(Point::GrantAppended),
+            Control::GrantEnd { .. } => reached(Point::GrantEndAppended),
+            Control::Commit(_) => reached(Point::CommitAppended),
+            Control::Delete { .. } => reached(Point::DeleteAppended),
+            Control::Drive { .. } => reached(Point::DriveAppended),
+            _ => {}
+        }
         position
     }
 
@@ -448,11 +459,16 @@ impl State {
         while active.replies.front().is_some_and(|reply| reply.0.0 <= mirrored) {
             replies.extend(active.replies.pop_front());
         }
+        let synced = self.mirror.trimmable();
+        while active.durable_replies.front().is_some_and(|reply| reply.0 <= synced) {
+            replies.extend(active.durable_replies.pop_front());
+        }
         let any = !through.is_empty() || !replies.is_empty();
         for (connection, lane, number) in through {
             if self.sessions.contains_key(&connection) {
                 let message = ControllerMessage::Mirrored { through: number };
                 self.send_host(connection, lane, &message, None);
+                reached(Point::LogAcknowledged);
             }
         }
         for (_, connection, message) in replies {

@@ -15,6 +15,7 @@ mod lead;
 use crate::log::Log;
 use crate::mirror::Standing;
 use crate::node::Node;
+use crate::roles;
 use crate::state::{Held, PeerInput, Phase};
 use bytes::Bytes;
 use cleave_format::ids::Position;
@@ -41,8 +42,13 @@ pub(crate) struct Meeting {
     inbox: Queue<PeerInput>,
 }
 
-/// The active's flow: meets whoever the peer is.
+/// The active's flow: fences its predecessors (C7), then meets whoever the peer is.
 pub(crate) async fn active(node: Node, accepted: Queue<(ConnectionId, Queue<PeerInput>)>) {
+    let (store, datanode) = node.store();
+    if let Err(error) = roles::fence(&store, datanode).await {
+        node.fail(format!("the role's epoch could not be raised: {error}"));
+        return;
+    }
     if let Err(reason) = node.load_image().await {
         node.fail(reason);
         return;

@@ -22,6 +22,7 @@ use cleave_format::control::Control;
 use cleave_format::ids::{HostId, Position, VdiskId};
 use cleave_format::record::{RECORD_HEADER, Record, RecordIdentity};
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::Refusal;
 use entries::Entries;
 use slices::{Place, Slices};
@@ -154,6 +155,10 @@ impl Log {
 
     /// Whether a control record of that many bytes has room (C13).
     pub fn has_control_room(&self, length: usize) -> bool {
+        if is_planted(Planted::NoReserveForCommits) {
+            let (taken, most) = self.memory();
+            return taken + self.control_bytes + length as u64 <= most / 2;
+        }
         self.controls.is_empty() || self.control_bytes + length as u64 <= self.control_bytes_max
     }
 
@@ -318,12 +323,16 @@ impl Log {
         let mut released = Vec::new();
         match control {
             Control::Commit(commit) => {
-                for part in commit.vdisks.iter().filter(|part| !part.struck) {
+                for part in commit.vdisks.iter() {
+                    if part.struck && !is_planted(Planted::ReleaseStruck) {
+                        continue;
+                    }
                     for release in &part.releases {
                         self.slices.release(part.vdisk, release, &mut released);
                     }
                 }
             }
+            Control::Delete { .. } if is_planted(Planted::KeepDeletedRecords) => return,
             Control::Delete { vdisk, .. } => self.slices.release_all(*vdisk, &mut released),
             _ => return,
         }

@@ -45,7 +45,7 @@ impl Standing {
     pub fn is_valid(&self, role: &LogRole) -> bool {
         self.log.is_some_and(|held| {
             let by_member = role.is_in_sync(held.member.0) || role.is_in_sync(self.incarnation.0);
-            held.log == role.log && by_member
+            held.log == role.log && (by_member || is_planted(Planted::LoadOldImage))
         })
     }
 
@@ -65,6 +65,10 @@ pub fn decide(
     if let Some(role) = role {
         let active_next = active.log.map(|held| held.next);
         let standby_next = standby.log.map(|held| held.next);
+        let empty = standby.log.is_none() && is_planted(Planted::EmptyStandbyRejoins);
+        if empty && active.is_member(role) {
+            return Plan::Resume;
+        }
         if active.is_member(role) && standby.is_member(role) && active_next >= standby_next {
             return Plan::Resume;
         }
@@ -82,7 +86,7 @@ pub fn decide(
 }
 
 /// How far the controllers are. The meaning of the peer's numbers depends on the side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mirror {
     /// Active: the last entry forwarded on this connection.
     pub forwarded: u64,
@@ -126,6 +130,9 @@ impl Mirror {
 
     /// Control entries up to here may leave the log (C11).
     pub fn trimmable(&self) -> Position {
+        if is_planted(Planted::TrimBeforeSynced) {
+            return Position(self.mirrored);
+        }
         Position(self.catalog.min(self.peer_catalog))
     }
 

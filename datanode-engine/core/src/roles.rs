@@ -1,13 +1,18 @@
 //! The in-sync set in the coordinator store, and its compare-and-swap (C7).
 //!
-//! Every change raises the epoch and is made before anything is acknowledged that relies on it. The
-//! change that makes both controllers members is also what ends all images and memories of older
-//! members: a crash before it leaves them valid, after it they are not.
+//! Every change raises the epoch and is made before anything is acknowledged that relies on it. There are two:
+//!
+//! - [`fence`]: a new process of the active controller raises the epoch and leaves the members as they are, before it
+//!   looks at its image or at a peer. Requests of its predecessors, which the store may execute however late, are
+//!   conditional on older records, and change nothing from then on.
+//! - [`join`] makes both controllers members. It is also what ends all images and memories of older members: a
+//!   crash before it leaves them valid, after it they are not. An image is valid by its incarnation being a member,
+//!   whatever the epoch: a fence keeps all images that were valid.
 //!
 //! | Key | Record | Changed by |
 //! | --- | --- | --- |
 //! | `datanode/ID` | [`LogRole`] | the active controller |
-//! | `start-empty/ID` | the epoch that it is about | the operator; deleted by the change that obeys it |
+//! | `start-empty/ID` | the epoch that it is about | the operator; a fence, which takes it along; deleted by the change that obeys it |
 
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
@@ -27,19 +32,32 @@ pub async fn order_start_empty(
     datanode: DatanodeId,
 ) -> Result<Option<Epoch>, StoreError> {
     let key = datanode_key(u64::from(datanode.0));
-    let Some((role, _)) = client.get_record::<LogRole>(&key).await? else { return Ok(None) };
-    let word = encode(&role.epoch);
-    client.transact(Transaction::new().put(start_empty_key(datanode), word)).await?;
-    Ok(Some(Epoch(role.epoch)))
+    loop {
+        let found = client.get_record::<LogRole>(&key).await?;
+        let Some((role, revision)) = found.filter(|(role, _)| role.has_log()) else {
+            return Ok(None);
+        };
+        let word = encode(&role.epoch);
+        let transaction =
+            Transaction::new().require(&*key, revision).put(start_empty_key(datanode), word);
+        match client.transact(transaction).await {
+            Ok(Outcome::Committed(_)) => return Ok(Some(Epoch(role.epoch))),
+            // A fence came between: the word is about the epoch that it made.
+            Ok(Outcome::Conflict) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// What the store says about a data node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// Its record, with the revision; `None`: it never had a log.
+    /// Its record, with the revision.
     pub role: Option<(LogRole, u64)>,
-    /// The operator's word holds for the record's epoch, or there is no record.
+    /// The operator's word holds for the record's epoch, or there never was a log.
     pub start_empty: bool,
+    /// The revision of the operator's word, of whatever epoch; 0: there is none.
+    word: u64,
 }
 
 /// Reads the record.
@@ -47,14 +65,43 @@ pub async fn read(client: &StoreClient, datanode: DatanodeId) -> Result<Recorded
     let key = datanode_key(u64::from(datanode.0));
     let role = client.get_record::<LogRole>(&key).await?;
     let word = client.get(&start_empty_key(datanode)).await?;
-    let start_empty = match (&role, word) {
+    let start_empty = match (&role, &word) {
         (None, _) => true,
+        (Some((role, _)), _) if !role.has_log() => true,
         (Some((role, _)), Some(word)) => {
             decode::<u64>(&word.value).is_ok_and(|epoch| epoch == role.epoch)
         }
         (Some(_), None) => false,
     };
-    Ok(Recorded { role, start_empty })
+    Ok(Recorded { role, start_empty, word: word.map_or(0, |word| word.revision) })
+}
+
+/// Raises the epoch, and leaves everything else as it is: a request that was made by the record of before changes
+/// nothing any more. Tries until that is done; an operator's word that holds goes on holding.
+pub async fn fence(client: &StoreClient, datanode: DatanodeId) -> Result<(), StoreError> {
+    let key = datanode_key(u64::from(datanode.0));
+    loop {
+        let recorded = read(client, datanode).await?;
+        let (before, revision) = match recorded.role {
+            Some((role, revision)) => (role, revision),
+            None => (LogRole::without_log(0), 0),
+        };
+        let epoch = before.epoch + 1;
+        let told = recorded.start_empty && before.has_log();
+        let after = encode(&LogRole { epoch, ..before });
+        let mut transaction = Transaction::new().require(&*key, revision).put(&*key, after);
+        // Also when there is none: one that is given meanwhile must not be left behind.
+        transaction = transaction.require(start_empty_key(datanode), recorded.word);
+        if told {
+            transaction = transaction.put(start_empty_key(datanode), encode(&epoch));
+        }
+        match client.transact(transaction).await {
+            Ok(Outcome::Committed(_)) => return Ok(()),
+            // After an unknown outcome one change more does no harm.
+            Ok(Outcome::Conflict) | Err(StoreError::Unknown) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Makes both controllers members and this one active. `before` is what [`read`] gave when the

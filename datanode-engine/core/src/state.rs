@@ -20,9 +20,11 @@ use cleave_coordinator::LogRole;
 use cleave_format::control::Control;
 use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position};
 use cleave_format::vault::VaultHeader;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Executor;
 use cleave_runtime::links::{ConnectionId, Links, PeerAddress, SendError};
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::Queue;
 use cleave_runtime::time::Moment;
 use cleave_wire::{ControllerMessage, HeldLog, PeerEntry, PeerEntryKind, PeerMessage};
@@ -170,6 +172,9 @@ pub(crate) struct Active {
     pub acks: VecDeque<Ack>,
     /// Replies that wait for a position to be mirrored, in order.
     pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
+    /// Replies that wait until both catalogs have synced a position, in order: who owns a vdisk, and that it was
+    /// deleted, holds even after the log was lost and an operator ordered an empty one.
+    pub durable_replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,
@@ -306,6 +311,9 @@ impl State {
             held.log.next_control(Position(self.mirror.effects), through)
         {
             held.log.release(&control);
+            if matches!(control, Control::Commit(_)) {
+                reached(Point::LogReleased);
+            }
             if let Some(active) = &mut self.active {
                 active.effect(&control);
             }
@@ -417,6 +425,7 @@ impl State {
             self.parts[0] = cleave_wire::encode_header(&header);
             // A closed connection is reported by its event.
             let _ = self.links.send(peer.connection, 0, &self.parts);
+            reached(Point::LogForwarded);
         }
         self.parts.clear();
         any
@@ -425,6 +434,7 @@ impl State {
     /// Active: the standby's answer.
     pub fn held_by_standby(&mut self, through: Position, catalog: Position) -> Result<(), String> {
         self.mirror.held(through, catalog).map_err(|error| error.to_string())?;
+        reached(Point::LogHeld);
         let now = self.executor.now();
         if let Some(peer) = &mut self.peer {
             while let Some((position, at)) = peer.sent.front().copied() {
@@ -449,11 +459,12 @@ impl State {
         let held = self.held.as_mut().expect("a joined standby holds the log");
         crate::mirror::check_order(held.log.next(), entries).map_err(|error| error.to_string())?;
         insert_entries(&mut held.log, entries, message)?;
+        reached(Point::LogReceived);
         self.counters.records += entries.len() as u64;
         let last = Position(held.log.next().0 - 1);
         self.mirror.mirrored = last.0;
         self.advance_effects(last);
-        if trimmed.0 > self.mirror.catalog {
+        if trimmed.0 > self.mirror.catalog && !is_planted(Planted::TrimBeforeSynced) {
             return Err("the peer trimmed what the catalog here has not synced".to_owned());
         }
         self.held.as_mut().expect("held above").log.trim(trimmed);
@@ -472,6 +483,7 @@ impl State {
             let message = PeerMessage::Held { through, catalog };
             let header = cleave_wire::encode_header(&message);
             let _ = self.links.send(peer.connection, 0, &[header]);
+            reached(Point::LogAnswered);
         }
     }
 

@@ -16,8 +16,10 @@ use cleave_format::vault::{
     VaultWriter, body_offset, choose, next_generation,
 };
 use cleave_runtime::buffer::Buffer;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::drives::{DriveError, DriveIo};
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 
 /// Bytes of a read or write.
 const CHUNK: usize = 1 << 20;
@@ -144,8 +146,12 @@ pub async fn write(io: &DriveIo, identity: VaultIdentity, log: &Log) -> Result<(
     }
     let header = writer.finish(log.next(), &mut full);
     write_chunks(io, &mut full).await?;
-    io.flush().await?;
-    write_header(io, &header).await
+    reached(Point::VaultPieces);
+    flush(io).await?;
+    reached(Point::VaultFlushed);
+    write_header(io, &header).await?;
+    reached(Point::VaultWritten);
+    Ok(())
 }
 
 /// Marks an image as consumed: its loader is a member of the in-sync set now.
@@ -157,8 +163,16 @@ async fn write_header(io: &DriveIo, header: &VaultHeader) -> Result<(), VaultErr
     let mut page = io.drive().buffer(VAULT_HEADER);
     page.copy_from_slice(&header.encode());
     io.write(header.copy_offset(), page).await?;
-    io.flush().await?;
-    Ok(())
+    reached(Point::VaultHeader);
+    flush(io).await
+}
+
+/// Makes durable what was written (C10).
+async fn flush(io: &DriveIo) -> Result<(), VaultError> {
+    match is_planted(Planted::VaultNotFlushed) {
+        true => Ok(()),
+        false => Ok(io.flush().await?),
+    }
 }
 
 async fn write_chunks(io: &DriveIo, full: &mut Vec<VaultChunk<Buffer>>) -> Result<(), VaultError> {

@@ -238,6 +238,8 @@ impl Trailer {
             entries_crc: raw.entries_crc.get(),
         };
         let sound = (1..=DATA_SHARDS_MAX).contains(&trailer.data_shards)
+            && raw.zero0.get() == 0
+            && raw.zero1 == [0; 28]
             && trailer.footer_length() <= trailer.data_shards * SHARD;
         sound.then_some(trailer).ok_or(FormatError::Malformed(WHAT))
     }
@@ -262,8 +264,11 @@ pub fn decode(stripe: StripeId, bytes: &[u8]) -> Result<Vec<FooterEntry>, Format
         return Err(FormatError::Checksum(WHAT));
     }
     let section_end = trailer.data_shards * SHARD - length;
-    let (entries, _) = <[RawEntry]>::ref_from_prefix_with_elems(body, trailer.entries)
+    let (entries, padding) = <[RawEntry]>::ref_from_prefix_with_elems(body, trailer.entries)
         .map_err(|_| FormatError::Short(WHAT))?;
+    if padding.iter().any(|byte| *byte != 0) {
+        return Err(FormatError::Malformed(WHAT));
+    }
     entries
         .iter()
         .map(|bytes| {

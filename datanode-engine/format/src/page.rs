@@ -34,3 +34,9 @@ pub(crate) fn check(
     }
     Ok(())
 }
+
+/// Checks that what a version does not use is zeros, as its writers leave it: a page has one encoding.
+pub(crate) fn check_unused(unused: &[&[u8]], what: &'static str) -> Result<(), FormatError> {
+    let zeros = unused.iter().all(|bytes| bytes.iter().all(|byte| *byte == 0));
+    zeros.then_some(()).ok_or(FormatError::Malformed(what))
+}

@@ -191,6 +191,12 @@ impl<'a> Record<'a> {
         if crc32c::crc32c(&bytes[8..table]) != header.crc.get() {
             return Err(FormatError::Checksum(WHAT));
         }
+        // A record has one encoding: what is unused is zero.
+        let unused = [u64::from(header.zero0), u64::from(header.zero1.get()), header.zero2.get()];
+        let padding = &bytes[RECORD_HEADER + count * ENTRY..table];
+        if unused != [0; 3] || padding.iter().any(|byte| *byte != 0) {
+            return Err(FormatError::Malformed(WHAT));
+        }
         let record = Record {
             identity: RecordIdentity {
                 vdisk: VdiskId(header.vdisk.get()),
@@ -216,7 +222,7 @@ impl<'a> Record<'a> {
                 None => false,
             };
             let end = u32::from(block) + u32::from(blocks);
-            if !sound || blocks == 0 || end > SLICE_BLOCKS {
+            if !sound || raw[3] != 0 || blocks == 0 || end > SLICE_BLOCKS {
                 return Err(FormatError::Malformed(WHAT));
             }
             data += usize::from(units) * UNIT;

@@ -93,6 +93,8 @@ impl SlotHeader {
     pub fn decode(bytes: &[u8]) -> Result<SlotHeader, FormatError> {
         crate::page::check(bytes, &MAGIC, VERSION, WHAT)?;
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| FormatError::Short(WHAT))?;
+        let unused = [&[raw.zero0][..], raw.zero1.as_bytes(), &raw.zero2, &raw.zero3];
+        crate::page::check_unused(&unused, WHAT)?;
         let header = SlotHeader {
             cluster: ClusterId(raw.cluster),
             stripe: StripeId(raw.stripe.get()),

@@ -169,6 +169,7 @@ impl Superblock {
     pub fn decode(bytes: &[u8]) -> Result<Superblock, FormatError> {
         crate::page::check(bytes, &MAGIC, VERSION, WHAT)?;
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| FormatError::Short(WHAT))?;
+        crate::page::check_unused(&[&raw.zero0, &raw.zero1], WHAT)?;
         let superblock = Superblock {
             identity: DriveIdentity {
                 cluster: ClusterId(raw.cluster),

@@ -165,6 +165,7 @@ impl VaultHeader {
     pub fn decode(bytes: &[u8]) -> Result<VaultHeader, FormatError> {
         crate::page::check(bytes, &MAGIC, VERSION, WHAT)?;
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| FormatError::Short(WHAT))?;
+        crate::page::check_unused(&[&raw.zero], WHAT)?;
         let header = VaultHeader {
             state: match raw.state {
                 1 => VaultState::Image,

@@ -49,6 +49,7 @@ impl HostCore {
                 let mut state = shared.state.borrow_mut();
                 let open = state.vdisks.get_mut(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
                 open.serving = false;
+                open.deleting = true;
                 open.epoch
             };
             let idle = shared.quiet(vdisk);

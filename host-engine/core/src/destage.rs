@@ -20,8 +20,10 @@ use crate::stats::Event;
 use cleave_format::control::GrantedStripe;
 use cleave_format::ids::StripeId;
 use cleave_format::layout::{PARITY_SHARDS, PART, SHARD};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::{Outcome, Signal};
 use cleave_wire::{ControllerMessage, HostMessage, encode_header};
 use plan::Item;
@@ -213,8 +215,12 @@ impl Destage {
     /// The stripe's way from the plan to the map.
     async fn stripe(&self, grant: &GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
         let packed = pack::pack(&self.shared, grant, &plan).await;
+        if is_planted(Planted::ReleaseBeforeCommit) {
+            self.release_before_commit(&plan).await;
+        }
         let written = match packed {
             Some(images) => {
+                reached(Point::HostStripePacked);
                 let segment = self.keep_in_flash(grant, &plan, &images);
                 let written = self.write_shards(grant, images).await;
                 self.wait_for_flash(segment).await;
@@ -224,7 +230,10 @@ impl Destage {
             None => Err(GivenUp::Again),
         };
         let committed = match written {
-            Ok(missing) => self.commit_stripe(grant, missing, &plan).await,
+            Ok(missing) => {
+                reached(Point::HostShardsWritten);
+                self.commit_stripe(grant, missing, &plan).await
+            }
             Err(given_up) => Err(given_up),
         };
         let mut state = self.shared.state.borrow_mut();
@@ -318,6 +327,7 @@ impl Destage {
             ));
         };
         let any = !stripes.is_empty();
+        reached(Point::HostGranted);
         let sound = |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS;
         self.stripes.borrow_mut().extend(stripes.into_iter().filter(sound));
         self.identities.borrow_mut().extend(identities);

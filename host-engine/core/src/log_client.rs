@@ -9,7 +9,9 @@ use crate::buffer::{RecordKey, WriteBuffer};
 use crate::sequence::Sequences;
 use bytes::Bytes;
 use cleave_format::ids::{SliceIndex, VdiskId};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{ConnectionId, LANES, Links};
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{Append, AppendRecord, HostMessage, encode_header};
 use std::collections::VecDeque;
 
@@ -57,6 +59,9 @@ impl LogClient {
     /// A connection is good: everything that is not mirrored goes over it.
     pub fn connected(&mut self, connection: ConnectionId) {
         self.disconnected();
+        if self.lanes.iter().any(|lane| !lane.unsent.is_empty()) {
+            reached(Point::HostAppendsResent);
+        }
         self.connection = Some(connection);
     }
 
@@ -66,6 +71,9 @@ impl LogClient {
         for lane in &mut self.lanes {
             lane.next = 0;
             while let Some((_, keys)) = lane.sent.pop_back() {
+                if is_planted(Planted::ForgetUnanswered) {
+                    continue;
+                }
                 self.resent += keys.len() as u64;
                 keys.iter().rev().for_each(|key| lane.unsent.push_front(*key));
             }
@@ -152,6 +160,7 @@ impl LogClient {
         self.parts[0] = encode_header(&HostMessage::Append(append));
         lane.sent.push_back((lane.next, keys));
         let sent = links.send(connection, lane_number, &self.parts).is_ok();
+        reached(Point::HostAppendSent);
         self.parts.clear();
         sent
     }

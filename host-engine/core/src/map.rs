@@ -15,6 +15,7 @@ use cleave_format::address::{Address, MapEntry};
 use cleave_format::ids::{BlockIndex, SliceIndex, StripeId, VdiskId, Version};
 use cleave_format::layout::{PIECE_SLICES, SLICE_BLOCKS};
 use cleave_format::map_piece::{Leaf, MapPiece};
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::{BTreeMap, BTreeSet};
 
 const BLOCKS: usize = SLICE_BLOCKS as usize;
@@ -139,7 +140,9 @@ impl Map {
         let keep = oldest.is_some_and(|oldest| change.version >= oldest);
         leaf.newest = leaf.newest.max(change.version);
         for block in change.block..end as u16 {
-            if leaf.version(block).is_some_and(|known| change.version <= known) {
+            if leaf.version(block).is_some_and(|known| change.version <= known)
+                && !is_planted(Planted::ApplyWithoutVersions)
+            {
                 continue;
             }
             if keep {
@@ -296,7 +299,10 @@ impl Map {
                     found.block_in_frame(),
                 );
             }
-            let versions = leaf.versions.clone();
+            let versions = match is_planted(Planted::DropVersionsInRuns) {
+                true => Vec::new(),
+                false => leaf.versions.clone(),
+            };
             leaves.push(Leaf { slice, entries, versions, newest: leaf.newest });
         }
         (!leaves.is_empty()).then_some(MapPiece { vdisk, group, stripes, leaves })

@@ -19,6 +19,7 @@ use cleave_format::ids::{Epoch, Position, SliceIndex, VdiskId, Version};
 use cleave_format::layout::{BLOCK, SHARD, VDISK_MAX};
 use cleave_format::record::{EntryKind, Record as LogRecord};
 use cleave_format::{FormatError, frame};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::Class;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{ControllerMessage, HostMessage, MapCommit, MapCursor, Refusal};
@@ -92,6 +93,7 @@ impl State {
             epoch: request.epoch,
             codec,
             serving: false,
+            deleting: false,
             commits: VecDeque::new(),
             committed_bytes: 0,
             applied: Position(0),
@@ -147,13 +149,16 @@ impl Shared {
     async fn open(self: &Rc<Shared>, request: &OpenRequest) -> Result<(), HostError> {
         let OpenRequest { vdisk, epoch, .. } = *request;
         self.seal(request).await?;
+        reached(Point::HostSealed);
         let (pieces, commits, frontier) = self.durable_map(vdisk, epoch).await?;
         let mut slices = self.load_pieces(vdisk, &pieces).await?;
         let committed = commits.len();
         let last = commits.last().map_or(frontier, |commit| commit.position);
         let positions: Vec<Position> = commits.iter().map(|commit| commit.position).collect();
         self.apply_commits(vdisk, commits, &mut slices).await?;
+        reached(Point::HostMapRead);
         let replayed = self.replay_records(vdisk, epoch).await?;
+        reached(Point::HostRecordsFetched);
         slices.extend(replayed.iter().copied());
         let mut state = self.state.borrow_mut();
         for slice in slices {

@@ -12,6 +12,7 @@ use cleave_format::control::{MapRun, PiecePlace};
 use cleave_format::footer::FOOTER_ENTRY;
 use cleave_format::ids::{Position, VdiskId};
 use cleave_format::map_piece::PIECE_LENGTH_MAX;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -99,6 +100,7 @@ impl State {
             complete: false,
             forced,
         });
+        reached(Point::HostRunBegun);
     }
 
     /// Takes pieces of the run for a stripe of `capacity` bytes: half of it, or two thirds, which is
@@ -114,6 +116,9 @@ impl State {
             run.in_stripes += 1;
             let (run, vdisk) = (run.number, run.vdisk);
             pieces.push(PlannedPiece { run, vdisk, group, frame, offset: 0 });
+        }
+        if !pieces.is_empty() {
+            reached(Point::HostRunPieces);
         }
         pieces
     }
@@ -179,6 +184,7 @@ impl State {
         if !ended {
             return;
         }
+        reached(Point::HostRunCommitted);
         let (id, frontier) = (run.vdisk, run.frontier);
         self.run = None;
         self.run_may_be_due = true;

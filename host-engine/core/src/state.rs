@@ -22,8 +22,10 @@ use cleave_codec::{Codec, Keys, Settings};
 use cleave_flash::Flash;
 use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, VdiskId, Version};
 use cleave_runtime::buffer::BufferPool;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{Class, ConnectionId, Links};
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::{Promise, Signal};
 use cleave_runtime::time::Moment;
 use cleave_wire::{ControllerMessage, Refusal, RequestNumber, Welcome};
@@ -44,6 +46,8 @@ pub(crate) struct Vdisk {
     pub codec: usize,
     /// Requests are taken: it is open, and neither closing nor fenced.
     pub serving: bool,
+    /// Its end was ordered here: that the log refuses it from then on is no surprise (C28).
+    pub deleting: bool,
     /// Commits after the frontier, in order.
     pub commits: VecDeque<Position>,
     /// Stripe bytes of these.
@@ -204,6 +208,7 @@ impl State {
     pub fn codec_for(&mut self, keys: Option<&Keys>) -> usize {
         let id = |keys: Option<&Keys>| keys.map(Keys::id);
         let found = self.codecs.iter().position(|(own, _)| id(own.as_ref()) == id(keys));
+        let found = found.filter(|_| !is_planted(Planted::ReuseNonces));
         found.unwrap_or_else(|| {
             let settings = Settings {
                 incarnation: self.config.incarnation,
@@ -395,6 +400,7 @@ impl State {
     fn log_mirrored(&mut self, lane: u8, through: u64) {
         let mut keys = std::mem::take(&mut self.mirrored);
         self.log.mirrored(lane, through, &mut keys);
+        reached(Point::HostAppendMirrored);
         let mut published = Vec::new();
         for key in keys.drain(..) {
             let Some(record) = self.buffer.get(key) else { continue };
@@ -449,9 +455,12 @@ impl State {
 
     /// A newer owner has the vdisk: everything of it ends here, with errors.
     pub fn fence(&mut self, vdisk: VdiskId) {
-        if self.vdisks.contains_key(&vdisk) {
+        if let Some(open) = self.vdisks.get(&vdisk) {
+            let expected = open.deleting;
             self.forget(vdisk);
-            self.events.push_back(Event::Fenced { vdisk });
+            if !expected {
+                self.events.push_back(Event::Fenced { vdisk });
+            }
         }
     }
 
@@ -503,6 +512,7 @@ impl State {
     pub fn figures(&self) -> CoreStats {
         CoreStats {
             buffer_bytes: self.buffer.bytes(),
+            buffer_reserved: self.reserved,
             buffer_limit: self.limit(),
             buffer_records: self.buffer.len() as u64,
             buffer_memory: self.buffer.memory().all(),

@@ -38,7 +38,9 @@ pub struct VdiskStats {
 pub struct CoreStats {
     /// Bytes of records in the write buffer, which the log still holds or is about to.
     pub buffer_bytes: u64,
-    /// What these may be at most at present.
+    /// Bytes promised to requests that were taken and wait for others of their blocks.
+    pub buffer_reserved: u64,
+    /// What both may be together at most at present.
     pub buffer_limit: u64,
     /// Records in the write buffer.
     pub buffer_records: u64,

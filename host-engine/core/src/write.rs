@@ -17,6 +17,7 @@ use cleave_format::layout::{BLOCK, SLICE_BLOCKS};
 use cleave_format::record::{Entry, EntryKind, RecordIdentity};
 use cleave_runtime::Token;
 use cleave_runtime::buffer::Buffer;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -170,6 +171,10 @@ pub(crate) fn request(operation: Operation, size: u64) -> Result<WriteRequest, G
         // C6: partial discards round inward.
         range.0 = range.0.next_multiple_of(BLOCK_BYTES);
         range.1 = (range.1 / BLOCK_BYTES * BLOCK_BYTES).max(range.0);
+        if is_planted(Planted::RoundDiscardsOutward) {
+            range.0 = offset / BLOCK_BYTES * BLOCK_BYTES;
+            range.1 = (offset + length).next_multiple_of(BLOCK_BYTES);
+        }
     }
     Ok(WriteRequest { source, range, asked: (offset, offset + length) })
 }
@@ -202,7 +207,9 @@ impl State {
         while from < range.1 {
             let slice = SliceIndex((from / slice_bytes) as u32);
             let to = range.1.min((u64::from(slice.0) + 1) * slice_bytes);
-            self.writes.add_part(write);
+            if from == range.0 || !is_planted(Planted::CompleteOnFirstPart) {
+                self.writes.add_part(write);
+            }
             let source = source.clone();
             self.take_part(Part {
                 write,
@@ -226,6 +233,7 @@ impl State {
     fn take_part(&mut self, mut part: Part) {
         let key = (part.vdisk, part.slice);
         let behind = !self.waiting.is_empty()
+            && !is_planted(Planted::MergeUnserialised)
             && self
                 .waiting
                 .get(&key)
@@ -432,6 +440,7 @@ impl State {
             self.writes.get_mut(part.write).expect("a write has parts until it is published");
         write.records.push(key);
         self.log.push(part.slice, key);
+        reached(Point::HostRecordBuffered);
         let job = |(entry, plain)| FingerprintJob { record: key, entry, codec, plain };
         let room = FINGERPRINTS_MAX.saturating_sub(self.fingerprints.len());
         self.fingerprints.extend(jobs.into_iter().take(room).map(job));

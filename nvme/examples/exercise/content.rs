@@ -2,9 +2,10 @@
 
 use crate::rig::{Pair, Rig, SystemClock, check, fill, must};
 use cleave_nvme::drive::{DriveOptions, NvmeDrive};
-use cleave_nvme::error::IoError;
+use cleave_nvme::error::{Error, IoError};
 use cleave_nvme::namespace::Namespace;
 use cleave_nvme::queue::{Completion, Operation, QueuePair, Request};
+use cleave_nvme::spec::completion::Status;
 use cleave_nvme::spec::identify::Protection;
 use cleave_runtime::drives::{Drive, DriveOperation, DriveRequest};
 use cleave_runtime::time::Clock;
@@ -14,7 +15,7 @@ const MIB: usize = 1 << 20;
 
 pub fn identify(rig: &Rig) -> Result<String, String> {
     let identity = rig.controller.identity().ok_or("no identity")?;
-    let admin = |error: cleave_nvme::error::Error| error.to_string();
+    let admin = |error: Error| error.to_string();
     let health = rig.run(rig.controller.health()).map_err(admin)?;
     let errors = rig.run(rig.controller.errors()).map_err(admin)?;
     let firmware = rig.run(rig.controller.firmware()).map_err(admin)?;
@@ -32,6 +33,16 @@ pub fn identify(rig: &Rig) -> Result<String, String> {
     }
     rig.run(rig.controller.set_write_cache(false)).map_err(admin)?;
     rig.run(rig.controller.set_write_cache(true)).map_err(admin)?;
+    match rig.run(rig.controller.set_power_state(0)) {
+        // QEMU's controller has one state, and says so.
+        Ok(()) => {}
+        Err(Error::Command { status, .. }) if status.is(Status::NOT_CHANGEABLE) => {}
+        Err(error) => return Err(admin(error)),
+    }
+    let state = rig.run(rig.controller.get_feature(2, 0)).map_err(admin)?;
+    if state & 0x1f != 0 {
+        return Err(format!("the power state is {state} after it was set to 0"));
+    }
     for (number, why) in rig.controller.refused_namespaces() {
         println!("namespace {number} cannot be used: {why}");
     }

@@ -5,10 +5,9 @@ use cleave_nvme::dma::{DmaBuffer, DmaMemory};
 use cleave_nvme::error::IoError;
 use cleave_nvme::namespace::Namespace;
 use cleave_nvme::queue::{Completion, Operation, QueuePair, Refused, Request};
-use cleave_nvme::transport::{PciAddress, SysfsTransport, Transport, USUAL_PAGES, VfioTransport};
+use cleave_nvme::transport::{OpenOptions, PciAddress, open};
 use cleave_runtime::time::{Clock, Moment};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The system's monotonic clock.
@@ -38,13 +37,13 @@ pub struct Rig {
 pub type Pair = QueuePair<DmaBuffer>;
 
 impl Rig {
-    pub fn start(address: PciAddress, iommu: bool, timeout: Duration) -> Result<Rig, String> {
+    pub fn start(
+        address: PciAddress,
+        options: &OpenOptions,
+        timeout: Duration,
+    ) -> Result<Rig, String> {
         let said = |error: cleave_nvme::error::Error| error.to_string();
-        let transport: Arc<dyn Transport> = if iommu {
-            Arc::new(VfioTransport::open(address, USUAL_PAGES).map_err(said)?)
-        } else {
-            Arc::new(SysfsTransport::open_without_iommu(address).map_err(said)?)
-        };
+        let transport = open(address, options).map_err(said)?;
         let clock = Rc::new(SystemClock::new());
         let options = ControllerOptions { io_timeout: timeout, ..ControllerOptions::default() };
         let controller = Controller::new(transport, Rc::clone(&clock) as Rc<dyn Clock>, options);

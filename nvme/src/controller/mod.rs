@@ -95,6 +95,7 @@ pub struct Controller {
     inner: Rc<Inner>,
     /// What runs by itself: recovery, aborts, events, queues of pairs that left.
     keeper: RefCell<Pin<Box<dyn Future<Output = ()>>>>,
+    /// A flow is under way.
     working: Rc<Cell<bool>>,
 }
 
@@ -125,6 +126,10 @@ struct Inner {
     fault: RefCell<Option<String>>,
     /// Brought up once: from then on the keeper looks after it.
     started: Cell<bool>,
+    /// Commands that the controller was asked to abort.
+    aborts: Cell<u64>,
+    /// It may still reach memory, and nothing more can be done about it.
+    given_up: Cell<bool>,
     /// Notified each turn.
     ticks: Signal,
     looked: Cell<Moment>,
@@ -164,6 +169,8 @@ impl Controller {
             requests_missing: Cell::new(0),
             fault: RefCell::default(),
             started: Cell::new(false),
+            aborts: Cell::new(0),
+            given_up: Cell::new(false),
             ticks: Signal::new(),
         });
         let working = Rc::new(Cell::new(false));
@@ -263,9 +270,25 @@ impl Controller {
         self.inner.shared.phase().resets
     }
 
+    /// Commands that were out of time, and that the controller was asked to abort.
+    pub fn aborts(&self) -> u64 {
+        self.inner.aborts.get()
+    }
+
+    /// Whether something is under way that only turns bring further, and no interrupt announces: a
+    /// reset, an abort, the reading of a log.
+    pub fn is_working(&self) -> bool {
+        self.working.get() && !self.inner.given_up.get()
+    }
+
     /// Whether the controller was given up.
     pub fn is_gone(&self) -> bool {
         self.inner.shared.phase().state == PairState::Gone
+    }
+
+    /// Whether it can be neither stopped nor kept from memory: what it was told of is never freed.
+    pub fn is_given_up(&self) -> bool {
+        self.inner.given_up.get()
     }
 
     /// Whether the device answers at all: one read of a register.

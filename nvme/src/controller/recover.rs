@@ -68,6 +68,7 @@ impl Inner {
             pair.control.take_abort().map(|identifier| (*queue, identifier))
         });
         if let Some((queue, identifier)) = abort {
+            self.aborts.set(self.aborts.get() + 1);
             // Whether it was aborted shows in the command's own completion, or in its absence.
             let command = Command::abort(queue, identifier);
             let _ = self.execute_unless_faulty("abort a command", command).await;
@@ -130,6 +131,7 @@ impl Inner {
                 if self.shared.phase().state == PairState::Stopping {
                     // Not even memory could be taken from it: nothing that it was told of is freed.
                     self.tell(ControllerEvent::Gone(last.clone()));
+                    self.given_up.set(true);
                     std::future::pending::<()>().await;
                 }
                 // It may still work on what it was told before: it must not reach memory again.

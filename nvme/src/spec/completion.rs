@@ -69,6 +69,8 @@ impl Status {
     pub const CAPACITY_EXCEEDED: Status = Status(0x81);
     /// Namespace Not Ready.
     pub const NOT_READY: Status = Status(0x82);
+    /// Feature Not Changeable (Base figure 94).
+    pub const NOT_CHANGEABLE: Status = Status(0x10e);
     /// Invalid Protection Information (NVM figure 24).
     pub const INVALID_PROTECTION: Status = Status(0x181);
     /// Write Fault (NVM figure 25).
@@ -122,6 +124,7 @@ impl Status {
             Status::OUT_OF_RANGE => "block out of range",
             Status::CAPACITY_EXCEEDED => "capacity exceeded",
             Status::NOT_READY => "namespace not ready",
+            Status::NOT_CHANGEABLE => "feature not changeable",
             Status::INVALID_PROTECTION => "invalid protection information",
             Status::WRITE_FAULT => "write fault",
             Status::UNRECOVERED_READ => "unrecovered read error",

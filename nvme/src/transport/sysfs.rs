@@ -10,6 +10,8 @@ use super::pci::{BUS_MASTER, COMMAND, PciAddress, with_dma};
 use crate::dma::{DmaPool, PageKind, PhysicalMapper};
 use crate::error::Error;
 use crate::registers::{Bar, Interrupts, Registers};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,15 +23,22 @@ pub struct SysfsTransport {
     bar: Bar,
     config: File,
     memory: DmaPool,
+    /// Locked for as long as the controller is held. After the memory: the next holder resets the
+    /// controller before it uses it.
+    _lock: File,
 }
 
 impl SysfsTransport {
-    /// Takes a controller that no driver of the kernel is bound to. Memory is made of hugepages.
+    /// Takes a controller that no driver of the kernel is bound to. Memory is made of the first of
+    /// these kinds of pages that the system has; normal pages are left out.
     ///
     /// # Errors
-    /// The device is not there, is no controller, has a driver, or is behind an IOMMU (then VFIO is
-    /// the way).
-    pub fn open_without_iommu(address: PciAddress) -> Result<SysfsTransport, Error> {
+    /// The device is not there, is no controller, has a driver, is held by another process, or is
+    /// behind an IOMMU (then VFIO is the way).
+    pub fn open_without_iommu(
+        address: PciAddress,
+        pages: &[PageKind],
+    ) -> Result<SysfsTransport, Error> {
         address.check_class()?;
         if let Some(driver) = address.driver() {
             return Err(Error::Unsupported(format!("{address} belongs to {driver}; unbind it")));
@@ -44,16 +53,17 @@ impl SysfsTransport {
         let system = |what: &str| Error::system(format!("{what} of {name}"));
         let open = |file: &str| OpenOptions::new().read(true).write(true).open(path.join(file));
         let registers = open("resource0").map_err(system("registers"))?;
+        match flock(&registers, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(Error::Held(name)),
+            Err(errno) => return Err(system("lock")(errno.into())),
+        }
         let length = registers.metadata().map_err(system("registers"))?.len().min(1 << 20) as u32;
-        let bar = Bar::map(registers, 0, length).map_err(system("registers"))?;
+        let bar = Bar::map(&registers, 0, length).map_err(system("registers"))?;
         let config = open("config").map_err(system("configuration space"))?;
         let mapper = PhysicalMapper::new().map_err(system("memory"))?;
-        let memory = DmaPool::new(
-            Arc::new(mapper),
-            &[PageKind::Huge2M, PageKind::Huge1G],
-            address.numa_node(),
-        );
-        Ok(SysfsTransport { name, bar, config, memory })
+        let memory = DmaPool::new(Arc::new(mapper), pages, address.numa_node());
+        Ok(SysfsTransport { name, bar, config, memory, _lock: registers })
     }
 
     fn command(&self) -> io::Result<u16> {

@@ -12,6 +12,7 @@ use cleave_format::ids::VdiskId;
 use cleave_host_core::{GuestCompletion, GuestRequest, HostCore, Operation};
 use cleave_runtime::Token;
 use cleave_runtime::buffer::Buffer;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::random::Random;
 use cleave_verify::content::{Content, SECTOR, ZEROS, fill, recognise};
 use cleave_verify::model::{Change, Model, Moment};
@@ -215,7 +216,8 @@ impl Guest {
     pub fn send(&mut self, core: &HostCore, now: Duration) -> (bool, Option<Duration>) {
         let mut any = false;
         // C24: what was in flight goes first, and is over before anything new begins.
-        while let Some(token) = self.resume.front().copied() {
+        let late = is_planted(Planted::ReexecuteLate) && (self.budget > 0 || self.held.is_some());
+        while let Some(token) = self.resume.front().copied().filter(|_| !late) {
             let again = &self.in_flight[&token];
             let change = matches!(again.judged, Judged::Change(_));
             if !change && self.resumed_changes > 0 {
@@ -233,7 +235,7 @@ impl Guest {
         if self.resumed > 0 {
             return (any, None);
         }
-        while self.in_flight.len() < self.depth {
+        while self.in_flight.len() - self.resume.len() < self.depth {
             if self.held.is_none() {
                 if now < self.pause_until {
                     return (any, Some(self.pause_until));

@@ -13,7 +13,7 @@ const NOT_FOUND_YET: [Planted; 1] = [Planted::ReuseSlotsEarly];
 
 #[test]
 fn every_planted_bug_is_found() {
-    for bug in ALL.into_iter().filter(|bug| !NOT_FOUND_YET.contains(bug)) {
+    for bug in ALL.iter().copied().filter(|bug| !NOT_FOUND_YET.contains(bug)) {
         plant(Some(bug));
         let found =
             (0..SEEDS).map(|seed| run(seed, Scale::Small, false)).find(|r| r.failure.is_some());

@@ -16,6 +16,12 @@ pub struct Arguments {
     /// How much to write (K, M, G, T are powers of 1024); 0 only checks what is there.
     #[arg(long, default_value = "1G", value_parser = size)]
     pub bytes: u64,
+    /// Write no more than this a second.
+    #[arg(long, value_parser = size)]
+    pub rate: Option<u64>,
+    /// Write until standard input ends, if that is before --bytes are written; then check everything.
+    #[arg(long)]
+    pub until_input_ends: bool,
     /// Decides all requests and contents.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

@@ -6,15 +6,13 @@
 //! | [`content`] | what a sector holds after a write: recognisable, reproducible bytes |
 //! | [`model`] | for every sector, which contents a read may return |
 //! | [`workload`] | which request comes next: a function of the seed |
-//! | [`device`] | the front end: queues, buffers, connecting anew after the engine died |
-//! | [`run`] | requests in flight, checking, the final pass over everything |
+//! | [`run`] | requests in flight, checking, connecting anew after the engine died, the final pass over everything |
 //!
 //! It knows nothing of Cleave: only the protocol, through an independent front-end crate. It keeps
 //! no state but `--save`'s file, which is written whole at the end or not at all.
 
 pub mod arguments;
 pub mod content;
-pub mod device;
 pub mod model;
 pub mod random;
 pub mod run;

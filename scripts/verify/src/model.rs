@@ -82,6 +82,11 @@ impl Model {
         }
     }
 
+    /// The disk grows to so many sectors; what is new is zero.
+    pub fn grow(&mut self, sectors: u64) {
+        self.settled.resize(self.settled.len().max(sectors as usize), ZEROS);
+    }
+
     /// A new change; its parts follow.
     pub fn change(&mut self) -> Change {
         self.changes += 1;

@@ -6,18 +6,22 @@
 
 use crate::arguments::Arguments;
 use crate::content::{Content, SECTOR, ZEROS, fill, recognise};
-use crate::device::{Buffers, Connection, Done, Properties};
 use crate::model::{Change, Model, Moment, Sectors, Violation};
 use crate::workload::{Limits, Request, TRANSFER_MAX, Workload};
+use cleave_front_end::{Buffers, Connection, Done, Properties};
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const MAGIC: &[u8; 8] = b"CLVERIF1";
 /// Sleeps and checks for life are this long.
 const GLANCE: Duration = Duration::from_millis(200);
+/// With a rate, it is looked at this often whether more may be written.
+const PACE: Duration = Duration::from_millis(5);
 const SECTORS_MIN: u64 = 512;
 const SWEEP_EVERY: u64 = 4096;
 
@@ -109,6 +113,49 @@ impl fmt::Display for Summary {
     }
 }
 
+/// What comes next.
+enum Next {
+    Request(Request),
+    /// The rate does not allow it yet.
+    Later,
+    Nothing,
+}
+
+/// A limit on what is written a second. Time in which nothing could be written is not made up for.
+struct Pace {
+    rate: u64,
+    second: Instant,
+    /// Written when the second began.
+    before: u64,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Pace {
+        Pace { rate, second: Instant::now(), before: 0 }
+    }
+
+    fn allows(&mut self, written: u64) -> bool {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            self.second = Instant::now();
+            self.before = written;
+        }
+        let passed = self.second.elapsed().as_micros() as u64;
+        written - self.before <= self.rate * passed / 1_000_000
+    }
+}
+
+/// Becomes true when standard input ends, or cannot be read.
+fn input_ended() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        // What is said there does not matter.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        seen.store(true, Ordering::Relaxed);
+    });
+    ended
+}
+
 /// What a request in flight means to the model.
 enum Effect {
     Changes(Change, Sectors),
@@ -140,7 +187,7 @@ struct Run<'a> {
 /// Carries the arguments out.
 pub fn run(arguments: &Arguments) -> Result<Summary, RunError> {
     let (queues, depth) = (usize::from(arguments.queues), usize::from(arguments.depth));
-    let buffers = Buffers::new(depth).map_err(RunError::System)?;
+    let buffers = Buffers::new(depth, TRANSFER_MAX).map_err(RunError::System)?;
     let connection = connect(arguments, &buffers)?;
     let properties = connection.properties().map_err(RunError::System)?;
     let sectors = arguments.range.map_or(properties.sectors, |range| range / SECTOR as u64);
@@ -192,13 +239,29 @@ impl Run<'_> {
         let seed = self.arguments.seed ^ (u64::from(self.next_content) << 32);
         let mut workload = Workload::new(seed, limits);
         let bytes = self.arguments.bytes;
-        self.phase(|summary| (summary.written < bytes).then(|| workload.request()))?;
+        let ended = match self.arguments.until_input_ends {
+            true => input_ended(),
+            false => Arc::default(),
+        };
+        let mut pace = self.arguments.rate.map(Pace::new);
+        self.phase(|summary| {
+            if summary.written >= bytes || ended.load(Ordering::Relaxed) {
+                return Next::Nothing;
+            }
+            match pace.as_mut().is_none_or(|pace| pace.allows(summary.written)) {
+                true => Next::Request(workload.request()),
+                false => Next::Later,
+            }
+        })?;
         let step = (TRANSFER_MAX / SECTOR) as u64;
         let mut next = 0;
         self.phase(|_| {
             let first = next;
             next = (next + step).min(sectors);
-            (first < next).then_some(Request::Read(first..next))
+            match first < next {
+                true => Next::Request(Request::Read(first..next)),
+                false => Next::Nothing,
+            }
         })?;
         self.model.sweep();
         let undecided = self.model.undecided();
@@ -211,24 +274,31 @@ impl Run<'_> {
     }
 
     /// Carries out what `next` gives until it gives nothing, and all of it is completed.
-    fn phase(&mut self, mut next: impl FnMut(&Summary) -> Option<Request>) -> Result<(), RunError> {
+    fn phase(&mut self, mut next: impl FnMut(&Summary) -> Next) -> Result<(), RunError> {
         let mut done = Vec::new();
-        let mut ended = false;
+        let (mut ended, mut later) = (false, false);
         loop {
             while let Some(&slot) = self.free.last() {
-                let request =
-                    self.again.pop().or_else(|| if ended { None } else { next(&self.summary) });
-                let Some(request) = request else {
-                    ended = true;
+                let next = match self.again.pop() {
+                    Some(request) => Next::Request(request),
+                    None if ended => Next::Nothing,
+                    None => next(&self.summary),
+                };
+                later = matches!(next, Next::Later);
+                let Next::Request(request) = next else {
+                    ended |= !later;
                     break;
                 };
                 self.free.pop();
                 self.submit(slot, request)?;
             }
             if self.free.len() == self.flights.len() {
-                return Ok(());
+                if !later {
+                    return Ok(());
+                }
+                std::thread::sleep(PACE);
             }
-            self.turn(&mut done)?;
+            self.turn(&mut done, if later { PACE } else { GLANCE })?;
             if self.reported.elapsed() >= Duration::from_secs(1) {
                 self.reported = Instant::now();
                 say(&format!("progress {} of {}", self.summary.written, self.arguments.bytes));
@@ -297,12 +367,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn turn(&mut self, done: &mut Vec<Done>) -> Result<(), RunError> {
+    fn turn(&mut self, done: &mut Vec<Done>, wait: Duration) -> Result<(), RunError> {
         let connection = self.connection.as_mut().expect("requests need a connection");
         connection.notify().map_err(RunError::System)?;
         connection.completed(done);
         if done.is_empty() {
-            connection.wait(GLANCE).map_err(RunError::System)?;
+            connection.wait(wait).map_err(RunError::System)?;
             connection.completed(done);
         }
         let idle = done.is_empty();

@@ -3,20 +3,22 @@
 //! A child's standard error is its log file itself, so it loses no words and meets no broken pipe when the
 //! supervisor dies. It gets SIGTERM from the kernel when that happens. It is in a process group of
 //! its own, so that a terminal's Ctrl-C reaches the supervisor only, which stops engines in order.
+//! A successor stands by beside its predecessor, and says on its standard output when that one may end.
 //! Children are started by one thread that lives as long as the process: the kernel takes the end of the
 //! starting *thread* for the parent's death.
 
-use crate::dev::cluster::{program, program_of};
 use crate::dev::directory::Directory;
 use crate::error::{Error, Result, file, system};
+use cleave_process::arguments::STANDING_BY;
+use cleave_process::crash_points::CRASH_POINT;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 /// A log that has grown beyond this is set aside when its engine starts.
@@ -37,9 +39,14 @@ pub struct Running {
     log_start: u64,
 }
 
-/// Starts an engine. The child itself is to be waited for.
-pub fn start(directory: &Directory, name: &str) -> Result<(Running, Child)> {
-    let path = program(program_of(name))?;
+/// Starts an engine. The child itself is to be waited for; of one that stands by the standard output is to be
+/// listened to.
+pub fn start(
+    directory: &Directory,
+    name: &str,
+    path: &Path,
+    standby: bool,
+) -> Result<(Running, Child)> {
     let log = directory.log(name);
     if fs::metadata(&log).is_ok_and(|found| found.len() > LOG_BYTES_MAX) {
         fs::rename(&log, log.with_extension("log.old")).map_err(file("rename", &log))?;
@@ -52,9 +59,14 @@ pub fn start(directory: &Directory, name: &str) -> Result<(Running, Child)> {
         .map_err(file("open", &log))?;
     let log_start = output.metadata().map_err(file("look at", &log))?.len();
     let copy = output.try_clone().map_err(file("open", &log))?;
-    let mut command = Command::new(&path);
+    let mut command = Command::new(path);
     command.arg("--config").arg(directory.engine_config(name));
+    // A crash point of the supervisor's is not its children's.
+    command.env_remove(CRASH_POINT);
     command.stdin(Stdio::null()).stdout(copy).stderr(output).process_group(0);
+    if standby {
+        command.arg("--standby").stdout(Stdio::piped());
+    }
     let parent = rustix::process::getpid();
     let follow_parent = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
@@ -66,7 +78,7 @@ pub fn start(directory: &Directory, name: &str) -> Result<(Running, Child)> {
     };
     // SAFETY: between fork and exec only two system calls are made; nothing is allocated or locked.
     unsafe { command.pre_exec(follow_parent) };
-    let child = command.spawn().map_err(file("start", &path))?;
+    let child = command.spawn().map_err(file("start", path))?;
     let pid = Pid::from_child(&child);
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(system("name a child process"))?;
     let since = Instant::now();
@@ -121,6 +133,24 @@ pub fn wait(
     };
     let thread = std::thread::Builder::new().name(format!("wait-{name}"));
     thread.spawn(waiting).map_err(system("start a thread"))?;
+    Ok(())
+}
+
+/// Listens to a child that stands by, in a thread of its own, and reports when its predecessor may end.
+pub fn listen(
+    name: &'static str,
+    output: ChildStdout,
+    report: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    let listening = move || {
+        let mut line = String::new();
+        // What ends without the line is reported by its end.
+        if BufReader::new(output).read_line(&mut line).is_ok() && line.trim() == STANDING_BY {
+            report();
+        }
+    };
+    let thread = std::thread::Builder::new().name(format!("listen-{name}"));
+    thread.spawn(listening).map_err(system("start a thread"))?;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use cleave_coordinator::{
     Answer, Operation, Outcome, RedbStore, StoreError, StoreServer, Transaction,
 };
 use cleave_format::ids::{ClusterId, DatanodeId};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime_real::identity::ClusterCa;
 use std::fs::{self, File};
 use std::num::NonZeroU32;
@@ -101,6 +102,7 @@ impl Cluster {
         check_space(&directory, &settings)?;
         File::create(directory.creating()).map_err(file("create", &directory.creating()))?;
         sync_folder(&directory.creating())?;
+        reached(Point::DevMarked);
         if directory.settings().exists() {
             fs::remove_file(directory.settings()).map_err(file("remove", &directory.settings()))?;
         }
@@ -111,6 +113,7 @@ impl Cluster {
         directory.open_folder(&directory.vhost())?;
         let id = ClusterId(drives::random()?);
         create_identities(&directory)?;
+        reached(Point::DevCertificates);
         let key = match given {
             Some(key) => Some(key),
             None if asked.encrypted => {
@@ -133,9 +136,12 @@ impl Cluster {
         } else {
             (drives::create_files(&directory, owner, count, size)?, Vec::new())
         };
+        reached(Point::DevDrives);
         let mut store = RedbStore::open(&directory.store())?;
         put_records(&mut store, &record, &drives, size)?;
+        reached(Point::DevRecords);
         settings.save(&directory)?;
+        reached(Point::DevSettings);
         fs::remove_file(directory.creating()).map_err(file("remove", &directory.creating()))?;
         sync_folder(&directory.creating())?;
         let store = StoreServer::start(&directory.store_socket(), store)?;
@@ -205,6 +211,7 @@ fn create_identities(directory: &Directory) -> Result<()> {
     let (certificate, key) = authority.to_pem();
     write_private(&directory.key("authority.pem"), certificate.as_bytes())?;
     write_private(&directory.key("authority.key"), key.as_bytes())?;
+    reached(Point::DevAuthority);
     for name in ENGINES {
         let identity = authority.issue(name).map_err(|error| Error::Identity(error.to_string()))?;
         let path = |end| directory.key(&format!("{name}.{end}"));

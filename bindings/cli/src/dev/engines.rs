@@ -2,7 +2,7 @@
 
 use crate::dev::cluster::Cluster;
 use crate::dev::directory::write_private;
-use crate::dev::settings::{CONTROLLERS, DATANODE_ID, HOST, HOST_ID};
+use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
 use crate::error::{Result, system};
 use cleave_control::config::{
     DatanodeAddresses, DatanodeConfig, DriveConfig, HostConfig, PeerAddress, TlsFiles,
@@ -14,8 +14,12 @@ const MTU: u16 = 8900;
 /// The group that may use vdisks where it exists and this process may give files to it.
 const VHOST_GROUP: &str = "kvm";
 
-/// Chooses ports and writes all configurations.
-pub fn configure(cluster: &mut Cluster) -> Result<()> {
+/// Chooses ports and writes all configurations. `keep`: unless they are there already, because whoever
+/// starts the engines may have changed them.
+pub fn configure(cluster: &mut Cluster, keep: bool) -> Result<()> {
+    if keep && ENGINES.iter().all(|name| cluster.directory.engine_config(name).exists()) {
+        return Ok(());
+    }
     choose_ports(&mut cluster.settings.ports)?;
     cluster.settings.save(&cluster.directory)?;
     let directory = &cluster.directory;

@@ -39,15 +39,18 @@ pub struct Overview {
     pub cluster: Cluster,
     /// Its children, by name; the supervisor keeps this up to date.
     pub children: Mutex<BTreeMap<&'static str, ChildView>>,
+    /// Engines are started by somebody else: all that is known of them is what they say.
+    pub engines_elsewhere: bool,
     /// When the supervisor started.
     pub since: Instant,
 }
 
 impl Overview {
     /// No child has been started yet.
-    pub fn new(cluster: Cluster) -> Overview {
+    pub fn new(cluster: Cluster, engines_elsewhere: bool) -> Overview {
         let children = ENGINES.map(|name| (name, ChildView::default()));
-        Overview { cluster, children: Mutex::new(children.into()), since: Instant::now() }
+        let children = Mutex::new(children.into());
+        Overview { cluster, children, engines_elsewhere, since: Instant::now() }
     }
 
     /// Changes what is known of a child.
@@ -59,6 +62,11 @@ impl Overview {
     fn child(&self, name: &str) -> ChildView {
         let children = self.children.lock().expect("no thread panics while it holds this");
         children[name].clone()
+    }
+
+    /// An engine's process, while it runs.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.child(name).running.map(|(pid, _)| pid)
     }
 
     /// The host engine, if it answers.
@@ -170,7 +178,9 @@ impl Overview {
     }
 
     fn ask(&self, name: &str, request: &Request) -> Option<Reply> {
-        self.child(name).running?;
+        if !self.engines_elsewhere {
+            self.child(name).running?;
+        }
         let socket = self.cluster.directory.engine_socket(name);
         match call(&socket, request, ANSWER) {
             Ok(reply) => Some(reply),
@@ -184,6 +194,7 @@ impl Overview {
     fn process(&self, name: &str, answers: bool) -> ProcessStatus {
         let child = self.child(name);
         let state = match child.running {
+            None if answers => ProcessState::Running,
             None => ProcessState::Down,
             Some(_) if child.stopping => ProcessState::Stopping,
             Some(_) if answers => ProcessState::Running,
@@ -260,7 +271,12 @@ fn no_log(datanode: u16) -> String {
 }
 
 fn merged(known: ProcessStatus, told: ProcessStatus) -> ProcessStatus {
-    ProcessStatus { version: told.version, incarnation: told.incarnation, ..known }
+    let ProcessStatus { version, incarnation, .. } = told;
+    match known.pid {
+        Some(_) => ProcessStatus { version, incarnation, ..known },
+        // Not a child: what it says is all that is known.
+        None => ProcessStatus { version, incarnation, state: known.state, ..told },
+    }
 }
 
 /// While a controller is away, or has no copy of the log yet, writes wait, whatever the host engine has

@@ -3,16 +3,20 @@
 //! Reading and the namespace are done right here; what concerns children goes to the supervisor's
 //! loop, which answers through a channel.
 
+use crate::dev::child::failed;
+use crate::dev::cluster::{program, program_of};
 use crate::dev::overview::Overview;
-use crate::dev::settings::{DATANODE_ID, ENGINES};
+use crate::dev::settings::{DATANODE_ID, ENGINES, HOST};
 use crate::dev::supervisor::Event;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, file};
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
 use cleave_control::status::{ProcessState, VdiskEntry};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
-use cleave_coordinator::{Answer, LogRole, Operation, Transaction};
+use cleave_coordinator::{Answer, LogRole, Operation, Outcome, Transaction};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -20,6 +24,10 @@ use std::time::{Duration, Instant};
 /// How long an engine may take to let go of a vdisk.
 const LET_GO: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a successor may take to serve what its predecessor served.
+const SERVED: Duration = Duration::from_secs(60);
+/// How exactly a stall is known.
+const STALL_STEP: Duration = Duration::from_millis(5);
 
 /// Answers requests.
 pub struct Requests {
@@ -59,6 +67,7 @@ impl Requests {
             }
             Request::DeleteVdisk { name } => self.delete(&name),
             Request::RestartChild { name } => self.restart(&name),
+            Request::UpgradeHost { program } => self.upgrade(program),
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss)
             }
@@ -137,6 +146,38 @@ impl Requests {
         Ok(Reply::Done {})
     }
 
+    /// Replaces the host engine's program while guests wait, and says how long they did.
+    fn upgrade(&self, path: Option<PathBuf>) -> Result<Reply> {
+        let path = match path {
+            Some(path) => path,
+            None => program(program_of(HOST))?,
+        };
+        let version = version_of(&path)?;
+        let (answer, answered) = channel();
+        self.tell(Event::Upgrade { name: HOST, program: path, answer })?;
+        let promoted = answered.recv().unwrap_or_else(|_| Err(stopping()))?;
+        let deadline = Instant::now() + SERVED;
+        while !self.overview.missing()?.is_empty() {
+            if self.overview.pid(HOST) != Some(promoted.pid) {
+                let what = format!("did not go on as {version}; look at its log");
+                return Err(failed(HOST, what));
+            }
+            if Instant::now() > deadline {
+                let seconds = SERVED.as_secs();
+                let what = format!("runs {version}, but serves not everything after {seconds} s");
+                return Err(failed(HOST, what));
+            }
+            std::thread::sleep(STALL_STEP);
+        }
+        let stall = promoted.since.elapsed();
+        if self.overview.pid(HOST) != Some(promoted.pid) {
+            return Err(failed(HOST, format!("did not go on as {version}; look at its log")));
+        }
+        self.tell(Event::Proven { name: HOST, pid: promoted.pid })?;
+        let stall_milliseconds = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
+        Ok(Reply::Upgraded { version, stall_milliseconds })
+    }
+
     fn start_empty(&self, datanode: u16, accept_data_loss: bool) -> Result<Reply> {
         let option = |reason: &str| {
             let (option, value) = ("--datanode", datanode.to_string());
@@ -160,26 +201,43 @@ impl Requests {
         let Answer::Value(value) = store.execute(Operation::Get { key: key.clone() })? else {
             unreachable!("a get is answered by a value")
         };
-        let Some(value) = value else {
-            return option("it never had a log, so it starts with an empty one by itself");
-        };
+        const NEVER: &str = "it never had a log, so it starts with an empty one by itself";
+        let Some(value) = value else { return option(NEVER) };
         let role: LogRole = decode(&value.value).map_err(|error| {
             let reason = error.to_string();
             cleave_coordinator::StoreError::Malformed { key: key.clone(), reason }
         })?;
+        if !role.has_log() {
+            return option(NEVER);
+        }
         // The operator's word (C7) names the epoch that it is about, and is void for any other: a
         // record of that one field, which is encoded as the field.
         let word = encode(&role.epoch);
         let transaction = Transaction::new()
             .require(key, value.revision)
             .put(format!("start-empty/{datanode}"), word);
-        store.execute(Operation::Transact(transaction))?;
-        Ok(Reply::Done {})
+        match store.execute(Operation::Transact(transaction))? {
+            Answer::Transacted(Outcome::Committed(_)) => Ok(Reply::Done {}),
+            _ => option("its controllers changed their role meanwhile; try again"),
+        }
     }
 
     fn tell(&self, event: Event) -> Result<()> {
         self.events.send(event).map_err(|_| stopping())
     }
+}
+
+/// What a program says it is, if it is a host engine.
+fn version_of(path: &Path) -> Result<String> {
+    let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
+    let output = output.map_err(file("start", path))?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let wanted = program_of(HOST);
+    if output.status.success() && text.split(' ').next() == Some(wanted) {
+        return Ok(text);
+    }
+    let (option, value) = ("--program", path.display().to_string());
+    Err(Error::Option { option, value, reason: format!("it is no {wanted}") })
 }
 
 fn stopping() -> Error {

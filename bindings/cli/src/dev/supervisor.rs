@@ -8,21 +8,27 @@
 //! controllers at once, which write the log to their vaults. A child that does not end in time is
 //! killed, and the stop is reported as failed. While serving, the end of a child ends nothing else; it is
 //! started again when that was asked for, by option or by request.
+//!
+//! An upgrade starts the successor beside the engine that runs; when it stands by, the engine is told to end, and
+//! the successor takes its place in that moment (C25: the kernel lock decides, not this loop). Until the successor
+//! is proven, its end brings the earlier program back.
 
 use crate::dev::child::{self, Running, failed};
-use crate::dev::cluster::Cluster;
+use crate::dev::cluster::{Cluster, program, program_of};
 use crate::dev::engines;
 use crate::dev::overview::Overview;
 use crate::dev::requests::Requests;
 use crate::dev::settings::{CONTROLLERS, ENGINES, HOST};
 use crate::error::{Error, Result, system};
 use cleave_control::server::ControlServer;
+use cleave_runtime::crash_points::{Point, reached};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::process::ExitStatus;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -49,6 +55,8 @@ pub enum Event {
     Ended {
         /// Which.
         name: &'static str,
+        /// Its process.
+        pid: u32,
         /// How.
         status: ExitStatus,
     },
@@ -61,6 +69,38 @@ pub enum Event {
         /// Is told when it has been started.
         answer: Sender<Result<()>>,
     },
+    /// A child is to be replaced by another program.
+    Upgrade {
+        /// Which.
+        name: &'static str,
+        /// What it is to run.
+        program: PathBuf,
+        /// Is told when it runs in the child's place.
+        answer: Sender<Result<Promotion>>,
+    },
+    /// A successor waits for its predecessor to end.
+    StandingBy {
+        /// Which.
+        name: &'static str,
+        /// Its process.
+        pid: u32,
+    },
+    /// A successor serves everything that its predecessor did.
+    Proven {
+        /// Which.
+        name: &'static str,
+        /// Its process.
+        pid: u32,
+    },
+}
+
+/// A successor in its predecessor's place.
+#[derive(Clone, Copy, Debug)]
+pub struct Promotion {
+    /// Its process.
+    pub pid: u32,
+    /// When the predecessor was told to end, or ended by itself.
+    pub since: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +119,20 @@ struct Slot {
     pause: Duration,
     /// Who asked for a restart.
     asked: Vec<Sender<Result<()>>>,
+    /// What it runs, when that is not the program beside this one.
+    program: Option<PathBuf>,
+    successor: Option<Successor>,
+    /// The process of a successor that is not proven yet, and what its predecessor ran.
+    trial: Option<(u32, Option<PathBuf>)>,
+}
+
+/// A child that waits for its predecessor to end.
+struct Successor {
+    running: Running,
+    program: PathBuf,
+    answer: Sender<Result<Promotion>>,
+    /// When the predecessor was told.
+    told: Option<Instant>,
 }
 
 struct Supervisor {
@@ -93,9 +147,9 @@ struct Supervisor {
 }
 
 /// Runs the cluster until it is told to stop.
-pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
+pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<()> {
     for name in ENGINES {
-        crate::dev::cluster::program(crate::dev::cluster::program_of(name))?;
+        program(program_of(name))?;
     }
     for found in cluster.namespace().list()? {
         // Nobody serves anything yet, so a deletion that was interrupted can end.
@@ -103,10 +157,12 @@ pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
             cluster.namespace().finish_delete(&found)?;
         }
     }
-    engines::configure(&mut cluster)?;
+    reached(Point::DevStore);
+    engines::configure(&mut cluster, !engines)?;
+    reached(Point::DevConfigured);
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let overview = Arc::new(Overview::new(cluster));
+    let overview = Arc::new(Overview::new(cluster, !engines));
     let requests = Requests::new(Arc::clone(&overview), events.clone());
     let socket = overview.cluster.directory.control_socket();
     let control = ControlServer::start(&socket, move |request| requests.answer(request))?;
@@ -116,13 +172,17 @@ pub fn supervise(mut cluster: Cluster, restart: bool) -> Result<()> {
         slots: ENGINES.map(|name| (name, Slot::default())).into(),
         restart,
         phase: Phase::Starting,
-        deadline: Some(Instant::now() + READY),
+        // Who starts engines by hand takes their time.
+        deadline: engines.then(|| Instant::now() + READY),
         result: Ok(()),
     };
     let over = Arc::new(AtomicBool::new(false));
     let looking = watch_readiness(Arc::clone(&overview), events, Arc::clone(&over))?;
-    supervisor.start_all();
+    if engines {
+        supervisor.start_all();
+    }
     supervisor.run(&inbox);
+    reached(Point::DevStopped);
     // Requests that wait for the loop get an error now; the server waits for them.
     drop(inbox);
     drop(control);
@@ -213,38 +273,79 @@ impl Supervisor {
             Event::Ready if self.phase == Phase::Starting => {
                 self.phase = Phase::Serving;
                 self.deadline = None;
+                reached(Point::DevReady);
                 let mut out = std::io::stdout().lock();
                 // Nobody may be listening.
                 let _ = writeln!(out, "ready").and_then(|()| out.flush());
             }
             Event::Ready => {}
-            Event::Ended { name, status } => self.ended(name, status),
+            Event::Ended { name, pid, status } => self.ended(name, pid, status),
             Event::Restart { name, answer } => self.restart(name, answer),
+            Event::Upgrade { name, program, answer } => self.upgrade(name, program, answer),
+            Event::StandingBy { name, pid } => self.standing_by(name, pid),
+            Event::Proven { name, pid } => {
+                let trial = &mut self.slot(name).trial;
+                if trial.as_ref().is_some_and(|(on_trial, _)| *on_trial == pid) {
+                    *trial = None;
+                }
+            }
         }
     }
 
     fn start(&mut self, name: &'static str) -> Result<()> {
-        let (running, process) = child::start(&self.overview.cluster.directory, name)?;
-        let events = self.events.clone();
+        let path = match &self.slots[name].program {
+            Some(path) => path.clone(),
+            None => program(program_of(name))?,
+        };
+        let directory = &self.overview.cluster.directory;
+        let (running, process) = child::start(directory, name, &path, false)?;
+        reached(Point::DevEngineStarted);
         let view = (running.pid, running.since);
         self.slot(name).running = Some(running);
         self.overview.change(name, |child| {
             child.running = Some(view);
             child.stopping = false;
         });
+        self.wait(name, view.0, process)
+    }
+
+    fn wait(&self, name: &'static str, pid: u32, process: Child) -> Result<()> {
+        let events = self.events.clone();
         child::wait(name, process, move |status| {
             // The loop may have ended.
-            let _ = events.send(Event::Ended { name, status });
+            let _ = events.send(Event::Ended { name, pid, status });
         })
     }
 
-    fn ended(&mut self, name: &'static str, status: ExitStatus) {
+    fn ended(&mut self, name: &'static str, pid: u32, status: ExitStatus) {
+        let successor = &mut self.slot(name).successor;
+        if let Some(early) = successor.take_if(|successor| successor.running.pid == pid) {
+            let obituary = early.running.obituary(status);
+            let what = format!("goes on, because {}: it {obituary}", early.program.display());
+            // Whoever asked may be gone.
+            let _ = early.answer.send(Err(failed(name, what)));
+            return;
+        }
         let running = self.slot(name).running.take().expect("a child that ended was running");
         let obituary = running.obituary(status);
         self.overview.change(name, |child| {
             child.running = None;
             child.obituary = Some(obituary.clone());
         });
+        if let Some(successor) = self.slot(name).successor.take() {
+            self.promote(name, successor);
+            return;
+        }
+        let trial = self.slot(name).trial.take_if(|(on_trial, _)| *on_trial == pid);
+        if let Some((_, before)) = trial
+            && self.phase == Phase::Serving
+        {
+            eprintln!("cleave: {name} (process {pid}) {obituary}; the program before it goes on");
+            let slot = self.slot(name);
+            slot.program = before;
+            slot.due = Some(Instant::now());
+            return;
+        }
         match self.phase {
             Phase::Starting => self.fail(failed(name, obituary)),
             Phase::Serving => {
@@ -280,7 +381,16 @@ impl Supervisor {
             let _ = answer.send(Err(failed("the cluster", "is starting or stopping; try again")));
             return;
         }
+        if self.overview.engines_elsewhere {
+            let what = "was not started by this supervisor (--no-engines)";
+            let _ = answer.send(Err(failed(name, what)));
+            return;
+        }
         let slot = self.slot(name);
+        if slot.successor.is_some() {
+            let _ = answer.send(Err(failed(name, "is being upgraded; try again")));
+            return;
+        }
         slot.asked.push(answer);
         let Some(running) = &slot.running else {
             slot.due = Some(Instant::now());
@@ -290,6 +400,81 @@ impl Supervisor {
             eprintln!("cleave: {error}");
         }
         self.overview.change(name, |child| child.stopping = true);
+    }
+
+    fn upgrade(&mut self, name: &'static str, program: PathBuf, answer: Sender<Result<Promotion>>) {
+        let slot = &self.slots[name];
+        let refused = match self.phase {
+            Phase::Serving if self.overview.engines_elsewhere => {
+                Some("was not started by this supervisor (--no-engines)")
+            }
+            Phase::Serving if slot.running.is_none() => Some("does not run; restart it"),
+            Phase::Serving if slot.successor.is_some() || !slot.asked.is_empty() => {
+                Some("is being upgraded or restarted; try again")
+            }
+            Phase::Serving => None,
+            _ => Some("is starting or stopping; try again"),
+        };
+        let started = match refused {
+            Some(reason) => Err(failed(name, reason)),
+            None => self.start_successor(name, &program),
+        };
+        match started {
+            Ok(running) => {
+                let successor = Successor { running, program, answer, told: None };
+                self.slot(name).successor = Some(successor);
+            }
+            // Whoever asked may be gone.
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    fn start_successor(&self, name: &'static str, program: &Path) -> Result<Running> {
+        let directory = &self.overview.cluster.directory;
+        let (running, mut process) = child::start(directory, name, program, true)?;
+        let (pid, events) = (running.pid, self.events.clone());
+        let output = process.stdout.take().expect("a successor's output is a pipe");
+        self.wait(name, pid, process)?;
+        child::listen(name, output, move || {
+            // The loop may have ended.
+            let _ = events.send(Event::StandingBy { name, pid });
+        })?;
+        Ok(running)
+    }
+
+    /// The predecessor may end now.
+    fn standing_by(&mut self, name: &'static str, pid: u32) {
+        let Slot { running, successor, .. } = self.slot(name);
+        let (Some(running), Some(successor)) = (running, successor) else { return };
+        if successor.running.pid != pid {
+            return;
+        }
+        successor.told = Some(Instant::now());
+        if let Err(error) = running.signal(Signal::TERM) {
+            eprintln!("cleave: {error}");
+        }
+        self.overview.change(name, |child| child.stopping = true);
+    }
+
+    /// The predecessor has ended, so the successor has the lock, or is about to.
+    fn promote(&mut self, name: &'static str, successor: Successor) {
+        let Successor { running, program, answer, told } = successor;
+        let view = (running.pid, running.since);
+        let slot = self.slot(name);
+        let before = slot.program.replace(program);
+        slot.trial = Some((running.pid, before));
+        slot.running = Some(running);
+        self.overview.change(name, |child| {
+            child.running = Some(view);
+            child.stopping = false;
+            child.restarts += 1;
+        });
+        let since = told.unwrap_or_else(Instant::now);
+        // Whoever asked may be gone.
+        let _ = answer.send(Ok(Promotion { pid: view.0, since }));
+        if self.phase != Phase::Serving {
+            self.end(&[name]);
+        }
     }
 
     /// Does what time or earlier events have made due.
@@ -319,6 +504,7 @@ impl Supervisor {
         }
         if self.phase == Phase::StoppingHost && self.all_down(&[HOST]) {
             self.phase = Phase::StoppingControllers;
+            reached(Point::DevHostStopped);
             self.deadline = Some(now + STOP);
             self.end(&CONTROLLERS);
         }
@@ -372,6 +558,12 @@ impl Supervisor {
             slot.due = None;
             // Those who asked for a restart learn that there is none.
             slot.asked.clear();
+            // One that stands by holds nothing; should it have the lock by now, this is a crash like any other.
+            if let Some(successor) = &slot.successor
+                && let Err(error) = successor.running.signal(Signal::KILL)
+            {
+                eprintln!("cleave: {error}");
+            }
         }
         self.end(&[HOST]);
         self.advance();

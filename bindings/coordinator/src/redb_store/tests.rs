@@ -48,6 +48,21 @@ fn a_file_that_is_no_store_is_refused_and_kept() {
 }
 
 #[test]
+fn a_creation_that_was_cut_short_is_begun_anew_and_an_empty_file_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    std::fs::write(directory.path().join("store.new"), vec![0; 70_000]).unwrap();
+    let mut store = RedbStore::open(&path).unwrap();
+    put(&mut store, "a", b"1").unwrap();
+    drop(store);
+    assert!(!directory.path().join("store.new").exists());
+    assert_eq!(RedbStore::open(&path).unwrap().revision(), 1);
+    std::fs::write(&path, b"").unwrap();
+    let error = RedbStore::open(&path).err().unwrap();
+    assert!(error.to_string().contains("it is empty"), "{error}");
+}
+
+#[test]
 fn a_store_of_another_format_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");

@@ -9,6 +9,7 @@
 //! `medium` says what stays.
 
 mod control;
+mod outage;
 
 use crate::medium::{Medium, Page};
 use crate::process::ProcessInner;
@@ -55,6 +56,7 @@ pub(crate) struct DriveInner {
     medium: RefCell<Medium>,
     owner: RefCell<Option<Owner>>,
     in_flight: RefCell<BTreeMap<u64, InFlight>>,
+    feed: outage::Feed,
     present: Cell<bool>,
     fail_next: Cell<u64>,
     misdirect_next: Cell<u64>,
@@ -131,6 +133,9 @@ impl Drive for OpenDrive {
         let Some(world) = upgrade(&self.drive.world).filter(|_| self.process.alive()) else {
             return;
         };
+        if !self.drive.feed.is_on() {
+            return;
+        }
         if self.owns() {
             self.drive.begin(&world, request, self.process.number);
         } else {
@@ -214,7 +219,7 @@ impl DriveInner {
 
     /// Completes a request.
     fn finish(&self, world: &World, number: u64) -> u64 {
-        let Some(mut flight) = self.in_flight.borrow_mut().remove(&number) else { return 0 };
+        let Some(mut flight) = self.permitted(number) else { return 0 };
         let result = self.perform(world, &mut flight);
         let InFlight { request: DriveRequest { token, operation, buffer }, .. } = flight;
         let (kind, place) = match operation {
@@ -240,6 +245,13 @@ impl DriveInner {
             world.0.delivered(&owner.process);
         }
         digest.value()
+    }
+
+    /// Takes a request out that may take effect.
+    fn permitted(&self, number: u64) -> Option<InFlight> {
+        let mut in_flight = self.in_flight.borrow_mut();
+        let operation = in_flight.get(&number)?.request.operation;
+        self.feed.permits(number, &operation).then(|| in_flight.remove(&number))?
     }
 
     /// The first page and the number of pages of a request, or why it is a mistake.

@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | process | [`kill`](Process::kill) at any event; [`pause`](Process::pause) for any time; clocks that differ in origin and rate | a turn interrupted in its middle; a clock that runs backwards |
 //! | network | delay, reordering between lanes and connections, one-way and two-way cuts, breaks that lose any suffix of each lane | loss or reordering inside a lane of an open connection, corrupted or duplicated messages (QUIC sees to that) |
-//! | drive | completion in any order; unflushed pages kept or lost one by one on power loss; errors, lost drives, latent sector errors, flipped bits, misdirected writes, a failed flush after which the data is doubtful | a flushed page lost without one of these faults; a page torn inside its 4 KiB |
+//! | drive | completion in any order; unflushed pages kept or lost one by one on power loss; errors, lost drives, latent sector errors, flipped bits, misdirected writes, a failed flush after which the data is doubtful | a flushed page lost without one of these faults; a page torn inside its 4 KiB, but by a power cut of [`power`] |
 //!
 //! | Module | Owns |
 //! | --- | --- |
@@ -20,6 +20,7 @@
 //! | [`process`] | a simulated process: clock, executor, turn, crash, pause |
 //! | [`links`] | connections, lanes, cuts, breaks |
 //! | [`drive`] | requests to simulated drives, and their faults |
+//! | [`power`] | cutting a machine's power at the n-th operation of its drives |
 //! | `medium` | what a drive stores: durable pages and the volatile cache over them |
 //! | [`faults`] | faults as values, and a plan that draws them at random |
 //! | [`trace`] | the hash over everything delivered, and the latest events |
@@ -30,6 +31,7 @@ pub mod drive;
 pub mod faults;
 pub mod links;
 mod medium;
+pub mod power;
 pub mod process;
 pub mod settings;
 pub mod trace;
@@ -37,6 +39,7 @@ pub mod world;
 
 pub use drive::{OpenError, SimDrive};
 pub use faults::{Fault, FaultPlan};
+pub use power::{Power, Remains, Unsaved};
 pub use process::Process;
 pub use settings::{Counters, Settings, Span};
 pub use trace::{EventKind, TraceEntry};

@@ -6,6 +6,7 @@
 //! the serial number of their completion. After a power loss a page holds its durable version or
 //! one of the cached ones, each page for itself; the cache is empty.
 
+use crate::power::SECTOR;
 use cleave_runtime::buffer::PAGE;
 use cleave_runtime::random::Random;
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,6 +116,28 @@ impl Medium {
             }
         }
         (kept, dropped)
+    }
+
+    /// Power fails: of each cached write those sectors of a page persist that `keep` names by the page and
+    /// their number in it.
+    pub fn settle_sectors(&mut self, mut keep: impl FnMut(u64, u64) -> bool) {
+        for (page, versions) in std::mem::take(&mut self.cache) {
+            let mut bytes = self.durable.get(&page).map_or([0; PAGE], |content| **content);
+            let mut kept = None;
+            for version in versions {
+                let new = version.content.as_ref().map_or([0; PAGE], |content| **content);
+                let sectors = bytes.chunks_mut(SECTOR).zip(new.chunks(SECTOR));
+                for (sector, (old, new)) in (0..).zip(sectors) {
+                    if keep(page, sector) {
+                        old.copy_from_slice(new);
+                        kept = Some(version.damaged);
+                    }
+                }
+            }
+            if let Some(damaged) = kept {
+                self.settle(page, Version { serial: 0, content: Some(Rc::new(bytes)), damaged });
+            }
+        }
     }
 
     /// Makes a page unreadable until it is written.

@@ -1,7 +1,8 @@
 //! Requests that append control records: seal, commit, delete, grant.
 //!
 //! What a record will do is decided here and written into it (C4); the reply waits until it is
-//! mirrored. When control records have no room, requests wait in order (C13).
+//! mirrored; that of a seal or a delete until both catalogs have synced it, so that it holds even after an empty
+//! log was ordered (C7, C8). When control records have no room, requests wait in order (C13).
 
 use super::{HostWaiter, Malformed, WaiterKind, Who};
 use crate::catalog_port::CatalogRequest;
@@ -12,6 +13,7 @@ use cleave_format::control::{Commit, CommitVdisk, Control};
 use cleave_format::ids::{StripeId, VdiskId};
 use cleave_format::layout::{PARITY_SHARDS, SLICE_BLOCKS};
 use cleave_runtime::links::ConnectionId;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{ControllerMessage, HostMessage, Refusal, RequestNumber};
 
 /// Room that a request needs at least: the record of a grant is longer than its request.
@@ -68,7 +70,7 @@ impl State {
                     })
                 });
                 let done = ControllerMessage::Done { request, result };
-                self.when_mirrored(result.ok(), connection, done);
+                self.when_durable(result.ok(), connection, done);
             }
             HostMessage::Delete { request, vdisk, epoch } => {
                 let resident = &active.resident;
@@ -81,7 +83,7 @@ impl State {
                     },
                 };
                 let done = ControllerMessage::Done { request, result };
-                self.when_mirrored(result.ok(), connection, done);
+                self.when_durable(result.ok(), connection, done);
             }
             HostMessage::Commit { request, stripe, shards_missing, vdisks } => {
                 self.commit(connection, who, request, stripe, shards_missing, vdisks);
@@ -145,6 +147,22 @@ impl State {
         }
     }
 
+    /// Replies once both catalogs have synced a position; at once when there is none.
+    fn when_durable(
+        &mut self,
+        position: Option<cleave_format::ids::Position>,
+        connection: ConnectionId,
+        message: ControllerMessage,
+    ) {
+        match position {
+            Some(position) => {
+                let active = self.active.as_mut().expect("only the active replies");
+                active.durable_replies.push_back((position, connection, message));
+            }
+            None => self.reply(connection, 0, &message, None),
+        }
+    }
+
     fn commit(
         &mut self,
         connection: ConnectionId,
@@ -177,7 +195,7 @@ impl State {
         let sound = is_sound(slots.len(), missing, &vdisks, self.mirror.mirrored);
         let refusal = if active.grants.is_writing(stripe) || !sound {
             Some(Refusal::Malformed)
-        } else if missing.count_ones() > 1 {
+        } else if missing.count_ones() > 1 && !is_planted(Planted::CommitTooFewShards) {
             Some(Refusal::Degraded)
         } else {
             None

@@ -10,8 +10,10 @@ use bytes::Bytes;
 use cleave_catalog::Cursor;
 use cleave_format::control::SlotPlace;
 use cleave_format::ids::{Epoch, Position, StripeId, VdiskId};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::ConnectionId;
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{
     Append, ControllerMessage, HostMessage, MapCursor, Refusal, RequestNumber, ShardFault,
 };
@@ -36,7 +38,7 @@ impl State {
         let at = self.executor.now();
         let session = self.sessions.get_mut(&connection).expect("looked up before");
         let state = &mut session.lanes[usize::from(lane)];
-        if state.refused {
+        if state.refused && !is_planted(Planted::TakeGaps) {
             return Ok(());
         }
         if append.number != state.last + 1 {
@@ -58,6 +60,9 @@ impl State {
             let length = record.length as usize;
             let outcome = held.log.append(&mut message, length, record.begins, quota, |identity| {
                 let epoch = identity.version.epoch;
+                if is_planted(Planted::AppendAfterSeal) {
+                    return Ok(());
+                }
                 resident.check_owner(identity.vdisk, epoch, who.incarnation).map(drop)
             });
             match outcome {
@@ -87,6 +92,7 @@ impl State {
         }
         let number = append.number;
         active.acks.push_back(Ack { position: last.0, connection, lane, number, at });
+        reached(Point::LogAppended);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use crate::mirror::Standing;
 use crate::state::{Phase, insert_entries, peer_entry};
 use bytes::Bytes;
 use cleave_format::ids::Position;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
 use std::time::Duration;
 
@@ -115,6 +116,7 @@ impl Meeting {
     /// Copies the peer's log, and its catalog if that comes first.
     pub(super) async fn take(&self) -> Result<Log, Ended> {
         self.node.set_phase(Phase::Copying);
+        reached(Point::CopyBegun);
         let (PeerMessage::CopyStart { log: id, next, mut entries, catalog }, _) =
             self.word().await?
         else {
@@ -143,6 +145,7 @@ impl Meeting {
         if catalog >= next {
             return Err("the catalog here is ahead of the peer's log".to_owned());
         }
+        reached(Point::CopyTaken);
         Ok(log)
     }
 

@@ -4,6 +4,7 @@ use super::{Ended, Meeting, next_before};
 use crate::log::Log;
 use crate::state::{Held, Phase};
 use cleave_format::ids::{Epoch, Position};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
 
 impl Meeting {
@@ -42,6 +43,7 @@ impl Meeting {
             return Err("the peer did not join".to_owned());
         };
         self.run_standby(epoch, log, next)?;
+        reached(Point::Joined);
         self.node.consume_image().await;
         Ok(())
     }

@@ -6,6 +6,8 @@ use crate::state::{Held, Phase};
 use crate::vault;
 use cleave_format::ids::Position;
 use cleave_format::vault::VaultState;
+use cleave_runtime::crash_points::{Point, reached};
+use cleave_runtime::planted::{Planted, is_planted};
 
 impl Node {
     /// Loads the vault's image if it is still valid (C7), and no log is held or the one that is held does not
@@ -31,7 +33,8 @@ impl Node {
         let recorded = roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
         let image = header.identity;
         let valid = recorded.role.is_some_and(|(role, _)| {
-            role.log == image.log_id && role.is_in_sync(image.incarnation.0)
+            let by_member = role.is_in_sync(image.incarnation.0);
+            role.log == image.log_id && (by_member || is_planted(Planted::LoadOldImage))
         });
         if !valid {
             tracing::info!("the vault's image is of an older role, and is not used");
@@ -44,6 +47,7 @@ impl Node {
         match vault::load(&io, &header, settings.log, settings.advice, catalog).await {
             Ok(log) => {
                 tracing::info!("loaded the log from the vault: {} entries", log.len());
+                reached(Point::VaultLoaded);
                 let mut state = self.state_mut();
                 state.mirror.effects = 0;
                 state.held = Some(Held { log, member: image.incarnation });
@@ -58,6 +62,7 @@ impl Node {
     pub(super) async fn consume_image(&self) {
         let image = self.state_mut().image.take();
         if let Some(header) = image
+            && !is_planted(Planted::LoadOldImage)
             && let Err(error) = vault::consume(&self.vault_io(), &header).await
         {
             tracing::warn!("the vault's image is void, but could not be marked: {error}");

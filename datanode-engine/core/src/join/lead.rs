@@ -10,6 +10,7 @@ use crate::roles::{self, Recorded};
 use crate::state::{Active, Held, Phase};
 use cleave_format::control::Control;
 use cleave_format::ids::{Epoch, Position};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -39,7 +40,7 @@ impl Meeting {
             // process runs by a record that it knows.
             Plan::Resume => {
                 self.say(&PeerMessage::Decision(Decision::Resume), &[])?;
-                standby.log.map_or(Position(1), |held| held.next)
+                standby.log.or(own.log).map_or(Position(1), |held| held.next)
             }
             Plan::StandbyCopies => self.give(&standby).await?,
             Plan::ActiveCopies => {
@@ -74,7 +75,7 @@ impl Meeting {
     fn resumes(&self, standby: &Standing) -> bool {
         let state = self.node.state();
         let own = state.standing();
-        let role = state.role.as_ref();
+        let role = state.role.as_ref().filter(|_| standby.log.is_some());
         role.is_some_and(|role| decide(Some(role), false, &own, standby) == Plan::Resume)
     }
 
@@ -133,10 +134,12 @@ impl Meeting {
             let held = state.held.as_ref().expect("the log was copied, given or started");
             (held.log.id(), state.incarnation)
         };
+        reached(Point::JoinPrepared);
         let joined = roles::join(&store, datanode, recorded, log, own, standby.incarnation).await;
         let Some(role) = joined.map_err(|error| error.to_string())? else {
             return Err("the record in the store changed meanwhile".to_owned());
         };
+        reached(Point::JoinRecorded);
         {
             // Also when the connection is gone by now: the record says so, and the next meeting resumes by it.
             let mut state = self.node.state_mut();
@@ -155,6 +158,7 @@ impl Meeting {
         }
         self.check_current()?;
         self.run_active(next)?;
+        reached(Point::Joined);
         self.node.consume_image().await;
         Ok(())
     }
@@ -190,6 +194,7 @@ impl Meeting {
             requests: Slab::new(),
             acks: VecDeque::new(),
             replies: VecDeque::new(),
+            durable_replies: VecDeque::new(),
             deferred: VecDeque::new(),
             quota: state.settings.log.record_bytes_max / 4 * 3,
             absent: BTreeMap::new(),

@@ -52,6 +52,7 @@ impl Slices {
         if !SEQUENCES.contains(&sequence) {
             return Place::Gap;
         }
+        let begins = begins || is_planted(Planted::TakeGaps);
         let Some(slice) = self.0.get(&key(identity)) else {
             return if begins { Place::Next } else { Place::Gap };
         };

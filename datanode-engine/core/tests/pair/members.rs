@@ -2,7 +2,12 @@
 
 use crate::rig::{self, FakeHost, NAMES, Rig, SECOND};
 use crate::{append_some, begin, destage};
+use cleave_coordinator::contract::Operation;
+use cleave_coordinator::encoding::encode;
+use cleave_coordinator::records::datanode_key;
+use cleave_coordinator::{Answer, LogRole, Member, Outcome, Transaction};
 use cleave_datanode_core::Phase;
+use std::rc::Rc;
 use std::time::Duration;
 
 #[test]
@@ -123,11 +128,16 @@ fn both_killed_stays_down_until_the_operator_says_so() {
     let Phase::NoLog(lost) = rig.status(0).phase else { panic!("{:?}", rig.status(0)) };
     assert!(lost.contains("lost") && !lost.contains('\n'), "{lost}");
     assert!(!rig.node(0).is_mirrored());
-    assert_eq!(rig.role().unwrap(), before);
+    // The new process raised the epoch, and changed nothing else.
+    let fenced = rig.role().unwrap();
+    assert_eq!(fenced, LogRole { epoch: before.epoch + 1, ..before.clone() });
     rig.order_start_empty();
+    // The word is about what is lost, and outlives the next fence.
+    rig.kill(0);
+    rig.start(0);
     rig.run_until_mirrored();
     let after = rig.role().unwrap();
-    assert_eq!(after.epoch, before.epoch + 1);
+    assert_eq!(after.epoch, fenced.epoch + 2);
     assert_ne!(after.log, before.log);
     // The host learns that it is another log, and resends everything that is not released (C7).
     host.records.values_mut().for_each(|record| record.1 = false);
@@ -144,6 +154,39 @@ fn both_killed_stays_down_until_the_operator_says_so() {
     rig.start(1);
     rig.world.run_for(5 * SECOND);
     assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
+
+/// C8, also where C7 ends: an empty log knows every owner that was told so, and no older one.
+#[test]
+fn owners_outlive_a_lost_log() {
+    for seed in 320..330 {
+        let (mut rig, mut host) = begin(seed);
+        append_some(&mut host, 5);
+        host.settle(&rig);
+        let mut next = FakeHost::start_as(&rig, "host-2", 77);
+        next.host = 2;
+        next.epoch = host.epoch;
+        next.connect(&rig);
+        next.seal(&rig).unwrap();
+        rig.kill(0);
+        rig.kill(1);
+        rig.start(0);
+        rig.start(1);
+        rig.world.run_for(5 * SECOND);
+        rig.order_start_empty();
+        rig.run_until_mirrored();
+        // The old owner wakes up first.
+        host.records.clear();
+        host.connect(&rig);
+        host.append(3, 100);
+        rig.world.run_for(SECOND);
+        host.look();
+        assert!(host.records.values().all(|record| !record.1), "an old owner is back");
+        next.connect(&rig);
+        append_some(&mut next, 20);
+        next.settle(&rig);
+        next.verify(&rig);
+    }
 }
 
 #[test]
@@ -269,6 +312,53 @@ fn a_damaged_image_is_none() {
     rig.start(1);
     rig.world.run_for(5 * SECOND);
     assert!(matches!(rig.status(0).phase, Phase::NoLog(_)));
+}
+
+/// C7: what the store executes late of an active that died changes nothing once a new one has loaded its image.
+#[test]
+fn a_late_request_of_a_dead_active_is_void() {
+    for seed in 300..308 {
+        let (mut rig, mut host) = begin(seed);
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        rig.stop_both();
+        // As if two processes had met, and both had died while the active's change was on its way.
+        let (before, revision) = rig.recorded().unwrap();
+        let member = |controller, incarnation| Member { controller, incarnation };
+        let in_sync = vec![member(0, 1 << 40), member(1, (1 << 40) + 1)];
+        let late = LogRole { epoch: before.epoch + 1, active: Some(1 << 40), in_sync, ..before };
+        let late = Transaction::new()
+            .require(datanode_key(1), revision)
+            .put(datanode_key(1), encode(&late));
+        rig.start(0);
+        rig.start(1);
+        let active = Rc::clone(rig.node(0));
+        assert!(rig.world.run_until(|| active.status().log.is_some(), 5 * SECOND));
+        let outcome = rig.store.execute(Operation::Transact(late)).unwrap();
+        assert!(matches!(outcome, Answer::Transacted(Outcome::Conflict)), "{outcome:?}");
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.settle(&rig);
+        host.verify(&rig);
+    }
+}
+
+/// The same where there was no log before: nobody ends up without one.
+#[test]
+fn a_late_request_for_the_first_log_is_void() {
+    let mut rig = Rig::new(310);
+    rig.start(0);
+    let member = |controller, incarnation| Member { controller, incarnation };
+    let in_sync = vec![member(0, 1 << 40), member(1, (1 << 40) + 1)];
+    let late = LogRole { epoch: 1, log: 1 << 40, active: Some(1 << 40), in_sync };
+    let late = Transaction::new().require(datanode_key(1), 0).put(datanode_key(1), encode(&late));
+    assert!(rig.world.run_until(|| rig.role().is_some(), 5 * SECOND));
+    assert!(!rig.role().unwrap().has_log());
+    let outcome = rig.store.execute(Operation::Transact(late)).unwrap();
+    assert!(matches!(outcome, Answer::Transacted(Outcome::Conflict)), "{outcome:?}");
+    rig.start(1);
+    rig.run_until_mirrored();
+    assert!(rig.role().unwrap().has_log());
 }
 
 /// Also when the record made both members and nobody could be told: the next meeting resumes by it.

@@ -126,6 +126,24 @@ fn each_flipped_bit_is_found() {
 }
 
 #[test]
+fn unused_bytes_are_zero() {
+    // One entry of 88 bytes and 8 of padding.
+    let good = encode(StripeId(9), 1, Incarnation(8), &some()[..1]);
+    let trailer = good.len() - TRAILER;
+    let unused = (FOOTER_ENTRY..trailer).chain([6, 7].map(|at| trailer + at));
+    for at in unused.chain(trailer + 32..trailer + 60) {
+        let mut bad = good.clone();
+        bad[at] = 1;
+        let crc = crc32c::crc32c(&bad[..trailer]);
+        bad[trailer + 28..trailer + 32].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bad[trailer..trailer + 60]);
+        bad[trailer + 60..].copy_from_slice(&crc.to_le_bytes());
+        let read = decode(StripeId(9), &bad);
+        assert_eq!(read, Err(FormatError::Malformed(WHAT)), "byte {at}");
+    }
+}
+
+#[test]
 fn a_trailer_that_announces_more_than_the_section_is_refused() {
     let mut trailer = encode(StripeId(9), 1, Incarnation(8), &[]);
     trailer[24..28].copy_from_slice(&((SHARD / FOOTER_ENTRY) as u32).to_le_bytes());

@@ -102,6 +102,29 @@ fn a_flipped_bit_of_header_or_entries_is_found() {
     }
 }
 
+#[test]
+fn unused_bytes_are_zero() {
+    let (good, table) = encode(
+        &RecordIdentity {
+            vdisk: VdiskId(1),
+            slice: SliceIndex(2),
+            version: Version::default(),
+            incarnation: Incarnation(5),
+        },
+        &[Entry { block: 1, kind: EntryKind::Frame, blocks: 1, length: 32 }],
+    );
+    // Of the header, of the entry, and after it.
+    let header = [9].into_iter().chain(44..48).chain(56..64);
+    for at in header.chain([RECORD_HEADER + 3]).chain(RECORD_HEADER + ENTRY..table) {
+        let mut bad = good.clone();
+        bad[at] = 1;
+        let crc = crc32c::crc32c(&bad[8..table]);
+        bad[4..8].copy_from_slice(&crc.to_le_bytes());
+        let read = Record::decode(&bad).map(|_| ());
+        assert_eq!(read, Err(FormatError::Malformed(WHAT)), "byte {at}");
+    }
+}
+
 /// Entries that no host writes, in records that are intact.
 #[test]
 fn unsound_entries_are_refused() {

@@ -74,6 +74,17 @@ fn each_flipped_bit_is_found() {
 }
 
 #[test]
+fn unused_bytes_are_zero() {
+    let good = encode(&small());
+    for at in [11, 14, 15].into_iter().chain(48..64).chain(128..SLOT_HEADER - 4) {
+        let mut bad = good.clone();
+        bad[at] = 1;
+        crate::page::seal(&mut bad);
+        assert_eq!(SlotHeader::decode(&bad), Err(FormatError::Malformed(WHAT)), "byte {at}");
+    }
+}
+
+#[test]
 fn another_shard_is_refused() {
     let header = small();
     let check = |cluster: ClusterId, stripe, shard, drive, slot, generation| {

@@ -114,6 +114,16 @@ fn a_generation_without_a_next_one_is_refused() {
 }
 
 #[test]
+fn unused_bytes_are_zero() {
+    for at in (9..12).chain(96..SUPERBLOCK - 4) {
+        let mut bad = generation(4).encode();
+        bad[at] = 1;
+        crate::page::seal(&mut bad);
+        assert_eq!(Superblock::decode(&bad), Err(FormatError::Malformed(WHAT)), "byte {at}");
+    }
+}
+
+#[test]
 fn copies_of_two_drives_are_refused() {
     let other = Superblock { identity: identity(0x0305), ..generation(5) };
     let chosen = choose(&generation(4).encode(), &other.encode());

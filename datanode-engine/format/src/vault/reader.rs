@@ -91,6 +91,9 @@ impl VaultReader {
             2 => VaultKind::Control,
             _ => return Err(FormatError::Malformed(WHAT)),
         };
+        if body[length..].iter().any(|byte| *byte != 0) {
+            return Err(FormatError::Malformed(WHAT));
+        }
         let in_order = self.last.is_none_or(|last| last < position);
         if !in_order || position >= self.header.next_position {
             return Err(FormatError::Malformed(WHAT));

@@ -272,6 +272,30 @@ fn each_flipped_bit_of_a_header_is_found() {
 }
 
 #[test]
+fn unused_bytes_are_zero() {
+    let header = File::default().write_image(&vec![(1, VaultKind::Record, vec![1])], 4096);
+    for at in 96..VAULT_HEADER - 4 {
+        let mut bad = header.encode();
+        bad[at] = 1;
+        crate::page::seal(&mut bad);
+        assert_eq!(VaultHeader::decode(&bad), Err(FormatError::Malformed(WHAT)), "byte {at}");
+    }
+    // The padding of an entry, under its own checksum and the body's.
+    let mut file = File::default();
+    let mut entry = [0; 2 * ENTRY_HEADER];
+    (entry[0], entry[8], entry[11]) = (1, 1, 1);
+    for (padding, wanted) in [(0, Ok(1)), (1, Err(FormatError::Malformed(WHAT)))] {
+        entry[31] = padding;
+        let seed = entry_seed(header.generation, identity().log_id);
+        let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed, &entry[..12]), &entry[16..]);
+        entry[12..16].copy_from_slice(&crc.to_le_bytes());
+        file.write(BODY_START, &entry);
+        let whole = VaultHeader { body_crc: crc32c::crc32c(&entry), ..header.clone() };
+        assert_eq!(file.read(&whole, 4096).map(|log| log.len()), wanted);
+    }
+}
+
+#[test]
 fn a_generation_without_a_next_one_is_refused() {
     let last = File::default().write_image(&vec![(1, VaultKind::Record, vec![1])], 4096);
     let decoded = |generation| {

@@ -14,6 +14,7 @@ use cleave_format::address::Address;
 use cleave_format::control::{CommitVdisk, GrantedStripe, InlineEntry, Release};
 use cleave_format::ids::{Epoch, Position, SliceIndex, StripeId, VdiskId};
 use cleave_format::layout::SLOT;
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::Class;
 use cleave_wire::{ControllerMessage, HostMessage, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +100,20 @@ impl Destage {
         self.commit_without_stripe(&Plan { items: Vec::new(), pieces: Vec::new() }).await
     }
 
+    /// Releases what a stripe holds before its commit, as nothing may: for a planted bug.
+    pub(super) async fn release_before_commit(&self, plan: &Plan) {
+        let Ok(identity) = self.identity().await else { return };
+        let _turn = self.commit_turn().await;
+        let mut prepared = self.shared.state.borrow_mut().prepare(plan, None);
+        for part in &mut prepared.vdisks {
+            part.entries.clear();
+            part.run = None;
+        }
+        // Whatever came of it: the stripe's own commit goes on as if this had not been.
+        let _ = self.send_commit(identity, 0, &prepared).await;
+        self.shared.state.borrow_mut().unprepare(&prepared);
+    }
+
     async fn commit_without_stripe(&self, plan: &Plan) -> Result<(), GivenUp> {
         let identity = self.identity().await?;
         let _turn = self.commit_turn().await;
@@ -142,6 +157,7 @@ impl Destage {
             let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
             match reply.message {
                 ControllerMessage::Committed { result: Ok(position), struck, .. } => {
+                    reached(Point::HostCommitted);
                     return Ok((position, struck));
                 }
                 ControllerMessage::Committed { result: Err(Refusal::Full), .. } => {
@@ -313,6 +329,7 @@ impl State {
         if let Some((stripe, places)) = &stripe {
             self.map.learn(*stripe, places);
         }
+        reached(Point::HostCommitApplied);
         let mut slices: BTreeSet<(VdiskId, SliceIndex)> = BTreeSet::new();
         for key in &prepared.records {
             let Some(record) = self.buffer.get(*key) else { continue };

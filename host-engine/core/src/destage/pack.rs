@@ -14,6 +14,7 @@ use cleave_format::ids::{BlockIndex, Version};
 use cleave_format::layout::{BLOCK, COLUMN, COLUMNS, PARITY_SHARDS, SHARD, SLOT_HEADER};
 use cleave_format::record::EntryKind;
 use cleave_format::slot::{SlotHeader, column_checksums};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::{Class, LANES};
 use cleave_runtime::planted::{Planted, is_planted};
@@ -117,6 +118,9 @@ fn put(
     let start = place.offset as usize;
     let target = &mut section[start..start + place.length as usize];
     target.copy_from_slice(bytes);
+    if is_planted(Planted::ChecksumWithoutAddress) {
+        return frame::check_in_log(target).map(drop);
+    }
     frame::place(target, &place.address(grant.stripe)).map(drop)
 }
 
@@ -200,7 +204,7 @@ impl Destage {
                 on_their_way -= 1;
                 faults.extend(result.err().map(|fault| (shard, fault)));
             }
-            if faults.len() > 1 {
+            if faults.len() > 1 && !is_planted(Planted::CommitTooFewShards) {
                 break;
             }
             on_their_way += 1;
@@ -219,6 +223,7 @@ impl Destage {
                     ControllerMessage::ShardWritten { result, .. } => result,
                     _ => Err(ShardFault::Io),
                 };
+                reached(Point::HostShardWritten);
                 results.push((shard, result));
             });
         }
@@ -233,6 +238,9 @@ impl Destage {
             [(shard, fault)] if !no_space => {
                 tracing::warn!(stripe = %grant.stripe, shard, %fault, "a stripe lacks a shard");
                 Ok(1 << shard)
+            }
+            faults if !no_space && is_planted(Planted::CommitTooFewShards) => {
+                Ok(faults.iter().fold(0, |missing, (shard, _)| missing | 1 << shard))
             }
             faults => {
                 let (stripe, lost) = (grant.stripe, faults.len());

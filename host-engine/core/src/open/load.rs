@@ -7,16 +7,17 @@ use crate::error::HostError;
 use crate::handles::Places;
 use crate::hash::Map as HashMap;
 use crate::map::MapChange;
+use crate::pool::is_at;
 use crate::solve::ShardRange;
 use crate::state::State;
 use bytes::Bytes;
+use cleave_format::FormatError;
 use cleave_format::address::Address;
 use cleave_format::control::PiecePlace;
 use cleave_format::footer::{self, FooterContent, FooterEntry, TRAILER, Trailer};
 use cleave_format::ids::{SliceIndex, StripeId, VdiskId, Version};
 use cleave_format::layout::{PARITY_SHARDS, SHARD};
 use cleave_format::map_piece::MapPiece;
-use cleave_format::{FormatError, frame};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
 use cleave_runtime::sync::Queue;
@@ -81,7 +82,7 @@ impl Shared {
             offset: address.shard_offset() as u32,
             length: address.length,
         };
-        let read = self.read_checked(&range, |bytes| frame::check_at(bytes, &address).is_ok());
+        let read = self.read_checked(&range, |bytes| is_at(bytes, &address));
         read.await.map_err(|reason| HostError::Unreadable { vdisk, stripe, reason })
     }
 

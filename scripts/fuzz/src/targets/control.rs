@@ -86,6 +86,7 @@ pub(super) fn lines_seeds() -> Vec<Vec<u8>> {
         Request::ResizeVdisk { name: name(), size: 1 << 30, accept_data_loss: false },
         Request::DeleteVdisk { name: name() },
         Request::RestartChild { name: name() },
+        Request::UpgradeHost { program: Some("/usr/bin/cleave-host".into()) },
         Request::StartEmptyLog { datanode: 1, accept_data_loss: true },
     ];
     let line = |request: &Request| {

@@ -26,6 +26,7 @@ impl World {
             medium: RefCell::default(),
             owner: RefCell::default(),
             in_flight: RefCell::default(),
+            feed: Default::default(),
             present: Cell::new(true),
             fail_next: Cell::new(0),
             misdirect_next: Cell::new(0),

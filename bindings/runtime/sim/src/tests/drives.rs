@@ -1,7 +1,7 @@
 //! Drives: what is durable when, what a crash decides, and each fault.
 
 use super::*;
-use crate::{OpenError, SimDrive};
+use crate::{OpenError, Power, Remains, SimDrive};
 use cleave_runtime::buffer::PAGE;
 use cleave_runtime::drives::{
     Drive, DriveCompletion, DriveError, DriveIo, DriveOperation, DriveRequest,
@@ -325,4 +325,42 @@ fn flows_run_over_the_async_wrapper() {
     rig.process.executor().spawn(Priority::Background, flow);
     assert!(rig.world.run_until(|| result.borrow().is_some(), SECOND));
     assert_eq!(*result.borrow(), Some(3));
+}
+
+#[test]
+fn a_power_cut_hits_the_operation_that_it_was_ordered_for() {
+    for (remains, first, last) in [
+        (Remains::Nothing, 0, 0),
+        (Remains::Everything, 9, 9),
+        (Remains::TornFirst, 9, 0),
+        (Remains::TornLast, 0, 9),
+    ] {
+        let rig = rig(3);
+        let power = Power::default();
+        rig.drive.feed(&power);
+        rig.write(1, 0, 7, 1);
+        rig.submit(2, DriveOperation::Read { offset: 0 }, Some((0, 1)));
+        assert_eq!(rig.finish().len(), 2);
+        // The flush, then a write that completes, then the one that is hit.
+        power.cut_at(3);
+        assert_eq!(rig.does(DriveOperation::Flush, None).0, Ok(()));
+        rig.write(3, 4, 8, 1);
+        assert_eq!(rig.finish().len(), 1);
+        rig.write(4, 8, 9, 2);
+        assert!(rig.finish().is_empty() && power.is_out());
+        rig.write(5, 12, 9, 1);
+        assert!(rig.finish().is_empty());
+        rig.drive.settle(remains);
+        rig.process.kill();
+        power.restore();
+        let byte = |offset: u64| rig.drive.peek(offset, 1)[0];
+        assert_eq!(byte(0), 7, "what was flushed stays");
+        assert_eq!(byte(at(4)) == 8, matches!(remains, Remains::Everything | Remains::TornFirst));
+        assert_eq!((byte(at(8)), byte(at(10) - 1)), (first, last), "{remains:?}");
+        assert_eq!(byte(at(12)), 0, "without power nothing is taken");
+        // And it goes on.
+        let rig = Rig { process: rig.world.start_process("again"), ..rig };
+        let rig = Rig { open: rig.process.open_drive(&rig.drive), ..rig };
+        assert_eq!(rig.does(DriveOperation::Write { offset: 0 }, Some((1, 1))).0, Ok(()));
+    }
 }

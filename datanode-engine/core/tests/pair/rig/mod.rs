@@ -227,12 +227,17 @@ impl Rig {
     }
 
     pub fn role(&self) -> Option<LogRole> {
+        self.recorded().map(|(role, _)| role)
+    }
+
+    /// The record and its revision.
+    pub fn recorded(&self) -> Option<(LogRole, u64)> {
         use cleave_coordinator::Answer;
         let key = datanode_key(1);
         match self.store.execute(Operation::Get { key }).unwrap() {
-            Answer::Value(value) => {
-                value.map(|v| cleave_coordinator::encoding::decode(&v.value).unwrap())
-            }
+            Answer::Value(value) => value.map(|value| {
+                (cleave_coordinator::encoding::decode(&value.value).unwrap(), value.revision)
+            }),
             other => panic!("{other:?}"),
         }
     }

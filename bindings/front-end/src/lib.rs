@@ -1,11 +1,12 @@
-//! The front end: buffers, queues, and connecting anew after the engine went away.
+//! A front end of a vhost-user-blk socket, as a guest's hypervisor is one: buffers, queues, requests.
+//!
+//! It knows nothing of Cleave, only the protocol, through an independent crate. The verifier, measurements
+//! and the import and export of images reach vdisks through it.
 //!
 //! Buffers are shared memory that outlives connections; rings do not: each connection has new ones,
 //! so that a successor of a killed engine finds nothing in flight. An engine that is gone cannot touch
 //! the buffers any more: its address space is torn down before its sockets are closed.
 
-use crate::content::SECTOR;
-use crate::workload::TRANSFER_MAX;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -20,24 +21,28 @@ use virtio_driver::{
     VirtioFeatureFlags,
 };
 
-/// Buffers of [`TRANSFER_MAX`] bytes, one a slot, in memory that engines can map.
+/// Bytes of a sector: the unit in which requests name places.
+pub const SECTOR: usize = 512;
+
+/// Buffers of equal size, one a slot, in memory that engines can map.
 pub struct Buffers {
     file: File,
     start: *mut u8,
     length: usize,
+    each: usize,
 }
 
 impl Buffers {
-    /// Buffers for so many slots.
-    pub fn new(slots: usize) -> io::Result<Buffers> {
-        let length = slots * TRANSFER_MAX;
+    /// Buffers for so many slots, of so many bytes each: the longest read or write.
+    pub fn new(slots: usize, each: usize) -> io::Result<Buffers> {
+        let length = slots * each;
         let file = File::from(memfd_create("buffers", MemfdFlags::CLOEXEC)?);
         ftruncate(&file, length as u64)?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses touches nobody's memory.
         let start =
             unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, &file, 0)? };
-        Ok(Buffers { file, start: start.cast(), length })
+        Ok(Buffers { file, start: start.cast(), length, each })
     }
 
     /// A slot's buffer.
@@ -45,12 +50,12 @@ impl Buffers {
         let start = self.pointer(slot);
         // SAFETY: the range lies in the mapping, which lives as long as `self`. The engine writes to it
         // only while a read of this slot is in flight, and callers look at it only when none is.
-        unsafe { std::slice::from_raw_parts_mut(start, TRANSFER_MAX) }
+        unsafe { std::slice::from_raw_parts_mut(start, self.each) }
     }
 
     fn pointer(&self, slot: usize) -> *mut u8 {
-        let offset = slot * TRANSFER_MAX;
-        assert!(offset + TRANSFER_MAX <= self.length, "slot {slot} has no buffer");
+        let offset = slot * self.each;
+        assert!(offset + self.each <= self.length, "slot {slot} has no buffer");
         // SAFETY: the offset lies within the mapping, as just asserted.
         unsafe { self.start.add(offset) }
     }
@@ -154,8 +159,9 @@ impl Connection {
         buffers: &Buffers,
     ) -> io::Result<()> {
         let pointer = buffers.pointer(slot);
+        assert!(bytes <= buffers.each, "a read of {bytes} bytes does not fit its buffer");
         let queue = self.queue(slot);
-        // SAFETY: the buffer lives in `buffers`, which outlives every connection, and nobody looks at
+        // SAFETY: the buffer has that many bytes and lives in `buffers`, which outlives every connection, and nobody looks at
         // it while this request is in flight.
         unsafe { queue.read_raw(sector * SECTOR as u64, pointer, bytes, slot) }
     }
@@ -169,6 +175,7 @@ impl Connection {
         buffers: &Buffers,
     ) -> io::Result<()> {
         let pointer = buffers.pointer(slot);
+        assert!(bytes <= buffers.each, "a write of {bytes} bytes does not fit its buffer");
         let queue = self.queue(slot);
         // SAFETY: as for reads; nobody changes the buffer while this request is in flight.
         unsafe { queue.write_raw(sector * SECTOR as u64, pointer, bytes, slot) }
