@@ -16,6 +16,7 @@ use cleave_runtime::sync::{Promise, Signal};
 use cleave_runtime::time::Moment;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Parts that may wait to be written, of all devices of a core together with those below.
 pub(crate) const QUEUE_MAX: usize = 192;
@@ -148,7 +149,7 @@ pub enum Phase {
 
 /// See the module's page.
 pub(crate) struct Device {
-    pub name: Rc<str>,
+    pub name: Arc<str>,
     pub port: Rc<Port>,
     pub superblock: FlashSuperblock,
     pub share: Share,
@@ -192,7 +193,7 @@ pub(crate) struct Device {
 impl Device {
     /// A share whose headers are not read yet.
     pub fn new(
-        name: Rc<str>,
+        name: Arc<str>,
         port: Rc<Port>,
         superblock: FlashSuperblock,
         share: Share,

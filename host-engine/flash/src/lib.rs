@@ -53,6 +53,7 @@ use port::Port;
 use state::{DeviceKey, State};
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Zones that a share has at least: one to fill, one to move to, one to evict.
 pub const ZONES_MIN: u32 = 3;
@@ -73,7 +74,7 @@ pub enum AddError {
     Large,
     /// One of that name is in use.
     #[error("{0} is in use already")]
-    Known(Rc<str>),
+    Known(Arc<str>),
 }
 
 /// Why a device is not opened.
@@ -170,6 +171,21 @@ impl Flash {
         Ok(())
     }
 
+    /// Finds out what a device is, as [`prepare()`] does; it is not added yet.
+    pub async fn prepare(
+        &self,
+        drive: &Rc<dyn Drive>,
+        cluster: ClusterId,
+        device: FlashId,
+    ) -> Result<Prepared, PrepareError> {
+        let io = DriveIo::new(Rc::clone(drive));
+        self.0.preparing.borrow_mut().push(io.clone());
+        let prepared = prepare(&io, cluster, device).await;
+        let mut preparing = self.0.preparing.borrow_mut();
+        preparing.retain(|other| !Rc::ptr_eq(other.drive(), drive));
+        prepared
+    }
+
     /// Prepares and adds a device that this core has for itself. `device` is its random name if it must be formatted.
     pub async fn open(
         &self,
@@ -178,13 +194,7 @@ impl Flash {
         cluster: ClusterId,
         device: FlashId,
     ) -> Result<Prepared, OpenError> {
-        let io = DriveIo::new(Rc::clone(&drive));
-        self.0.preparing.borrow_mut().push(io.clone());
-        let prepared = prepare(&io, cluster, device).await;
-        let mut preparing = self.0.preparing.borrow_mut();
-        preparing.retain(|other| !Rc::ptr_eq(other.drive(), &drive));
-        drop(preparing);
-        let prepared = prepared?;
+        let prepared = self.prepare(&drive, cluster, device).await?;
         self.add(name, drive, prepared.superblock.clone(), Share::WHOLE)?;
         Ok(prepared)
     }

@@ -15,6 +15,7 @@ use cleave_runtime::executor::Priority;
 use cleave_runtime::sync::Queue;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Headers that are read at a time.
 const READERS: u32 = 16;
@@ -125,7 +126,7 @@ impl State {
         device.closed = closed.into();
         device.phase = Phase::Ready;
         let parts = device.zones.iter().map(|zone| u64::from(zone.live)).sum();
-        let name = Rc::clone(&device.name);
+        let name = Arc::clone(&device.name);
         self.event(FlashEvent::Ready { device: name, parts });
     }
 }

@@ -18,6 +18,7 @@ use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Errors, less one for every minute, at which a device is retired.
@@ -318,7 +319,7 @@ impl State {
     /// A request of a device failed; `offset`: where.
     pub fn failed(&mut self, key: DeviceKey, offset: Option<u64>, error: &DriveError) {
         let Some(device) = self.device(key) else { return };
-        let name = Rc::clone(&device.name);
+        let name = Arc::clone(&device.name);
         device.errors += 1;
         match error {
             DriveError::Lost(reason) => self.retire(key, reason.clone()),
@@ -350,7 +351,7 @@ impl State {
         if !device.retire_place(zone, place) {
             return;
         }
-        let (name, offset) = (Rc::clone(&device.name), device.place_offset(zone, place));
+        let (name, offset) = (Arc::clone(&device.name), device.place_offset(zone, place));
         let places = device.zones.len() as u64 * u64::from(device.places());
         let limit = RETIRED_MIN.max(places / RETIRED_DIVISOR);
         let worn_out = device.retired_places > limit;
@@ -368,7 +369,7 @@ impl State {
         device.moves.clear();
         device.suspects.clear();
         device.changed.notify();
-        let name = Rc::clone(&device.name);
+        let name = Arc::clone(&device.name);
         self.retiring.push(key);
         self.retired_signal.notify();
         self.event(FlashEvent::Retired { device: name, reason });
@@ -406,7 +407,7 @@ impl State {
             let live: u64 = device.zones.iter().map(|zone| u64::from(zone.live)).sum();
             let free = device.zones.iter().filter(|zone| zone.state == ZoneState::Free).count();
             DeviceStats {
-                name: Rc::clone(&device.name),
+                name: Arc::clone(&device.name),
                 phase: device.phase,
                 capacity: (places - device.retired_places) * PART as u64,
                 used: live * PART as u64,

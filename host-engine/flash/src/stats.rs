@@ -1,13 +1,13 @@
 //! Figures of a core's flash, and what whoever runs it should know.
 
 use crate::device::Phase;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Of one device: of the core's share of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceStats {
     /// Its name.
-    pub name: Rc<str>,
+    pub name: Arc<str>,
     /// How far it is.
     pub phase: Phase,
     /// Bytes of parts that fit.
@@ -69,14 +69,14 @@ pub enum FlashEvent {
     /// Its headers are read: it is in use.
     Ready {
         /// The device.
-        device: Rc<str>,
+        device: Arc<str>,
         /// Parts that were found.
         parts: u64,
     },
     /// A request failed.
     Error {
         /// The device.
-        device: Rc<str>,
+        device: Arc<str>,
         /// First byte, where there is one.
         offset: Option<u64>,
         /// What it said.
@@ -85,19 +85,19 @@ pub enum FlashEvent {
     /// A place lost what it was given, and is not used any more.
     PlaceRetired {
         /// The device.
-        device: Rc<str>,
+        device: Arc<str>,
         /// First byte of the place.
         offset: u64,
     },
     /// There is no space behind the file: nothing new is written for a while.
     NoSpace {
         /// The device.
-        device: Rc<str>,
+        device: Arc<str>,
     },
     /// The device is not used any more.
     Retired {
         /// The device.
-        device: Rc<str>,
+        device: Arc<str>,
         /// Why.
         reason: String,
     },

@@ -84,7 +84,7 @@ fn a_place_that_rots_is_retired_for_good() {
     assert_eq!(rig.read(3, 2 * PART + 4096, 4096), Some(false));
     assert_eq!(rig.read(3, 2 * PART, 16), None, "the part is gone at once");
     rig.settle();
-    let device: Rc<str> = "flash".into();
+    let device: Arc<str> = "flash".into();
     assert_eq!(rig.events(), [FlashEvent::PlaceRetired { device, offset }]);
     rig.store(3, 2, 1);
     assert!(rig.has(3, 2) && rig.offset_of(3, 2) != offset);
