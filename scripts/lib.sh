@@ -14,8 +14,10 @@ export CARGO_TARGET_DIR=$ROOT/target
 BUILD_PACKAGES=(gcc libc6-dev)
 # What guests need: the hypervisor, what runs in them, and the unpacking of a kernel.
 GUEST_PACKAGES=(python3 qemu-system-x86 qemu-utils busybox-static fio e2fsprogs)
-# What measurements that guard against regressions need.
-TEST_PACKAGES=(valgrind)
+# What torture does to networks and drives.
+TORTURE_PACKAGES=(iproute2 nftables util-linux e2fsprogs)
+# What tests need beside: measurements that guard against regressions.
+TEST_PACKAGES=(valgrind "${TORTURE_PACKAGES[@]}")
 
 say() {
     printf '\n== %s\n' "$*"

@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# Runs everything: formatting, lints, all tests of all crates, and end-to-end tests with real guests.
+# Runs everything: formatting, lints, all tests of all crates, simulated clusters, and end-to-end tests
+# with real guests.
 #
 # Installs what is missing of what tests need (apt, as root; components of rustup). Ends with a line
 # "N passed, N failed", and with a status other than 0 when something failed.
 #
-#   scripts/test.sh [--only checks|crates|e2e] [-- OPTIONS OF scripts/e2e]
+#   scripts/test.sh [--only checks|crates|simulator|e2e] [-- OPTIONS OF scripts/e2e]
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 only=all
 while [ $# -gt 0 ]; do
     case $1 in
-        --only) only=${2:-}; shift 2 || die "--only needs checks, crates or e2e" ;;
+        --only) only=${2:-}; shift 2 || die "--only needs checks, crates, simulator or e2e" ;;
         --) shift; break ;;
         -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) die "unknown option $1" ;;
     esac
 done
-case $only in all | checks | crates | e2e) ;; *) die "--only takes checks, crates or e2e" ;; esac
+case $only in all | checks | crates | simulator | e2e) ;; *) die "--only takes checks, crates, simulator or e2e" ;; esac
 
 passed=0
 failed=0
@@ -64,6 +65,14 @@ crates() {
     echo "crates: $good passed, $bad failed"
 }
 
+# Simulated clusters, until the budget of a change is met; says what was done.
+simulated_clusters() {
+    local log=$logs/simulated-clusters.log
+    if single "simulated clusters" target/release/cleave-simulator --budget ci; then
+        sed -n '/^faults, and/,$p' "$log"
+    fi
+}
+
 end_to_end() {
     local log=$logs/e2e.log counted
     say "end-to-end tests"
@@ -92,6 +101,11 @@ if [ "$only" = all ] || [ "$only" = checks ]; then
 fi
 if [ "$only" = all ] || [ "$only" = crates ]; then
     crates
+fi
+if [ "$only" = all ] || [ "$only" = simulator ]; then
+    if single "build of the simulator" cargo build --release --locked -q -p cleave-simulator; then
+        simulated_clusters
+    fi
 fi
 if [ "$only" = all ] || [ "$only" = e2e ]; then
     # Older programs would say nothing about this tree.

@@ -27,6 +27,9 @@ mod vault_file;
 use cleave_process::daemon::Daemon;
 use std::process::ExitCode;
 
+// However packages are built together: bugs are planted in simulated clusters only.
+const _: () = assert!(!cleave_runtime::planted::COMPILED_IN);
+
 fn main() -> ExitCode {
     let daemon = Daemon {
         name: "cleave-datanode",

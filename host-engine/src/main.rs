@@ -33,6 +33,9 @@ mod vdisk;
 use cleave_process::daemon::Daemon;
 use std::process::ExitCode;
 
+// However packages are built together: bugs are planted in simulated clusters only.
+const _: () = assert!(!cleave_runtime::planted::COMPILED_IN);
+
 fn main() -> ExitCode {
     let daemon = Daemon {
         name: "cleave-host",

@@ -66,9 +66,9 @@ def scenario(function):
 
 
 def check(condition, message):
-    """Fails with the message unless the condition holds."""
+    """Fails with the message, or what it gives when called, unless the condition holds."""
     if not condition:
-        raise Failure(message)
+        raise Failure(message() if callable(message) else message)
 
 
 def until(condition, seconds, otherwise):

@@ -8,18 +8,23 @@ from framework import Failure, check, until
 
 
 class Verifier:
-    """A run over one vdisk."""
+    """A run over one vdisk. `until_told`: it writes until `end_writing`, if that is sooner."""
 
-    def __init__(self, context, cluster, vdisk, write, arguments=()):
+    def __init__(self, context, cluster, vdisk, write, arguments=(), until_told=False):
         self.context = context
         seed = str(context.options.seed)
         line = [context.options.program("cleave-verify"), "--socket", cluster.socket(vdisk)]
         line += ["--bytes", str(write), "--seed", seed, *arguments]
+        if until_told:
+            line.append("--until-input-ends")
         number = len([name for name in _files(context) if name.startswith("verify-")])
         self._output = context.path(f"verify-{number}.log")
         with open(self._output, "wb") as output:
             self._process = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                line,
+                stdin=subprocess.PIPE if until_told else subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         context.at_end(self._end)
 
@@ -45,6 +50,10 @@ class Verifier:
             return self.written() >= count
 
         until(enough, seconds, lambda: f"cleave-verify wrote {self.written()} of {count} bytes")
+
+    def end_writing(self):
+        """Tells it to go on to checking everything."""
+        self._process.stdin.close()
 
     def is_running(self):
         """Whether it has not ended."""

@@ -143,6 +143,11 @@ class Guest:
         """Waits until the command has written `text`."""
         self._until(lambda: text in self.output(), seconds, f"it did not say {text!r}")
 
+    def until_count(self, text, count, seconds):
+        """Waits until the command has written `text` so many times."""
+        enough = lambda: self.output().count(text) >= count
+        self._until(enough, seconds, f"it did not say {text!r} {count} times")
+
     def tell(self, line):
         """Gives the command a line on its standard input."""
         with open(self._path("input.in"), "wb", buffering=0) as file:

@@ -21,6 +21,7 @@ use arguments::{Arguments, Command};
 use clap::Parser;
 use std::process::ExitCode;
 
+use std::io::IsTerminal;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     if let Err(error) = cleave_process::crash_points::arm_from_environment() {
+        .with_ansi(std::io::stderr().is_terminal())
         eprintln!("cleave: {error}");
         return ExitCode::FAILURE;
     }

@@ -4,11 +4,13 @@
 //! the message arrives, so that delays come from virtual time and one seed. Each direction stays
 //! in order, whatever the order of the calls, as on a socket. A client that is disconnected loses
 //! the replies on their way; transactions on their way still arrive, later, as they may with a
-//! real server: the case that [`StoreError::Unknown`] warns of.
+//! real server: the case that [`StoreError::Unknown`] warns of. A server that crashes disconnects everybody,
+//! and what is on its way to it is lost.
 
 use crate::contract::{Answer, Operation, Store, StoreError, StoreEvent, Token};
 use crate::hub::{ClientId, Hub, Reply};
-use std::cell::RefCell;
+use crate::redb_store::RedbStore;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 
@@ -22,20 +24,55 @@ pub struct DirectServer(Rc<ServerInner>);
 struct ServerInner {
     hub: RefCell<Hub>,
     clients: RefCell<BTreeMap<ClientId, Weak<Link>>>,
+    /// Every client that there is, connected or not.
+    links: RefCell<Vec<Weak<Link>>>,
+    /// Number of crashes; messages are for the server that ran when they were sent.
+    crashes: Cell<u64>,
+    down: Cell<bool>,
 }
 
 impl DirectServer {
     /// Serves this hub.
     pub fn new(hub: Hub) -> DirectServer {
-        DirectServer(Rc::new(ServerInner { hub: RefCell::new(hub), clients: RefCell::default() }))
+        DirectServer(Rc::new(ServerInner {
+            hub: RefCell::new(hub),
+            clients: RefCell::default(),
+            links: RefCell::default(),
+            crashes: Cell::new(0),
+            down: Cell::new(false),
+        }))
+    }
+
+    /// The server's process dies: every client is disconnected, and nobody can connect.
+    pub fn crash(&self) {
+        self.0.down.set(true);
+        self.0.crashes.set(self.0.crashes.get() + 1);
+        for link in self.links() {
+            link.set_connected(false);
+        }
+    }
+
+    /// The server's process starts again with this store, and clients connect to it.
+    pub fn restart(&self, store: RedbStore) {
+        self.0.hub.borrow_mut().restart(store);
+        self.0.down.set(false);
+        for link in self.links() {
+            link.set_connected(true);
+        }
+    }
+
+    fn links(&self) -> Vec<Rc<Link>> {
+        let mut links = self.0.links.borrow_mut();
+        links.retain(|link| link.strong_count() > 0);
+        links.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// A connected client. Dropping it disconnects.
     pub fn connect(&self, schedule: Schedule) -> DirectStore {
-        let link = Link { server: self.clone(), schedule, state: RefCell::default() };
-        let store = DirectStore(Rc::new(link));
-        store.set_connected(true);
-        store
+        let link = Rc::new(Link { server: self.clone(), schedule, state: RefCell::default() });
+        self.0.links.borrow_mut().push(Rc::downgrade(&link));
+        link.set_connected(true);
+        DirectStore(link)
     }
 
     /// Carries out an operation at once, as the store's own process may. Not for watches.
@@ -70,6 +107,15 @@ impl DirectServer {
     }
 }
 
+/// A message on its way to the store.
+struct Sent {
+    client: ClientId,
+    token: Token,
+    operation: Operation,
+    /// Crashes of the server until then.
+    crashes: u64,
+}
+
 /// A client's side.
 pub struct DirectStore(Rc<Link>);
 
@@ -84,7 +130,7 @@ struct LinkState {
     /// The present connection.
     client: Option<ClientId>,
     /// On their way to the store.
-    up: VecDeque<(ClientId, Token, Operation)>,
+    up: VecDeque<Sent>,
     /// On their way back.
     down: VecDeque<(ClientId, Reply)>,
     /// Sent and not answered; whether it is a transaction.
@@ -95,9 +141,15 @@ struct LinkState {
 impl DirectStore {
     /// Cuts the connection or makes a new one.
     pub fn set_connected(&self, connected: bool) {
-        let Link { server, state, .. } = &*self.0;
+        self.0.set_connected(connected);
+    }
+}
+
+impl Link {
+    fn set_connected(self: &Rc<Link>, connected: bool) {
+        let Link { server, state, .. } = &**self;
         let mut state = state.borrow_mut();
-        if connected == state.client.is_some() {
+        if connected == state.client.is_some() || (connected && server.0.down.get()) {
             return;
         }
         if let Some(client) = state.client.take() {
@@ -110,7 +162,7 @@ impl DirectStore {
             }
         } else {
             let client = server.0.hub.borrow_mut().join();
-            server.0.clients.borrow_mut().insert(client, Rc::downgrade(&self.0));
+            server.0.clients.borrow_mut().insert(client, Rc::downgrade(self));
             state.client = Some(client);
             state.ready.push(StoreEvent::Connected);
         }
@@ -134,7 +186,8 @@ impl Store for DirectStore {
         let transaction = matches!(operation, Operation::Transact(_));
         let before = state.in_flight.insert(token, transaction);
         assert!(before.is_none(), "token {token} is in flight already");
-        state.up.push_back((client, token, operation));
+        let crashes = self.0.server.0.crashes.get();
+        state.up.push_back(Sent { client, token, operation, crashes });
         drop(state);
         let link = Rc::clone(&self.0);
         (self.0.schedule)(Box::new(move || link.arrived_up()));
@@ -151,7 +204,11 @@ impl Link {
             let mut state = self.state.borrow_mut();
             (state.up.pop_front(), state.client)
         };
-        let (client, token, operation) = first.expect("as many arrivals as messages");
+        let Sent { client, token, operation, crashes } =
+            first.expect("as many arrivals as messages");
+        if crashes != self.server.0.crashes.get() {
+            return;
+        }
         if Some(client) != present && !matches!(operation, Operation::Transact(_)) {
             return;
         }

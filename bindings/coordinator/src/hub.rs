@@ -58,6 +58,12 @@ impl Hub {
         Hub { store, next_client: 1, watches: BTreeMap::new(), told }
     }
 
+    /// Serves another store from now on, as the next process would: nobody is joined, watches are gone, and
+    /// clients are numbered on.
+    pub fn restart(&mut self, store: RedbStore) {
+        *self = Hub { next_client: self.next_client, ..Hub::new(store) };
+    }
+
     /// The store itself.
     pub fn store(&self) -> &RedbStore {
         &self.store

@@ -80,7 +80,7 @@ bugs! {
     TrimBeforeSynced breaks "C11";
     /// Commits and grants have no room of their own in the log.
     NoReserveForCommits breaks "C13";
-    /// Slots of an ended grant are given out while writes under it are on their way.
+    /// Slots of an ended grant are given out next, while writes under it are on their way.
     ReuseSlotsEarly breaks "C15";
     /// Slots of an ended grant are never given out again.
     LeakSlots breaks "C15";
@@ -99,6 +99,9 @@ bugs! {
     /// A core counts a key's frames anew with every vdisk that it opens.
     ReuseNonces breaks "C29";
 }
+
+/// Whether bugs can be planted in this program. No shell is built so.
+pub const COMPILED_IN: bool = cfg!(feature = "planted-bugs");
 
 #[cfg(feature = "planted-bugs")]
 mod switch {

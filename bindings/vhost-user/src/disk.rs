@@ -165,6 +165,8 @@ impl Disk {
         }
         if worked {
             self.watch_version += 1;
+            // A ring that was started has its guest woken.
+            self.unsignalled = true;
         }
         worked
     }

@@ -34,6 +34,9 @@ pub(crate) struct Ring {
     in_flight: u32,
     records: Option<Records>,
     unsignalled: bool,
+    /// Whether the guest was woken since the ring or its call was set up: what a predecessor published and
+    /// did not signal is not known, so the first time it is woken whatever it asked for.
+    woken: bool,
     started: bool,
     mapped: bool,
     /// Whether the front end lets it run.
@@ -58,6 +61,7 @@ impl Ring {
             in_flight: 0,
             records: None,
             unsignalled: false,
+            woken: false,
             started: false,
             mapped: false,
             enabled: false,
@@ -183,6 +187,8 @@ impl Ring {
         self.busy = vec![false; self.queue.size().into()];
         self.in_flight = 0;
         self.fault = None;
+        self.woken = false;
+        self.unsignalled = true;
         self.started = true;
         self.quiet(memory);
         Ok(unfinished)
@@ -203,6 +209,7 @@ impl Ring {
     pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) -> Result<(), String> {
         self.call = call.map(event).transpose()?;
         // A completion may have been signalled to the old one, unseen.
+        self.woken = false;
         if self.started {
             self.ring_call();
         }
@@ -232,8 +239,8 @@ impl Ring {
         self.in_flight += 1;
         if let Some(records) = &self.records {
             records.taken(head, counter);
+            reached(Point::HostRequestTaken);
         }
-        reached(Point::HostRequestTaken);
         step();
         Ok(())
     }
@@ -247,19 +254,18 @@ impl Ring {
     ) -> Result<(), RingFault> {
         self.busy[usize::from(head)] = false;
         self.in_flight -= 1;
-        reached(Point::HostRequestAnswered);
         step();
         if let Some(records) = &self.records {
+            reached(Point::HostRequestAnswered);
             records.publishing(head);
+            reached(Point::HostRequestPublishing);
         }
-        reached(Point::HostRequestPublishing);
         step();
         let place = u64::from(self.queue.next_used() % self.queue.size());
         if !self.mapped {
             return Err(RingFault::Ring);
         }
         self.queue.add_used(memory.view(), head, length).map_err(|_| RingFault::Ring)?;
-        reached(Point::HostRequestPublished);
         step();
         let used = self.queue.used_ring();
         memory.mark_dirty(used + 4 + place * USED_ENTRY, USED_ENTRY);
@@ -269,6 +275,7 @@ impl Ring {
             return Err(RingFault::Lost);
         }
         if let Some(records) = &self.records {
+            reached(Point::HostRequestPublished);
             records.unmark(head);
             reached(Point::HostRequestUnmarked);
             step();
@@ -307,6 +314,7 @@ impl Ring {
             let flags: u16 = memory.view().load(flags, Ordering::Relaxed).unwrap_or(0);
             u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
+        let wanted = wanted | !std::mem::replace(&mut self.woken, true);
         if wanted {
             self.ring_call();
         }

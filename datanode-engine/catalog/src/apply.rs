@@ -4,6 +4,7 @@
 //! would change and that are not there are passed over, so that applying a record to a catalog
 //! that is ahead of it, or twice, changes nothing.
 
+use crate::rows::ascending;
 use crate::tables::*;
 use crate::{Catalog, CatalogError};
 use cleave_format::control::{Commit, CommitVdisk, Control, DriveState, GrantedStripe, SlotPlace};
@@ -104,7 +105,7 @@ impl Tables<'_> {
         let before = self.hosts.insert(host.0, incarnation.0)?.map(|found| found.value());
         let Some(before) = before else { return Ok(()) };
         let mut ended = Vec::new();
-        for entry in self.grants.iter()? {
+        for entry in ascending("grants", self.grants.iter()?) {
             let (stripe, row) = entry?;
             let row: GrantRow = decode("grants", row.value())?;
             if row.incarnation.0 == before && before != incarnation.0 {
@@ -228,7 +229,7 @@ impl Tables<'_> {
         range: std::ops::RangeInclusive<(u64, u64)>,
     ) -> Result<Vec<u64>, CatalogError> {
         let (mut keys, mut stripes) = (Vec::new(), Vec::new());
-        for entry in self.commits.range(range)? {
+        for entry in ascending("commits", self.commits.range(range)?) {
             let (key, row) = entry?;
             let row: CommitRow = decode("commits", row.value())?;
             keys.push(key.value());
@@ -293,7 +294,8 @@ impl Tables<'_> {
         self.pieces.retain_in((vdisk.0, 0)..=(vdisk.0, u32::MAX), |_, _| false)?;
         self.commits.retain_in((vdisk.0, 0)..=(vdisk.0, u64::MAX), |_, _| false)?;
         let mut stripes = Vec::new();
-        for entry in self.stripes_of.range((vdisk.0, 0)..=(vdisk.0, u64::MAX))? {
+        let rows = self.stripes_of.range((vdisk.0, 0)..=(vdisk.0, u64::MAX))?;
+        for entry in ascending("stripes", rows) {
             stripes.push(entry?.0.value().1);
         }
         for stripe in stripes {

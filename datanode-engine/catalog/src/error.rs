@@ -46,6 +46,11 @@ pub enum CatalogError {
         /// What is wrong.
         reason: cleave_format::FormatError,
     },
+    /// Rows are not in order: the file was changed by something else.
+    #[error(
+        "the catalog's {0} are out of order: its file is damaged; remove it, and it is copied from the peer"
+    )]
+    Order(&'static str),
     /// A dump of another catalog does not decode, or is of another format.
     #[error("the received catalog cannot be read: {0}")]
     Transfer(&'static str),

@@ -36,6 +36,7 @@ mod apply;
 mod database;
 mod error;
 mod query;
+mod rows;
 pub mod storage;
 pub mod tables;
 mod transfer;

@@ -1,6 +1,7 @@
 //! What is read from a catalog: maps to open, places of stripes, and what an active controller
 //! keeps resident.
 
+use crate::rows::ascending;
 use crate::tables::*;
 use crate::{Catalog, CatalogError};
 use cleave_format::control::{GrantedStripe, InlineEntry, PiecePlace, SlotPlace};
@@ -122,7 +123,8 @@ impl Catalog {
             Cursor::Commits(position) => after = position.max(frontier),
             Cursor::Pieces(first) => {
                 let pieces = read.open_table(PIECES)?;
-                for entry in pieces.range((vdisk.0, first)..=(vdisk.0, u32::MAX))? {
+                let rows = pieces.range((vdisk.0, first)..=(vdisk.0, u32::MAX))?;
+                for entry in ascending("pieces", rows) {
                     let (key, found) = entry?;
                     let group = key.value().1;
                     if bytes >= bytes_max {
@@ -138,7 +140,8 @@ impl Catalog {
         let Some(first) = after.0.checked_add(1) else { return Ok(page) };
         let commits = read.open_table(COMMITS)?;
         let stripes = read.open_table(STRIPES)?;
-        for entry in commits.range((vdisk.0, first)..=(vdisk.0, u64::MAX))? {
+        let rows = commits.range((vdisk.0, first)..=(vdisk.0, u64::MAX))?;
+        for entry in ascending("commits", rows) {
             let (key, found) = entry?;
             if bytes >= bytes_max {
                 page.next = Some(Cursor::Commits(after));
@@ -188,7 +191,7 @@ impl Catalog {
     pub fn damage(&self, lost: &[DriveId]) -> Result<Damage, CatalogError> {
         let read = self.database.begin_read()?;
         let mut damage = Damage::default();
-        for entry in read.open_table(STRIPES)?.iter()? {
+        for entry in ascending("stripes", read.open_table(STRIPES)?.iter()?) {
             let row: StripeRow = decode("stripes", entry?.1.value())?;
             let missing = row.slots.iter().enumerate().filter(|(shard, place)| {
                 row.shards_missing >> shard & 1 == 1 || lost.binary_search(&place.drive).is_ok()
@@ -209,26 +212,26 @@ impl Catalog {
         let meta = read.open_table(META)?;
         let newest = meta.get(NEWEST_STRIPE)?.map_or(0, |found| found.value());
         resident.newest_stripe = StripeId(newest);
-        for entry in read.open_table(HOSTS)?.iter()? {
+        for entry in ascending("hosts", read.open_table(HOSTS)?.iter()?) {
             let (host, incarnation) = entry?;
             resident.hosts.push((HostId(host.value()), Incarnation(incarnation.value())));
         }
-        for entry in read.open_table(VDISKS)?.iter()? {
+        for entry in ascending("vdisks", read.open_table(VDISKS)?.iter()?) {
             let (vdisk, row) = entry?;
             let row = decode("vdisks", row.value())?;
             resident.vdisks.push(ResidentVdisk { vdisk: VdiskId(vdisk.value()), row });
         }
-        for entry in read.open_table(DRIVES)?.iter()? {
+        for entry in ascending("drives", read.open_table(DRIVES)?.iter()?) {
             let (drive, row) = entry?;
             resident.drives.push((DriveId(drive.value()), decode("drives", row.value())?));
         }
-        for entry in read.open_table(GRANTS)?.iter()? {
+        for entry in ascending("grants", read.open_table(GRANTS)?.iter()?) {
             let (stripe, row) = entry?;
             let row: GrantRow = decode("grants", row.value())?;
             resident.mark(&row.slots);
             resident.grants.push((StripeId(stripe.value()), row));
         }
-        for entry in read.open_table(STRIPES)?.iter()? {
+        for entry in ascending("stripes", read.open_table(STRIPES)?.iter()?) {
             let row: StripeRow = decode("stripes", entry?.1.value())?;
             resident.mark(&row.slots);
             resident.stripes += u64::from(!row.slots.is_empty());

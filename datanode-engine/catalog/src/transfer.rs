@@ -8,6 +8,7 @@
 //! leaves the old catalog, whole.
 
 use crate::database::create_tables;
+use crate::rows::ascending;
 use crate::tables::*;
 use crate::{Catalog, CatalogError};
 use bincode::{Decode, Encode};
@@ -61,7 +62,7 @@ macro_rules! take {
      |$key:ident, $value:ident| $row:expr, $weight:expr) => {{
         let table = $self.read.open_table($table)?;
         let mut place = $then;
-        for entry in table.range(after($from))? {
+        for entry in ascending("rows", table.range(after($from))?) {
             let (key, value) = entry?;
             let ($key, $value) = (key.value(), value.value());
             $bytes += $weight;

@@ -3,8 +3,10 @@
 
 use cleave_format::control::SlotPlace;
 use cleave_format::ids::{DriveId, SlotIndex};
+use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::BTreeMap;
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct DriveSlots {
     /// Bit `slot % 64` of word `slot / 64`: in use.
     used: Vec<u64>,
@@ -15,7 +17,7 @@ struct DriveSlots {
 }
 
 /// The slots of all drives.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Allocator {
     drives: BTreeMap<DriveId, DriveSlots>,
 }
@@ -48,6 +50,9 @@ impl Allocator {
     pub fn take(&mut self, drive: DriveId) -> Option<SlotIndex> {
         let slots = self.drives.get_mut(&drive).filter(|slots| slots.free > 0)?;
         let words = slots.used.len() as u32;
+        if is_planted(Planted::ReuseSlotsEarly) {
+            slots.cursor = 0;
+        }
         let first = slots.cursor / 64;
         for step in 0..=words {
             let word = (first + step) % words;

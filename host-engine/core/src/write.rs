@@ -67,7 +67,13 @@ impl Waiting {
     /// Bytes that it will take in the buffer, at most.
     pub fn reserved(&self) -> u64 {
         let (first, last) = self.part.blocks();
-        (u64::from(last - first) + 1) * BLOCK_COST + RECORD_COST
+        let partial = |block| self.part.within(block) != (0, BLOCK);
+        let blocks = match self.part.source {
+            Source::Data { .. } => u64::from(last - first) + 1,
+            // Whole blocks become entries without content (C5).
+            Source::Zero(_) => u64::from(partial(first)) + u64::from(last > first && partial(last)),
+        };
+        blocks * BLOCK_COST + RECORD_COST
     }
 }
 

@@ -2,7 +2,10 @@
 //! steps is that of the `join` module of the data node's core.
 
 use crate::model::{Action, Fault, Roles};
-use crate::state::{ACTIVE, Connection, Entry, Held, Role, STANDBY, Stage, Swap, World, standing};
+use crate::state::{
+    ACTIVE, Connection, Entry, Held, Purpose, Role, STANDBY, Stage, Swap, World, standing,
+};
+use cleave_coordinator::Member;
 use cleave_datanode_core::mirror::{Plan, decide};
 
 impl Roles {
@@ -26,9 +29,8 @@ impl Roles {
             && let Some(record) = &mut record
         {
             for held in [active.1, standby.1].into_iter().flatten() {
-                let mut member = record.in_sync[0];
-                member.incarnation = u64::from(held.member);
-                record.in_sync.push(member);
+                let incarnation = u64::from(held.member);
+                record.in_sync.push(Member { controller: 0, incarnation });
             }
         }
         let (active, standby) = (standing(active.0, active.1), standing(standby.0, standby.1));
@@ -40,6 +42,33 @@ impl Roles {
         let brings = (active.incarnation, active.held.as_ref());
         let other = (standby.incarnation, standby.held.as_ref());
         Some(self.plan(world.role.as_ref(), start_empty, brings, other))
+    }
+
+    /// A process begins what it is there for.
+    pub(crate) fn begin(&self, world: &mut World, index: usize) -> Option<()> {
+        let image = self.load_image(world, index);
+        let process = world.controllers[index].process.as_mut()?;
+        process.held = image;
+        process.fenced = true;
+        Some(())
+    }
+
+    /// A new active asks for a higher epoch, by the record that it reads.
+    pub(crate) fn send_fence(&self, world: &mut World) -> Option<()> {
+        let before = world.role.unwrap_or(Role { epoch: 0, log: 0, in_sync: [0; 2] });
+        let role = Role { epoch: before.epoch + 1, ..before };
+        self.send(world, role, Purpose::Fence)
+    }
+
+    fn send(&self, world: &mut World, role: Role, purpose: Purpose) -> Option<()> {
+        let active = world.controllers[ACTIVE].process.as_mut()?;
+        let swap = Swap { role, purpose, by: active.incarnation };
+        active.waits = Some((swap, None));
+        world.swaps.push(swap);
+        world.swaps.sort_by_key(|swap| {
+            (swap.role.epoch, swap.by, swap.purpose, swap.role.log, swap.role.in_sync)
+        });
+        Some(())
     }
 
     pub(crate) fn crash(&self, world: &mut World, index: usize) {
@@ -89,7 +118,7 @@ impl Roles {
             world.controllers[STANDBY].process.as_mut()?.held = image;
         }
         let role = world.role;
-        let start_empty = role.is_none_or(|role| world.word == Some(role.epoch));
+        let start_empty = role.is_none_or(|role| role.log == 0 || world.word == Some(role.epoch));
         // After a meeting without a log, an image that still counts takes the place of a log that does not.
         if self.decided(world, start_empty)? == Plan::NoLog {
             let image = self.load_image(world, STANDBY)?;
@@ -173,16 +202,12 @@ impl Roles {
         let in_sync = [active.incarnation, standby.incarnation];
         let epoch = world.connection?.before + 1;
         let role = Role { epoch, log: active.held.as_ref()?.log, in_sync };
-        let swap = Swap { role, empty };
-        world.swaps.push(swap);
-        world.swaps.sort_by_key(|swap| (swap.role.epoch, swap.role.in_sync));
         world.connection.as_mut()?.stage = Stage::Swapping;
+        self.send(world, role, if empty { Purpose::JoinEmpty } else { Purpose::Join })?;
         if self.fault == Some(Fault::SwapAfterAcknowledgement) {
-            world.controllers[ACTIVE].process.as_mut()?.waits = Some((swap, None));
             self.confirm(world, role)?;
             return self.run(world);
         }
-        world.controllers[ACTIVE].process.as_mut()?.waits = Some((swap, None));
         Some(())
     }
 
@@ -190,32 +215,44 @@ impl Roles {
     pub(crate) fn swap(&self, world: &mut World, index: usize) {
         let swap = world.swaps.remove(index);
         let committed = world.role.map_or(0, |role| role.epoch) + 1 == swap.role.epoch;
-        if committed {
+        if committed && swap.purpose == Purpose::Fence {
+            let told = world.word.is_some() && world.word == world.role.map(|role| role.epoch);
+            world.word = told.then_some(swap.role.epoch);
             world.role = Some(swap.role);
-            world.word = None;
-            if swap.empty {
-                world.excuse();
-            }
-            for (controller, incarnation) in world.controllers.iter_mut().zip(swap.role.in_sync) {
-                let process = controller.process.as_ref();
-                // A copier that has given its log up is the active's problem, until it has the copy.
-                controller.keeper = process.is_some_and(|process| {
-                    process.incarnation == incarnation && process.held.is_some()
-                });
-            }
-            let whole = |controller| {
-                let held = world.process(controller).and_then(|process| process.held.as_ref());
-                held.is_some_and(|held| world.is_complete(&held.entries))
-            };
-            if ![ACTIVE, STANDBY].into_iter().any(whole) {
-                world.excuse_without_keepers();
-            }
+        } else if committed {
+            self.joined_by(world, swap);
         }
-        if let Some(active) = &mut world.controllers[ACTIVE].process
-            && let Some((waited, reply)) = &mut active.waits
-            && *waited == swap
-        {
-            *reply = Some(committed);
+        let Some(active) = &mut world.controllers[ACTIVE].process else { return };
+        let Some((waited, reply)) = &mut active.waits else { return };
+        if *waited != swap {
+            return;
+        }
+        *reply = Some(committed);
+        if swap.purpose == Purpose::Fence {
+            // What it does next is visible to nobody, so it may as well happen now.
+            active.waits = None;
+            let _ = if committed { self.begin(world, ACTIVE) } else { self.send_fence(world) };
+        }
+    }
+
+    fn joined_by(&self, world: &mut World, swap: Swap) {
+        world.role = Some(swap.role);
+        world.word = None;
+        if swap.purpose == Purpose::JoinEmpty {
+            world.excuse();
+        }
+        for (controller, incarnation) in world.controllers.iter_mut().zip(swap.role.in_sync) {
+            let process = controller.process.as_ref();
+            // A copier that has given its log up is the active's problem, until it has the copy.
+            controller.keeper = process.is_some_and(|process| {
+                process.incarnation == incarnation && process.held.is_some()
+            });
+        }
+        // A request of an active that died may be executed as if that one had lived a little longer, but
+        // only until the next active begins: what that one has is never taken from it.
+        let held = world.process(ACTIVE).and_then(|process| process.held.as_ref());
+        if !held.is_some_and(|held| world.is_complete(&held.entries)) {
+            world.excuse_without_keepers();
         }
     }
 

@@ -27,10 +27,10 @@ pub(crate) fn properties() -> Vec<Property<Roles>> {
         Property::sometimes("a third set of members runs", |_, world: &World| {
             let running = |c: &crate::state::Connection| matches!(c.stage, Stage::Running { .. });
             world.connection.as_ref().is_some_and(running)
-                && world.role.is_some_and(|role| role.epoch >= 3)
+                && world.role.is_some_and(|role| role.epoch >= 5)
         }),
-        Property::sometimes("both seals are acknowledged", |_, world: &World| {
-            world.hosts.iter().all(|host| host.sealed)
+        Property::sometimes("all seals are acknowledged", |roles: &Roles, world: &World| {
+            world.hosts.iter().filter(|host| host.sealed).count() == usize::from(roles.bounds.takes)
         }),
     ]
 }

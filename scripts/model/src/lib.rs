@@ -1,20 +1,32 @@
-//! The roles of two controllers and the epochs of two hosts as a model, checked exhaustively (C7-C9).
+//! The rules of the log's controllers and of its hosts as models, checked exhaustively.
 //!
-//! The simulator runs the engines themselves over random schedules; this model has the protocol alone, and
-//! every schedule of it within stated bounds. The decisions are production's own functions
-//! ([`decide`](cleave_datanode_core::mirror::decide) and
-//! [`Resident`](cleave_datanode_core::resident::Resident)); what carries them out (meetings, copies, the
-//! compare-and-swap, the mirror) is written anew here, one atomic step each where a crash, a broken
-//! connection or a lost reply can come in between.
+//! The simulator runs the engines themselves over random schedules; these models have the protocol alone, and
+//! every schedule of it within stated bounds. The decisions are production's own
+//! ([`decide`](cleave_datanode_core::mirror::decide), [`Mirror`](cleave_datanode_core::mirror::Mirror),
+//! [`Resident`](cleave_datanode_core::resident::Resident), [`Grants`](cleave_datanode_core::grants::Grants)); what
+//! carries them out (meetings, copies, the compare-and-swap, messages) is written anew here, one atomic step each
+//! where a crash, a broken connection or a lost reply can come in between.
 //!
-//! Left out: the catalogs and trimming (C11), grants, read leases, and what an empty log that the operator
-//! ordered forgets (the operator was told).
+//! | Model | Rules | What happens |
+//! | --- | --- | --- |
+//! | [`Roles`] | C7, C8 | two controllers crash, stop, meet, copy; replies of the store are lost, or its requests late |
+//! | [`Owners`] | C8, C9 | two hosts take a vdisk from each other; an old owner is paused; the log is lost |
+//! | [`Catalogs`] | C11 | two catalogs take over control entries, which are then trimmed; one is lost |
+//! | [`Slots`] | C15 | incarnations of a host write under grants that end |
+//!
+//! Read leases (C9) do not exist yet: an owner that lives keeps its vdisk, by the kernel's lock.
 #![forbid(unsafe_code)]
 
+mod catalogs;
 mod controllers;
 mod judge;
 mod model;
+mod owners;
+mod slots;
 mod state;
 
+pub use catalogs::{CatalogAction, CatalogBounds, CatalogFault, CatalogWorld, Catalogs};
 pub use model::{Action, Bounds, Fault, Roles};
+pub use owners::{Owner, OwnerAction, OwnerBounds, OwnerFault, OwnerWorld, Owners};
+pub use slots::{SlotAction, SlotBounds, SlotFault, SlotWorld, Slots};
 pub use state::World;

@@ -31,6 +31,8 @@ pub struct Bounds {
 pub enum Fault {
     /// An image counts although its incarnation is no member any more.
     StaleImage,
+    /// An active does not raise the epoch before it loads its image.
+    NoFence,
     /// A standby that restarted empty is made a member without a copy.
     RejoinWithoutCopy,
     /// The active acknowledges as soon as the copy is done; the swap comes after.
@@ -56,7 +58,8 @@ pub struct Roles {
 /// One atomic step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A controller's process starts, as a new incarnation, and loads its image if that is valid.
+    /// A controller's process starts, as a new incarnation. The standby loads its image if that is valid; the active
+    /// asks the store to raise the epoch, and does so once that is done.
     Start(usize),
     /// It dies; its memory is gone.
     Crash(usize),
@@ -182,7 +185,8 @@ impl Model for Roles {
             }
         }
         let both = world.process(ACTIVE).is_some() && world.process(STANDBY).is_some();
-        let waits = world.process(ACTIVE).is_some_and(|active| active.waits.is_some());
+        let waits =
+            world.process(ACTIVE).is_some_and(|active| active.waits.is_some() || !active.fenced);
         match &world.connection {
             None if both && !waits => actions.push(Action::Meet),
             None => {}
@@ -225,10 +229,20 @@ impl Model for Roles {
             Action::Start(index) => {
                 world.incarnations += 1;
                 let incarnation = world.incarnations;
-                let mut process =
-                    Process { incarnation, held: None, confirmed: false, role: None, waits: None };
-                process.held = self.load_image(world, index);
+                let process = Process {
+                    incarnation,
+                    held: None,
+                    fenced: false,
+                    confirmed: false,
+                    role: None,
+                    waits: None,
+                };
                 world.controllers[index].process = Some(process);
+                if index == ACTIVE && self.fault != Some(Fault::NoFence) {
+                    self.send_fence(world)?;
+                } else {
+                    self.begin(world, index)?;
+                }
             }
             Action::Crash(index) => self.crash(world, index),
             Action::Stop(index) => self.stop(world, index),
@@ -238,8 +252,13 @@ impl Model for Roles {
             Action::Reply => self.reply(world)?,
             Action::LoseReply => {
                 world.spent.lost += 1;
-                world.controllers[ACTIVE].process.as_mut()?.waits = None;
-                world.connection = None;
+                let active = world.controllers[ACTIVE].process.as_mut()?;
+                active.waits = None;
+                if active.fenced {
+                    world.connection = None;
+                } else {
+                    self.send_fence(world)?;
+                }
             }
             Action::Joined => self.joined(world)?,
             Action::Forward => self.forward(world)?,

@@ -64,7 +64,7 @@ impl Held {
 pub struct Role {
     /// Grows by one a change.
     pub epoch: u8,
-    /// The log's identity.
+    /// The log's identity; 0: there never was one.
     pub log: u8,
     /// The members' incarnations; the first one is the active.
     pub in_sync: [u8; 2],
@@ -73,6 +73,9 @@ pub struct Role {
 impl Role {
     /// As production has it.
     pub fn record(&self) -> LogRole {
+        if self.log == 0 {
+            return LogRole::without_log(u64::from(self.epoch));
+        }
         let member = |controller, incarnation: u8| Member {
             controller,
             incarnation: u64::from(incarnation),
@@ -86,13 +89,26 @@ impl Role {
     }
 }
 
+/// What a request to the store is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Purpose {
+    /// It raises the epoch, for a process that has just started.
+    Fence,
+    /// It makes both members.
+    Join,
+    /// The same, with an empty log, as the operator said.
+    JoinEmpty,
+}
+
 /// A request to the store: this record in place of the one of the epoch before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Swap {
     /// What it writes.
     pub role: Role,
-    /// It begins an empty log, as the operator said.
-    pub empty: bool,
+    /// Why.
+    pub purpose: Purpose,
+    /// The incarnation of the active that asked.
+    pub by: u8,
 }
 
 /// A controller's process.
@@ -102,6 +118,8 @@ pub struct Process {
     pub incarnation: u8,
     /// Its log.
     pub held: Option<Held>,
+    /// Active: requests of older processes change nothing any more.
+    pub fenced: bool,
     /// It once knew itself to be a member.
     pub confirmed: bool,
     /// Active: the record as it knows it.

@@ -8,18 +8,19 @@ use crate::controller::ControllerEngine;
 use crate::guest::Guest;
 use crate::host::{HOSTS, HostEngine};
 use crate::journal::Journal;
-use crate::plan::{CONTROLLERS, Plan};
+use crate::kinds::Kind;
+use crate::plan::{CONTROLLERS, Plan, stream};
 use crate::store::SimStore;
 use cleave_catalog::storage::MemoryStorage;
 use cleave_coordinator::encoding::decode;
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{Answer, LogRole, Operation};
 use cleave_datanode_core::vault::vault_capacity;
-use cleave_format::ids::DriveId;
+use cleave_format::ids::{DriveId, Incarnation};
 use cleave_format::superblock::{COPIES, DriveIdentity, SUPERBLOCK, Superblock};
 use cleave_runtime::drives::{Drive, DriveOperation, DriveRequest};
 use cleave_runtime::random::Random;
-use cleave_runtime_sim::{SimDrive, World};
+use cleave_runtime_sim::{Process, Settings, SimDrive, World};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub struct Cluster {
     pub store: SimStore,
     /// Randomness of the director.
     pub random: Rc<dyn Random>,
+    /// Randomness of what was added to the director later: idling and second strikes.
+    pub second: Rc<dyn Random>,
     /// One guest a vdisk.
     pub guests: Rc<Vec<RefCell<Guest>>>,
     /// The pool, in the order of drive identities.
@@ -48,6 +51,8 @@ pub struct Cluster {
     pub host: Option<HostEngine>,
     /// The number of the host that the guests are on.
     pub host_number: u32,
+    /// The number of the host that they would move to.
+    pub other_host: u32,
     /// An engine that was given up while it could not be reached, and may come to again.
     pub abandoned: Option<HostEngine>,
     /// The controllers, while they run.
@@ -60,9 +65,13 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster at its very beginning: drives formatted, nothing runs but the store.
-    pub fn new(plan: Plan, journal: Journal) -> Cluster {
+    pub fn new(plan: Plan, aloud: bool) -> Cluster {
         let plan = Rc::new(plan);
-        let world = World::new(plan.seed);
+        let clock_drift_ppm_max = plan.clock_drift_ppm_max;
+        let settings = Settings { clock_drift_ppm_max, ..Settings::default() };
+        let world = World::with_settings(plan.seed, settings);
+        let journal = Journal::new(&world, aloud);
+        let second = Rc::new(stream(plan.seed, "second strikes"));
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
@@ -80,12 +89,14 @@ impl Cluster {
             journal,
             store,
             random,
+            second,
             guests: Rc::new(guests),
             drives,
             vaults,
             catalogs: Default::default(),
             host: None,
             host_number: 1,
+            other_host: 2,
             abandoned: None,
             controllers: [None, None],
             lost: Cell::new(0),
@@ -114,7 +125,7 @@ impl Cluster {
         self.journal.at(&self.world);
         if let Some(host) = self.host.take() {
             let fate = if resume { "its guests live on" } else { "its guests die with it" };
-            self.journal.fault("host crashes", format!("the host engine crashes; {fate}"));
+            self.journal.fault(Kind::HostCrash, format!("the host engine crashes; {fate}"));
             host.count();
             host.process().kill();
             self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(resume));
@@ -130,8 +141,28 @@ impl Cluster {
         host.abandon();
         self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
         self.abandoned = Some(host);
-        self.host_number = 3 - self.host_number;
+        std::mem::swap(&mut self.host_number, &mut self.other_host);
         self.start_host();
+    }
+
+    /// The machine of the host is lost for good, with whatever it held; the guests start again on the
+    /// other one, which is told so. False when no host is left that could stand by for the next one.
+    pub fn lose_host(&mut self) -> bool {
+        let spare = self.host_number.max(self.other_host) + 1;
+        if spare as usize >= HOSTS.len() || self.host.is_none() {
+            return false;
+        }
+        self.journal.at(&self.world);
+        let lost = self.host_name();
+        self.journal.fault(Kind::HostLost, format!("{lost} is lost for good"));
+        self.end_abandoned();
+        if let Some(host) = self.host.take() {
+            host.count();
+            host.process().kill();
+        }
+        self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
+        self.host_number = std::mem::replace(&mut self.other_host, spare);
+        true
     }
 
     /// Kills the engine that was given up.
@@ -140,6 +171,16 @@ impl Cluster {
             old.count();
             old.process().kill();
         }
+    }
+
+    /// The incarnation of the host engine.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        self.host.as_ref().map(HostEngine::incarnation)
+    }
+
+    /// Gives every process a turn: something that they poll has changed.
+    pub fn wake_all(&self) {
+        self.world.processes().iter().for_each(Process::wake);
     }
 
     /// The name of the present host's process.
@@ -159,9 +200,9 @@ impl Cluster {
         self.journal.at(&self.world);
         let Some(controller) = self.controllers[number].take() else { return };
         let (kind, what) = if power {
-            ("power losses", format!("the machine of {} loses power", CONTROLLERS[number]))
+            (Kind::MachinePower, format!("the machine of {} loses power", CONTROLLERS[number]))
         } else {
-            ("controller crashes", format!("{} crashes", CONTROLLERS[number]))
+            (Kind::ControllerCrash, format!("{} crashes", CONTROLLERS[number]))
         };
         self.journal.fault(kind, what);
         controller.count(&self.journal);

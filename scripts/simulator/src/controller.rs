@@ -5,11 +5,13 @@
 
 use crate::cluster::{Cluster, identity};
 use crate::journal::Journal;
+use crate::kinds::Kind;
 use crate::plan::{CONTROLLERS, Plan};
 use cleave_catalog::{Catalog, Owner};
 use cleave_coordinator::{DirectStore, StoreClient};
 use cleave_datanode_core::catalog_port::InlineCatalog;
 use cleave_datanode_core::drives::OpenDrive;
+use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::status::Status;
 use cleave_datanode_core::superblocks::identify;
 use cleave_datanode_core::{DataNode, GRANTS_KEPT, NoObserver, Settings, World as CoreWorld};
@@ -20,6 +22,9 @@ use cleave_runtime_sim::Process;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;
+
+/// One turn in so many is followed by a look at the bounds of the log.
+const BOUNDS_EVERY: u64 = 32;
 
 /// A running controller.
 pub struct ControllerEngine {
@@ -35,6 +40,7 @@ struct Shared {
     starting: RefCell<Vec<DriveIo>>,
     stopping: Cell<bool>,
     stopped: Cell<bool>,
+    turns: Cell<u64>,
 }
 
 impl ControllerEngine {
@@ -63,11 +69,11 @@ impl ControllerEngine {
             }
             Err(error) => journal.fail(format!("the catalog cannot be opened: {error}")),
         }
-        let turning = Rc::clone(&shared);
+        let (turning, limits) = (Rc::clone(&shared), cluster.plan.log);
         let world = cluster.world.clone();
         process.set_turn(move || {
             journal.at(&world);
-            turning.turn(&journal)
+            turning.turn(&journal, limits)
         });
         ControllerEngine { process, store, shared }
     }
@@ -106,8 +112,10 @@ impl ControllerEngine {
         let Some(status) = self.status() else { return };
         let counters = status.counters;
         let faults = status.drives.iter().map(|(report, _)| report.counters.identity_faults);
+        journal.struck(Kind::DuplicateRecord, counters.duplicates);
         let figures = [
             ("duplicate records", counters.duplicates),
+            ("expired grants", counters.expired),
             ("refused records", counters.refused),
             ("struck vdisks", counters.struck),
             ("copies of the log", counters.copies),
@@ -198,8 +206,23 @@ async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Start
     process.wake();
 }
 
+/// Rule 8: the log takes no more memory than it may.
+fn check_bounds(status: &Status, limits: LogSettings) -> Result<(), String> {
+    let held = [
+        ("records", status.record_bytes, limits.record_bytes_max),
+        ("control records", status.control_bytes, limits.control_bytes_max),
+        ("memory", status.memory.0, status.memory.1),
+    ];
+    match held.iter().find(|(_, held, most)| held > most) {
+        None => Ok(()),
+        Some((what, held, most)) => {
+            Err(format!("the log holds {held} bytes of {what}, {most} at most"))
+        }
+    }
+}
+
 impl Shared {
-    fn turn(&self, journal: &Journal) -> bool {
+    fn turn(&self, journal: &Journal, limits: LogSettings) -> bool {
         let starting: Vec<DriveIo> = self.starting.borrow().clone();
         let mut any = false;
         for io in starting {
@@ -214,6 +237,12 @@ impl Shared {
         }
         if node.is_stopped() {
             self.stopped.set(true);
+        }
+        self.turns.set(self.turns.get() + 1);
+        if self.turns.get().is_multiple_of(BOUNDS_EVERY)
+            && let Err(what) = check_bounds(&node.status(), limits)
+        {
+            journal.fail(what);
         }
         any
     }

@@ -5,9 +5,11 @@
 
 use crate::cluster::Cluster;
 use crate::finale;
-use crate::journal::Journal;
+use crate::idle;
+use crate::kinds::Kind;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{host, report::Report};
+use crate::{host, report::Report, strikes};
+use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
 
@@ -18,11 +20,7 @@ const EPISODE: Duration = Duration::from_secs(900);
 
 /// Runs a seed from beginning to end.
 pub fn run(seed: u64, scale: Scale, aloud: bool) -> Report {
-    let journal = Journal::default();
-    if aloud {
-        journal.speak();
-    }
-    let mut cluster = Cluster::new(Plan::draw(seed, scale), journal);
+    let mut cluster = Cluster::new(Plan::draw(seed, scale), aloud);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(&mut cluster)));
     if let Err(panic) = outcome {
         let text = panic.downcast_ref::<String>().cloned();
@@ -122,9 +120,14 @@ fn draw_strike(cluster: &Cluster) -> Strike {
 
 /// A random time up to `max`, small ones as likely as large ones.
 fn some_time(cluster: &Cluster, max: Duration) -> Duration {
-    let shift = cluster.random.below(16);
+    time_of(&*cluster.random, max)
+}
+
+/// A time from this stream, up to `max`, small ones as likely as large ones.
+pub fn time_of(random: &dyn Random, max: Duration) -> Duration {
+    let shift = random.below(16);
     let max = (max.as_nanos() as u64 >> shift).max(1);
-    Duration::from_nanos(cluster.random.below(max))
+    Duration::from_nanos(random.below(max))
 }
 
 fn play_episode(cluster: &mut Cluster, episode: u64) {
@@ -156,11 +159,17 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     if cluster.journal.failed() {
         return;
     }
+    if cluster.second.below(cluster.plan.second_strike_one_in) == 0 {
+        strikes::second(cluster);
+    }
     revive(cluster);
     cluster.world.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());
     if cluster.random.below(3) == 0 {
         cluster.pass(some_time(cluster, Duration::from_secs(600)));
+    }
+    if cluster.second.below(cluster.plan.idle_one_in) == 0 && !cluster.journal.failed() {
+        idle::play(cluster);
     }
 }
 
@@ -219,7 +228,8 @@ pub fn revive(cluster: &mut Cluster) {
     }
 }
 
-fn crash_controller(cluster: &mut Cluster, number: usize, power: bool) {
+/// Crashes a controller, if the log survives that.
+pub fn crash_controller(cluster: &mut Cluster, number: usize, power: bool) {
     if cluster.controllers[number].is_some() && cluster.may_crash(number) {
         cluster.crash_controller(number, power);
     }
@@ -233,7 +243,7 @@ pub fn stop_both(cluster: &mut Cluster) {
     }
     // What a fault of the background does to a clean stop is an unclean one.
     cluster.world.calm();
-    cluster.journal.fault("clean stops", "both controllers stop cleanly");
+    cluster.journal.fault(Kind::ControllersStopped, "both controllers stop cleanly");
     let first = cluster.random.below(2) as usize;
     for number in [first, 1 - first] {
         if let Some(controller) = &cluster.controllers[number] {
@@ -259,7 +269,7 @@ pub fn stop_both(cluster: &mut Cluster) {
     cluster.images.set(cluster.role().map(|role| role.epoch));
     if cluster.random.below(2) == 0 {
         // Both machines may lose their power now.
-        cluster.journal.fault("power losses", "both machines lose power after the clean stop");
+        cluster.journal.fault(Kind::CleanPower, "both machines lose power after the clean stop");
         let random = std::rc::Rc::clone(&cluster.random);
         for number in [0, 1] {
             cluster.catalogs[number].lose_power(|_| random.below(2) == 0);
@@ -278,7 +288,7 @@ pub fn stop_host(cluster: &mut Cluster) {
     if !cluster.until("guests at rest", RECOVERY, |c| c.guests_quiet() && c.serves()) {
         return;
     }
-    cluster.journal.fault("clean stops", "the host engine stops cleanly");
+    cluster.journal.fault(Kind::HostStopped, "the host engine stops cleanly");
     if let Some(host) = &cluster.host {
         host.close();
     }
@@ -303,7 +313,7 @@ fn delete_vdisk(cluster: &mut Cluster) {
     if cluster.until("a guest at rest before a delete", EPISODE, idle)
         && let Some(host) = &cluster.host
     {
-        cluster.journal.fault("deletes", format!("the vdisk of guest {number} is deleted"));
+        cluster.journal.fault(Kind::Delete, format!("the vdisk of guest {number} is deleted"));
         host.replace_vdisk(number);
         cluster.until("a vdisk in place of a deleted one", RECOVERY, Cluster::serves);
         cluster.guests[number].borrow_mut().set_budget(cluster.plan.requests / 4);
@@ -315,7 +325,7 @@ fn lose_drive(cluster: &mut Cluster) {
     let next = usize::from(cluster.lost.get());
     if next < usize::from(cluster.plan.victims) {
         cluster.lost.set(cluster.lost.get() + 1);
-        cluster.journal.fault("lost drives", format!("drive-{next} is lost"));
+        cluster.journal.note(format!("drive-{next} is lost"));
         cluster.drives[next].lose();
     }
 }
@@ -331,7 +341,7 @@ fn move_host(cluster: &mut Cluster) {
     let process = cluster.world.process(name).expect("it serves");
     let how = cluster.random.below(3);
     let what = ["is paused", "is cut off", "goes on"][how as usize];
-    cluster.journal.fault("moves", format!("{name} {what}, and its guests move"));
+    cluster.journal.fault(Kind::HostMoved, format!("{name} {what}, and its guests move"));
     match how {
         0 => process.pause(),
         1 => CONTROLLERS.iter().for_each(|other| cluster.world.partition(name, other)),
@@ -362,15 +372,15 @@ fn partition(cluster: &mut Cluster) {
     let span = some_time(cluster, Duration::from_secs(20));
     match cluster.random.below(3) {
         0 => {
-            cluster.journal.fault("partitions", format!("{a} and {b} cannot talk for {span:?}"));
+            cluster.journal.note(format!("{a} and {b} cannot talk for {span:?}"));
             cluster.world.partition(a, b);
         }
         1 => {
-            cluster.journal.fault("one-way cuts", format!("{a} does not reach {b} for {span:?}"));
+            cluster.journal.fault(Kind::OneWayCut, format!("{a} does not reach {b} for {span:?}"));
             cluster.world.cut(a, b);
         }
         _ => {
-            cluster.journal.fault("breaks", format!("connections of {a} and {b} break"));
+            cluster.journal.note(format!("connections of {a} and {b} break"));
             cluster.world.break_connections(a, b);
         }
     }
@@ -383,7 +393,7 @@ fn pause(cluster: &mut Cluster) {
     let name = names[cluster.random.below(3) as usize];
     let span = some_time(cluster, Duration::from_secs(15));
     if let Some(process) = cluster.world.process(name) {
-        cluster.journal.fault("pauses", format!("{name} pauses for {span:?}"));
+        cluster.journal.note(format!("{name} pauses for {span:?}"));
         process.pause();
         cluster.pass(span);
         process.resume();
@@ -395,7 +405,7 @@ fn full_drive(cluster: &mut Cluster) {
     let number = cluster.random.below(u64::from(cluster.plan.drives)) as usize;
     let span = some_time(cluster, Duration::from_secs(10));
     let drive = &cluster.drives[number];
-    cluster.journal.fault("full drives", format!("no space behind {} for {span:?}", drive.name()));
+    cluster.journal.note(format!("no space behind {} for {span:?}", drive.name()));
     drive.set_full(true);
     cluster.pass(span);
     cluster.drives[number].set_full(false);
@@ -415,7 +425,7 @@ fn store_away(cluster: &mut Cluster) {
     };
     let span = some_time(cluster, Duration::from_secs(10));
     let name = [CONTROLLERS[0], CONTROLLERS[1], cluster.host_name()][which];
-    cluster.journal.fault("store away", format!("the store is away from {name} for {span:?}"));
+    cluster.journal.fault(Kind::StoreAway, format!("the store is away from {name} for {span:?}"));
     set(cluster, false);
     if cluster.random.below(2) == 0 && which < 2 {
         crash_controller(cluster, 1 - which, false);
@@ -441,16 +451,16 @@ fn damage(cluster: &mut Cluster) {
         match cluster.random.below(4) {
             0 => {
                 drive.spoil(page, 1);
-                cluster.journal.fault("sector errors", format!("{name}: {page} is unreadable"));
+                cluster.journal.note(format!("{name}: {page} is unreadable"));
             }
             1 | 2 => {
                 let (offset, bit) = (page + cluster.random.below(4096), cluster.random.below(8));
                 drive.flip_bit(offset, bit as u8);
-                cluster.journal.fault("flipped bits", format!("{name}: bit {bit} of {offset}"));
+                cluster.journal.note(format!("{name}: bit {bit} of {offset}"));
             }
             _ => {
                 drive.misdirect_next(1);
-                cluster.journal.fault("misdirected writes", format!("{name}: the next write"));
+                cluster.journal.note(format!("{name}: the next write"));
             }
         }
     }

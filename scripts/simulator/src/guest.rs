@@ -171,6 +171,13 @@ impl Guest {
         self.model.undecided()
     }
 
+    /// Its disk has grown to so many bytes; what is new is zero.
+    pub fn grow(&mut self, size: u64) {
+        self.sectors = size / SECTOR as u64;
+        self.model.grow(self.sectors);
+        self.workload.grow(self.sectors);
+    }
+
     /// Its disk was deleted: it begins anew on another one, full of zeros. Nothing may be in flight.
     pub fn begin_anew(&mut self, vdisk: VdiskId) {
         assert!(self.is_idle(), "a disk in use is not deleted");
@@ -196,6 +203,7 @@ impl Guest {
             return;
         }
         self.held = None;
+        self.journal.given_up(self.in_flight.len() as u64);
         for (_, lost) in std::mem::take(&mut self.in_flight) {
             match lost.judged {
                 Judged::Change(change) => {
@@ -318,6 +326,7 @@ impl Guest {
             (Request::Read(_), None) => Judged::Read(self.model.begin_read()),
             _ => Judged::Nothing,
         };
+        self.journal.begun();
         self.in_flight.insert(token, InFlight { request, content, judged });
     }
 
@@ -337,7 +346,7 @@ impl Guest {
             self.resumed -= 1;
             self.resumed_changes -= usize::from(matches!(over.judged, Judged::Change(_)));
         }
-        self.journal.operation();
+        self.journal.completed();
         self.completed += 1;
         if let Err(error) = result {
             let request = &over.request;

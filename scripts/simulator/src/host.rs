@@ -13,6 +13,7 @@ use cleave_coordinator::{
     DirectStore, Outcome, StoreClient, StoreError, VdiskOwner, next_incarnation,
 };
 use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
+use cleave_format::layout::BLOCK;
 use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, OpenRequest};
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::{Process, World};
@@ -21,9 +22,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Names of the hosts' processes, by the host's number.
-pub const HOSTS: [&str; 3] = ["", "host-1", "host-2"];
+pub const HOSTS: [&str; 9] =
+    ["", "host-1", "host-2", "host-3", "host-4", "host-5", "host-6", "host-7", "host-8"];
 /// A deleted vdisk's successor has a number so much higher: identities are used once (C3).
 const VDISKS_APART: u64 = 10;
+/// A request that is larger than the write buffer is taken when that is empty: its bytes, at most.
+const REQUEST_MAX: u64 = 1 << 20;
 /// A clean stop gives up waiting after this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -47,6 +51,9 @@ struct Shared {
     abandoned: Cell<bool>,
     number: u32,
     incarnation: Cell<Incarnation>,
+    /// Bytes that the write buffer had taken when it was last looked at, and its limit then.
+    buffered: Cell<u64>,
+    buffer_limit: Cell<u64>,
     /// Pending wakes of the turn, so that there is one at a time.
     alarm: Cell<Option<Duration>>,
 }
@@ -74,6 +81,8 @@ impl HostEngine {
             abandoned: Cell::new(false),
             number,
             incarnation: Cell::default(),
+            buffered: Cell::new(u64::MAX),
+            buffer_limit: Cell::new(0),
             alarm: Cell::new(None),
         });
         let starting = start(Rc::clone(&shared), process.clone(), client.clone());
@@ -95,6 +104,11 @@ impl HostEngine {
     /// Its connection to the store.
     pub fn store(&self) -> &DirectStore {
         &self.store
+    }
+
+    /// Its incarnation, or the default until it has drawn one.
+    pub fn incarnation(&self) -> Incarnation {
+        self.shared.incarnation.get()
     }
 
     /// Whether every vdisk is served.
@@ -170,6 +184,18 @@ impl HostEngine {
             serve(&shared, &process, &client, &core, number, incarnation).await;
         });
         self.process.wake();
+    }
+
+    /// Grows a guest's vdisk by so many blocks, at once: its shell tells the guest.
+    pub fn grow_vdisk(&self, number: usize, blocks: u64) {
+        let shared = &self.shared;
+        let Some(core) = shared.core.borrow().clone() else { return };
+        let mut guest = shared.guests[number].borrow_mut();
+        let size = guest.size() + blocks * BLOCK as u64;
+        match core.resize(guest.vdisk(), size) {
+            Ok(()) => guest.grow(size),
+            Err(error) => shared.journal.fail(format!("a vdisk did not grow: {error}")),
+        }
     }
 
     /// Whether [`close`](HostEngine::close) is over.
@@ -299,7 +325,25 @@ impl Shared {
         if let Some(at) = alarm {
             self.set_alarm(world, process, at);
         }
+        if any {
+            self.check_bounds(&core.stats());
+        }
         any
+    }
+
+    /// Rule 8: the write buffer takes no more than it may. What a vdisk brings when it is opened is in the log, and
+    /// may be more: then nothing is taken until it is less.
+    fn check_bounds(&self, stats: &CoreStats) {
+        let now = stats.buffer_bytes + stats.buffer_reserved;
+        // Opening may bring any number.
+        let opening = !self.serving.iter().all(Cell::get);
+        let before = self.buffered.replace(if opening { u64::MAX } else { now });
+        // A limit that shrank takes nothing back.
+        let limit = self.buffer_limit.replace(stats.buffer_limit).max(stats.buffer_limit);
+        let most = limit.max(REQUEST_MAX).max(before);
+        if now > most {
+            self.journal.fail(format!("the write buffer takes {now} bytes, {most} at most"));
+        }
     }
 
     /// Sees to it that the turn comes again at `at`.

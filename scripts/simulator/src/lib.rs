@@ -8,29 +8,40 @@
 //! | Module | Owns |
 //! | --- | --- |
 //! | [`plan`] | what a seed stands for |
-//! | [`director`] | episodes and what strikes in them |
+//! | [`director`], [`strikes`], [`aimed`] | episodes and what strikes in them |
+//! | [`idle`] | hours in which little happens, and timers run |
 //! | [`finale`] | the end of a run: recovery, quiescence, reading everything back |
-//! | [`pool`] | the judge of catalogs and shards at rest |
+//! | [`pool`], [`nonces`] | the judges of catalogs, shards and frames at rest |
 //! | [`guest`], [`workload`] | guests, and the judge of every completion and every byte read (C23, C24) |
 //! | [`cluster`] | what lives through crashes, starts and stops |
 //! | [`host`], [`controller`], [`store`] | the processes |
-//! | [`journal`], [`report`] | what happened, and how it ended |
+//! | [`journal`], [`kinds`], [`report`] | what happened, the kinds of faults, and how it ended |
+//! | [`budget`], [`seeds`] | running many seeds, among them those that once failed |
 //!
 //! What is not struck: both controllers at once without a vault, more than two drives, the store's own
 //! disk. Cleave does not survive the first two, and the third is tested where the store lives.
 #![forbid(unsafe_code)]
 
+pub mod aimed;
+pub mod budget;
 pub mod cluster;
 pub mod controller;
 pub mod director;
 pub mod finale;
 pub mod guest;
 pub mod host;
+pub mod idle;
 pub mod journal;
+#[cfg(feature = "planted-bugs")]
+pub mod judges;
+pub mod kinds;
+pub mod nonces;
 pub mod plan;
 pub mod pool;
 pub mod report;
+pub mod seeds;
 pub mod store;
+pub mod strikes;
 pub mod workload;
 
 pub use director::run;

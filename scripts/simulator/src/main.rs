@@ -1,24 +1,39 @@
 //! `cleave-simulator`: runs seeds, prints what was done, and where and how one failed.
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use cleave_simulator::budget::{self, Budget, Runner, shortcomings};
+#[cfg(feature = "planted-bugs")]
+use cleave_simulator::judges::{self, Which};
+use cleave_simulator::report::Total;
+use cleave_simulator::seeds::{Kept, kept};
 use cleave_simulator::{Report, Scale};
-use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Runs simulated clusters from seeds; the same seed gives the same run.
+///
+/// Without options: the first 20 seeds. Ends with a status other than 0 when a run failed, or when a
+/// budget's runs lack a kind of fault.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     /// Run this seed.
-    #[arg(long, conflicts_with = "seeds")]
+    #[arg(long, conflicts_with_all = ["seeds", "budget"])]
     seed: Option<u64>,
-    /// Run seeds A to B, B not included.
+    /// Run seeds A to B, B not included; with a budget: begin at A, and end at B at the latest.
     #[arg(long, value_name = "A..B", value_parser = range)]
     seeds: Option<(u64, u64)>,
+    /// Run all seeds that ever failed, then others until this much was done, with every kind of fault.
+    #[arg(long)]
+    budget: Option<Budgets>,
+    /// Threads; as many as there are cores when it is not given.
+    #[arg(long)]
+    threads: Option<usize>,
     /// Print what happens as it happens.
     #[arg(long)]
     aloud: bool,
+    /// Print a line for each run, also where there are very many.
+    #[arg(long)]
+    each: bool,
     /// Also print the engines' own messages that match this filter, for example `debug`.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -29,9 +44,26 @@ struct Arguments {
     #[cfg(feature = "planted-bugs")]
     #[arg(long, value_name = "BUG", value_parser = planted)]
     plant: Option<cleave_runtime::planted::Planted>,
+    /// Judge the judges: plant bugs, and see that some seed finds each.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, value_name = "WHICH", conflicts_with_all = ["seed", "seeds", "budget", "plant"])]
+    judge_the_judges: Option<Which>,
+    /// The turn of a rotation, which says what is planted: any number.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, default_value_t = 0)]
+    turn: u64,
     /// Go on after a seed failed.
     #[arg(long)]
     keep_going: bool,
+}
+
+/// A budget by its name.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Budgets {
+    /// A few minutes of two cores: for each change.
+    Ci,
+    /// 1,000 cluster-hours, 20 million guest operations, 100,000 faults.
+    Full,
 }
 
 fn range(text: &str) -> Result<(u64, u64), String> {
@@ -51,76 +83,140 @@ fn planted(text: &str) -> Result<cleave_runtime::planted::Planted, String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    #[cfg(feature = "planted-bugs")]
-    cleave_runtime::planted::plant(arguments.plant);
     if let Some(filter) = &arguments.log {
         let subscriber = tracing_subscriber::fmt().with_env_filter(filter.as_str());
         subscriber.without_time().with_writer(std::io::stdout).init();
     }
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    // What several threads say at once nobody can read.
+    let threads = if arguments.aloud || arguments.log.is_some() {
+        1
+    } else {
+        arguments.threads.unwrap_or_else(cores)
+    };
+    #[cfg(feature = "planted-bugs")]
+    if let Some(which) = arguments.judge_the_judges {
+        return judge(which, arguments.turn, threads);
+    }
+    #[cfg(feature = "planted-bugs")]
+    let plant = arguments.plant;
+    let prepare = || {
+        #[cfg(feature = "planted-bugs")]
+        cleave_runtime::planted::plant(plant);
+    };
+    let runner = Runner {
+        threads,
+        aloud: arguments.aloud,
+        keep_going: arguments.keep_going,
+        prepare: &prepare,
+    };
+    let scale = if arguments.small { Scale::Small } else { Scale::Usual };
+    match arguments.budget {
+        Some(budget) => spend(&arguments, &runner, budget, scale),
+        None => play(&arguments, &runner, scale),
+    }
+}
+
+/// Plants bugs, and says which seed found each.
+#[cfg(feature = "planted-bugs")]
+fn judge(which: Which, turn: u64, threads: usize) -> ExitCode {
+    if which == Which::Rotation {
+        println!("turn {turn} of the rotation");
+    }
+    let (mut planted, mut missed) = (0, Vec::new());
+    judges::judge(which, turn, threads, |outcome| {
+        let judges::Outcome { bug, found, runs, took } = outcome;
+        planted += 1;
+        let (name, rule, took) = (format!("{bug:?}"), bug.rule(), took.as_secs_f64());
+        match found {
+            Some((seed, failure)) => {
+                let what: String = failure.chars().take(100).collect();
+                println!(
+                    "{name:<26} {rule:<9} seed {seed:<5} {runs:>4} runs {took:>6.1} s  {what}"
+                );
+            }
+            None => {
+                println!("{name:<26} {rule:<9} NOT FOUND, {runs} runs, {took:.1} s");
+                missed.push(name);
+            }
+        }
+    });
+    println!("{} of {planted} planted bugs were found", planted - missed.len());
+    if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs the seeds that were asked for.
+fn play(arguments: &Arguments, runner: &Runner, scale: Scale) -> ExitCode {
     let (from, to) = match (arguments.seed, arguments.seeds) {
         (Some(seed), _) => (seed, seed + 1),
         (None, Some(seeds)) => seeds,
         (None, None) => (0, 20),
     };
-    let scale = if arguments.small { Scale::Small } else { Scale::Usual };
     let mut total = Total::default();
-    for seed in from..to {
-        let report = cleave_simulator::run(seed, scale, arguments.aloud);
+    runner.run(budget::seeds(from..to, scale), |report| {
         println!("{report}");
-        total.add(&report);
-        if report.failure.is_some() && !arguments.keep_going {
-            break;
-        }
-    }
-    total.print();
-    if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        total.add(report);
+        false
+    });
+    end(&total, &[])
 }
 
-#[derive(Default)]
-struct Total {
-    seeds: u64,
-    operations: u64,
-    time: Duration,
-    faults: BTreeMap<&'static str, u64>,
-    reached: BTreeMap<&'static str, u64>,
-    failed: Vec<u64>,
+/// Runs until a budget is met.
+fn spend(arguments: &Arguments, runner: &Runner, budget: Budgets, scale: Scale) -> ExitCode {
+    let wanted = match budget {
+        Budgets::Ci => Budget::CI,
+        Budgets::Full => Budget::FULL,
+    };
+    let (from, to) = arguments.seeds.unwrap_or((1_000, u64::MAX));
+    let mut kept = kept();
+    kept.retain(|run: &Kept| !arguments.small || run.scale == Scale::Small);
+    let old = kept.len() as u64;
+    let mut total = Total::default();
+    let mut tell = Progress { each: arguments.each, told: 0 };
+    runner.run(kept.into_iter().chain(budget::seeds(from..to, scale)), |report| {
+        total.add(report);
+        tell.of(report, &total);
+        total.runs >= old && wanted.is_met(&total)
+    });
+    println!("{old} of the runs are of seeds that once failed");
+    let mut lacking = shortcomings(&total);
+    if !wanted.is_met(&total) {
+        lacking.push(format!("less than the budget: {wanted:?}"));
+    }
+    end(&total, &lacking)
 }
 
-impl Total {
-    fn add(&mut self, report: &Report) {
-        self.seeds += 1;
-        self.operations += report.operations;
-        self.time += report.time;
-        for (kind, count) in &report.faults {
-            *self.faults.entry(kind).or_default() += count;
-        }
-        for (what, count) in &report.reached {
-            *self.reached.entry(what).or_default() += count;
-        }
-        if report.failure.is_some() {
-            self.failed.push(report.seed);
-        }
-    }
+/// Says how far a budget is.
+struct Progress {
+    each: bool,
+    told: u64,
+}
 
-    fn print(&self) {
-        println!(
-            "{} seeds, {} operations, {} faults, {:.2} virtual hours",
-            self.seeds,
-            self.operations,
-            self.faults.values().sum::<u64>(),
-            self.time.as_secs_f64() / 3600.0
-        );
-        println!("faults: {}", listed(&self.faults));
-        println!("reached: {}", listed(&self.reached));
-        match self.failed.as_slice() {
-            [] => println!("nothing failed"),
-            failed => println!("FAILED seeds: {failed:?}"),
+impl Progress {
+    fn of(&mut self, report: &Report, total: &Total) {
+        if self.each || report.failure.is_some() {
+            println!("{report}");
+        } else if total.runs >= self.told + 50 {
+            self.told = total.runs;
+            let (runs, operations, faults) = (total.runs, total.operations, total.injected());
+            let hours = total.cluster_hours();
+            println!(
+                "{runs} runs: {operations} operations, {hours:.1} cluster-hours, {faults} faults"
+            );
         }
     }
 }
 
-fn listed(counts: &BTreeMap<&'static str, u64>) -> String {
-    let counts: Vec<String> =
-        counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
-    counts.join(", ")
+fn end(total: &Total, lacking: &[String]) -> ExitCode {
+    println!("{total}");
+    lacking.iter().for_each(|what| println!("LACKING: {what}"));
+    match total.failed.as_slice() {
+        [] => println!("nothing was lost, stale or misplaced"),
+        failed => println!("FAILED seeds: {failed:?}"),
+    }
+    if total.failed.is_empty() && lacking.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

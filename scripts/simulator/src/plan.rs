@@ -34,6 +34,12 @@ pub enum Scale {
     Usual,
 }
 
+/// A stream of draws of its own for a subject, so that the other draws of a seed stay what they were.
+pub fn stream(seed: u64, subject: &str) -> SplitMix {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    SplitMix::new(seed ^ subject.bytes().fold(0xcbf2_9ce4_8422_2325, mix))
+}
+
 /// Everything that a seed decides before the run begins.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -65,6 +71,14 @@ pub struct Plan {
     pub requests: u64,
     /// Faults of links, processes and drives are drawn in the background.
     pub background_faults: bool,
+    /// How far the clocks of processes may be off, in parts per million.
+    pub clock_drift_ppm_max: u64,
+    /// One episode in so many meets a strike of the second list too.
+    pub second_strike_one_in: u64,
+    /// After one episode in so many the cluster idles.
+    pub idle_one_in: u64,
+    /// For so long at most.
+    pub idle_max: Duration,
 }
 
 impl Plan {
@@ -88,6 +102,13 @@ impl Plan {
         let (episodes, requests) = match scale {
             Scale::Small => (4 + random.below(3), 350),
             Scale::Usual => (8 + random.below(16), 100 + random.below(900)),
+        };
+        let later = stream(seed, "idling, clocks and second strikes");
+        let pick_later = |from: &[u64]| from[later.below(from.len() as u64) as usize];
+        let clock_drift_ppm_max = pick_later(&[100, 100, 3_000, 50_000, 200_000]);
+        let (idle_one_in, idle_minutes) = match scale {
+            Scale::Small => (8, 20),
+            Scale::Usual => (4, pick_later(&[10, 30, 60, 180])),
         };
         Plan {
             seed,
@@ -116,6 +137,10 @@ impl Plan {
             episodes,
             requests,
             background_faults: random.below(3) > 0,
+            clock_drift_ppm_max,
+            second_strike_one_in: pick_later(&[2, 3, 6]),
+            idle_one_in,
+            idle_max: Duration::from_secs(60 * idle_minutes),
         }
     }
 

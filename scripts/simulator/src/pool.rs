@@ -54,6 +54,11 @@ fn look(cluster: &Cluster, drives: &[(DriveReport, u32)]) -> Result<(), String> 
     let resident = a.resident().map_err(|error| format!("the catalog cannot be read: {error}"))?;
     let mut slots = BTreeMap::new();
     for (stripe, grant) in &resident.grants {
+        // Those of earlier incarnations ended with the next one's, or when they had been away for long.
+        if cluster.incarnation() != Some(grant.incarnation) {
+            let holder = grant.incarnation;
+            return Err(format!("stripe {stripe} is still granted to incarnation {holder} (C15)"));
+        }
         for place in &grant.slots {
             claim(&mut slots, place.drive.0, place.slot.0, *stripe)?;
         }

@@ -1,6 +1,7 @@
-//! The result of a run, in figures and in words.
+//! The result of a run, and of many, in figures and in words.
 
 use crate::cluster::Cluster;
+use crate::kinds::{Kind, Strikes};
 use cleave_runtime_sim::{Counters, TraceEntry};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,7 +24,7 @@ pub struct Report {
     /// Virtual time.
     pub time: Duration,
     /// Faults by kind.
-    pub faults: BTreeMap<&'static str, u64>,
+    pub faults: BTreeMap<Kind, Strikes>,
     /// What the engines did.
     pub reached: BTreeMap<&'static str, u64>,
     /// What the world counted.
@@ -37,41 +38,33 @@ pub struct Report {
 impl Report {
     /// Of a run that is over.
     pub fn of(cluster: &Cluster) -> Report {
-        let counters = cluster.world.counters();
-        let mut faults = cluster.journal.faults();
-        let world = [
-            ("broken connections", counters.connections_broken),
-            ("cuts", counters.cuts),
-            ("pauses", counters.pauses),
-            ("torn writes", counters.writes_torn),
-            ("lost writes", counters.writes_vanished),
-            ("dropped pages", counters.pages_dropped),
-        ];
-        for (kind, count) in world {
-            faults.insert(kind, count);
-        }
         Report {
             seed: cluster.plan.seed,
             failure: cluster.journal.failure(),
             hash: cluster.world.trace_hash(),
             operations: cluster.journal.operations(),
             time: cluster.world.now(),
-            faults,
+            faults: cluster.journal.faults(&cluster.world),
             reached: cluster.journal.reached(),
-            counters,
+            counters: cluster.world.counters(),
             happenings: cluster.journal.happenings(),
             events: cluster.world.recent(),
         }
     }
 }
 
+/// Injected faults of all kinds.
+fn injected(faults: &BTreeMap<Kind, Strikes>) -> u64 {
+    faults.iter().filter(|(kind, _)| kind.is_injected()).map(|(_, strikes)| strikes.all).sum()
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { seed, hash, operations, counters, .. } = self;
-        let faults: u64 = self.faults.values().sum();
         write!(
             f,
-            "seed {seed}: {operations} operations, {faults} faults, {:.3} virtual hours, {} events, trace {hash:016x}",
+            "seed {seed}: {operations} operations, {} faults, {:.3} cluster-hours, {} events, trace {hash:016x}",
+            injected(&self.faults),
             self.time.as_secs_f64() / 3600.0,
             counters.events,
         )?;
@@ -88,5 +81,87 @@ impl fmt::Display for Report {
             writeln!(f, "{time:>14.6} {kind:?} of process {process}, digest {digest:016x}")?;
         }
         write!(f, "seed {seed} FAILED: {failure}")
+    }
+}
+
+/// What many runs did together.
+#[derive(Clone, Debug, Default)]
+pub struct Total {
+    /// Runs.
+    pub runs: u64,
+    /// Requests of guests that were completed.
+    pub operations: u64,
+    /// Virtual time of all clusters.
+    pub time: Duration,
+    /// Faults by kind.
+    pub faults: BTreeMap<Kind, Strikes>,
+    /// What the engines did.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// Seeds whose runs failed.
+    pub failed: Vec<u64>,
+}
+
+impl Total {
+    /// Adds a run.
+    pub fn add(&mut self, report: &Report) {
+        self.runs += 1;
+        self.operations += report.operations;
+        self.time += report.time;
+        for (kind, strikes) in &report.faults {
+            self.faults.entry(*kind).or_default().add(*strikes);
+        }
+        for (what, count) in &report.reached {
+            *self.reached.entry(what).or_default() += count;
+        }
+        if report.failure.is_some() {
+            self.failed.push(report.seed);
+        }
+    }
+
+    /// Injected faults of all kinds.
+    pub fn injected(&self) -> u64 {
+        injected(&self.faults)
+    }
+
+    /// Virtual hours of all clusters.
+    pub fn cluster_hours(&self) -> f64 {
+        self.time.as_secs_f64() / 3600.0
+    }
+
+    /// Kinds of faults that never struck while a request was in flight, though they can.
+    pub fn missing(&self) -> Vec<Kind> {
+        let struck = |kind: Kind| {
+            let strikes = self.faults.get(&kind).copied().unwrap_or_default();
+            if kind.meets_requests() { strikes.with_requests } else { strikes.all }
+        };
+        Kind::ALL.iter().copied().filter(|kind| struck(*kind) == 0).collect()
+    }
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, injected| {
+            let of_it = self.faults.iter().filter(|(kind, _)| kind.is_injected() == injected);
+            of_it.into_iter().try_for_each(|(kind, strikes)| {
+                let Strikes { all, with_requests } = strikes;
+                writeln!(f, "{all:>12} {with_requests:>12}  {}", kind.name())
+            })
+        };
+        writeln!(f, "faults, and those of them that met requests in flight:")?;
+        list(f, true)?;
+        writeln!(f, "what they and the network led to:")?;
+        list(f, false)?;
+        writeln!(f, "what the engines did:")?;
+        for (what, count) in &self.reached {
+            writeln!(f, "{count:>12}  {what}")?;
+        }
+        write!(
+            f,
+            "{} runs: {} guest operations, {:.1} cluster-hours, {} faults",
+            self.runs,
+            self.operations,
+            self.cluster_hours(),
+            self.injected(),
+        )
     }
 }

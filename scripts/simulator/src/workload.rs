@@ -99,6 +99,11 @@ impl Workload {
         Workload { random, profile, sectors }
     }
 
+    /// The disk has so many sectors from now on.
+    pub fn grow(&mut self, sectors: u64) {
+        self.sectors = sectors;
+    }
+
     /// The profile.
     pub fn profile(&self) -> &Profile {
         &self.profile

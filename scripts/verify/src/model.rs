@@ -5,7 +5,9 @@
 //! usually has one content, held in a flat table; while requests on it are in flight or their fate
 //! is open, it has a list of *versions*. A read may return a version unless that one was
 //! *superseded* before the read began: by a write that began after the version had ended and was
-//! completed, or by a read that decided between versions.
+//! completed, or by a read that decided between versions: what a read returned has taken effect, so
+//! what came before it never comes back, and of several whose fate was open none that should have come
+//! later did (reads are monotonic, C23).
 //!
 //! With one queue the engine promises more, and the model checks it: completions of
 //! overlapping writes are published in the order taken, and no read returns a write's content
@@ -54,6 +56,7 @@ impl fmt::Display for Violation {
 }
 
 /// The history of a disk.
+#[derive(Clone)]
 pub struct Model {
     settled: Vec<Content>,
     open: BTreeMap<u64, Vec<Version>>,
@@ -203,13 +206,15 @@ impl Model {
                 return Err(Violation { sector, what });
             }
             // Only what still stands decides: an older content says that the read was early. And only
-            // once nothing can change any more when the read begins.
+            // between versions that could not change any more when the read began.
             let standing =
                 |version: &Version| version.content == content && version.superseded.is_none();
             let over = |version: &Version| version.ended.is_some_and(|ended| ended < begun);
-            let decided = versions.iter().any(standing) && versions.iter().all(over);
-            if decided {
-                for version in versions.iter_mut().filter(|version| version.content != content) {
+            // One in flight, or ended since, that has the same content could be what was read.
+            let certain = versions.iter().filter(|version| standing(version)).all(over);
+            if versions.iter().any(standing) && certain {
+                let others = versions.iter_mut().filter(|version| version.content != content);
+                for version in others.filter(|version| over(version)) {
                     version.superseded.get_or_insert(now);
                 }
                 self.settle(sector);

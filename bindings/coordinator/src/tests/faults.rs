@@ -2,7 +2,7 @@
 
 use super::world::{Backend, Direct, World};
 use crate::contract::{Operation, Outcome, StoreError, Transaction, WatchEvent};
-use crate::redb_store::HISTORY_MAX;
+use crate::redb_store::{HISTORY_MAX, RedbStore};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -59,6 +59,39 @@ fn reads_on_their_way_when_the_store_goes_are_asked_again() {
     while world.turn() || direct.deliver() {}
     let value = result.borrow_mut().take().unwrap().unwrap().unwrap();
     assert_eq!(value.revision, 1);
+}
+
+#[test]
+fn what_is_on_its_way_to_a_server_that_crashes_is_lost() {
+    for delivered in 0..2 {
+        let direct = Direct::new();
+        let world = World::new(direct.clone());
+        let client = world.client();
+        let result = Rc::new(RefCell::new(None));
+        let (given, sender) = (result.clone(), client.clone());
+        while world.turn() {}
+        world.spawn(async move {
+            *given.borrow_mut() = Some(sender.transact(put("a", b"one")).await);
+        });
+        while world.turn() {}
+        for _ in 0..delivered {
+            assert!(direct.deliver());
+        }
+        direct.server.crash();
+        let reader = client.clone();
+        let read = Rc::new(RefCell::new(None));
+        let given = read.clone();
+        world.spawn(async move { *given.borrow_mut() = Some(reader.get("a").await) });
+        while world.turn() || direct.deliver() {}
+        assert_eq!(*result.borrow(), Some(Err(StoreError::Unknown)));
+        assert!(read.borrow().is_none(), "a read waits for the server");
+        // The next process, with what the last one's disk holds: here an empty one.
+        direct.server.restart(RedbStore::in_memory());
+        while world.turn() || direct.deliver() {}
+        assert_eq!(read.borrow_mut().take(), Some(Ok(None)));
+        let outcome = world.run(async move { client.transact(put("a", b"two")).await });
+        assert_eq!(outcome, Ok(Outcome::Committed(1)));
+    }
 }
 
 #[test]

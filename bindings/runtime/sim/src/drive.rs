@@ -61,6 +61,10 @@ pub(crate) struct DriveInner {
     fail_next: Cell<u64>,
     misdirect_next: Cell<u64>,
     slow: Cell<u32>,
+    /// Requests in flight make no progress.
+    hangs: Cell<bool>,
+    /// Requests that came while it hung.
+    held: RefCell<Vec<u64>>,
     full: Cell<bool>,
 }
 
@@ -212,8 +216,18 @@ impl DriveInner {
         let number = world.0.next_number();
         let serial = self.medium.borrow().serial();
         self.in_flight.borrow_mut().insert(number, InFlight { request, serial, fails });
-        let (time, drive) =
-            (world.0.after(delay.saturating_mul(u64::from(self.slow.get()))), Rc::clone(self));
+        if self.hangs.get() {
+            world.0.count(|c| c.requests_hung += 1);
+            self.held.borrow_mut().push(number);
+            return;
+        }
+        let slow = u64::from(self.slow.get());
+        world.0.count(|c| c.requests_slow += u64::from(slow > 1));
+        self.finish_later(world, number, delay.saturating_mul(slow), process);
+    }
+
+    fn finish_later(self: &Rc<DriveInner>, world: &World, number: u64, delay: u64, process: u64) {
+        let (time, drive) = (world.0.after(delay), Rc::clone(self));
         world.0.schedule(time, EventKind::Drive, process, move |world| drive.finish(world, number));
     }
 

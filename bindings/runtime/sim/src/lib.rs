@@ -9,9 +9,9 @@
 //!
 //! | What | May happen | Never happens |
 //! | --- | --- | --- |
-//! | process | [`kill`](Process::kill) at any event; [`pause`](Process::pause) for any time; clocks that differ in origin and rate | a turn interrupted in its middle; a clock that runs backwards |
+//! | process | [`kill`](Process::kill) at any event; [`pause`](Process::pause) for any time; clocks that differ in origin and rate, as much as the settings say | a turn interrupted in its middle; a clock that runs backwards |
 //! | network | delay, reordering between lanes and connections, one-way and two-way cuts, breaks that lose any suffix of each lane | loss or reordering inside a lane of an open connection, corrupted or duplicated messages (QUIC sees to that) |
-//! | drive | completion in any order; unflushed pages kept or lost one by one on power loss; errors, lost drives, latent sector errors, flipped bits, misdirected writes, a failed flush after which the data is doubtful | a flushed page lost without one of these faults; a page torn inside its 4 KiB, but by a power cut of [`power`] |
+//! | drive | completion in any order, late, or not before it stops hanging; unflushed pages kept or lost one by one on power loss; errors, lost drives, latent sector errors, flipped bits, misdirected writes, a failed flush after which the data is doubtful | a flushed page lost without one of these faults; a page torn inside its 4 KiB, but by a power cut of [`power`] |
 //!
 //! | Module | Owns |
 //! | --- | --- |

@@ -72,6 +72,7 @@ struct End {
     /// When messages are handed to the network, and their lengths.
     departures: VecDeque<(u64, usize)>,
     undelivered: usize,
+    sent: u64,
 }
 
 #[derive(Default)]
@@ -82,6 +83,8 @@ struct Lane {
 }
 
 struct Packet {
+    /// Order of sending within the end.
+    number: u64,
     parts: Vec<Bytes>,
     length: usize,
     due: u64,
@@ -97,6 +100,7 @@ impl End {
             free_at: 0,
             departures: VecDeque::new(),
             undelivered: 0,
+            sent: 0,
         }
     }
 
@@ -197,11 +201,13 @@ impl Links for SimLinks {
         end.free_at = end.free_at.max(inner.now.get()).saturating_add(transfer);
         end.departures.push_back((end.free_at, length));
         end.undelivered += length;
+        end.sent += 1;
+        let number_sent = end.sent;
         let due = end.free_at.saturating_add(latency(&world));
         let out = &mut end.lanes[usize::from(lane)];
         out.last_due = out.last_due.max(due);
         let parts = parts.iter().filter(|part| !part.is_empty()).cloned().collect();
-        out.packets.push_back(Packet { parts, length, due: out.last_due });
+        out.packets.push_back(Packet { number: number_sent, parts, length, due: out.last_due });
         arm_lane(&world, network, number, side, usize::from(lane));
         Ok(())
     }
@@ -251,7 +257,11 @@ fn transfer_time(length: usize, bandwidth: u64) -> u64 {
 
 fn latency(world: &World) -> u64 {
     let delay = world.0.draw(world.0.settings.borrow().latency);
-    if world.0.one_in(64) { delay.saturating_mul(8) } else { delay }
+    if world.0.one_in(64) {
+        world.0.count(|c| c.messages_delayed += 1);
+        return delay.saturating_mul(8);
+    }
+    delay
 }
 
 /// Time until silence is noticed: the idle timeout, up to a tenth more.
@@ -374,8 +384,12 @@ fn deliver(world: &World, number: u64, side: usize, lane: usize) -> u64 {
     }
     let Some(packet) = pair.ends[side].lanes[lane].packets.pop_front() else { return 0 };
     pair.ends[side].undelivered -= packet.length;
+    let older =
+        |lane: &Lane| lane.packets.front().is_some_and(|first| first.number < packet.number);
+    let overtaking = pair.ends[side].lanes.iter().any(older);
     world.0.count(|c| {
         c.messages_delivered += 1;
+        c.messages_overtaking += u64::from(overtaking);
         c.message_bytes_delivered += packet.length as u64;
     });
     let mut digest = Digest::new().word(number).word(lane as u64).word(packet.length as u64);

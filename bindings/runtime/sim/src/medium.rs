@@ -161,6 +161,23 @@ impl Medium {
         self.damaged.insert(page);
     }
 
+    /// Two pages trade their present content, durable and newest.
+    pub fn exchange(&mut self, one: u64, other: u64) {
+        let (first, second) = (self.read(one).cloned(), self.read(other).cloned());
+        for (page, content) in [(one, second), (other, first)] {
+            match &content {
+                Some(content) => drop(self.durable.insert(page, Rc::clone(content))),
+                None => drop(self.durable.remove(&page)),
+            }
+            if let Some(version) =
+                self.cache.get_mut(&page).and_then(|versions| versions.last_mut())
+            {
+                version.content = content;
+            }
+            self.mark_damaged(page);
+        }
+    }
+
     /// Notes that a page's present content came about by a fault.
     pub fn mark_damaged(&mut self, page: u64) {
         match self.cache.get_mut(&page).and_then(|versions| versions.last_mut()) {
@@ -182,6 +199,12 @@ impl Medium {
     /// Whether the page takes space.
     pub fn allocated(&self, page: u64) -> bool {
         self.durable.contains_key(&page) || self.cache.contains_key(&page)
+    }
+
+    /// All pages that take space, in order.
+    pub fn allocated_pages(&self) -> Vec<u64> {
+        let pages: BTreeSet<u64> = self.durable.keys().chain(self.cache.keys()).copied().collect();
+        pages.into_iter().collect()
     }
 
     /// A random page that takes space.

@@ -27,6 +27,9 @@ const TURN_STEPS_MAX: u32 = 2_000;
 /// Virtual time until a process that was cut short goes on, in nanoseconds.
 const TURN_AGAIN: u64 = 10_000;
 
+/// Clocks that are off by more than so many nanoseconds a second are counted as skewed.
+const SKEWED: u64 = 1_000_000;
+
 /// Seconds since the Unix epoch at which worlds begin.
 const WORLD_BEGINS: u64 = 1_750_000_000;
 
@@ -93,11 +96,15 @@ impl ProcessInner {
     pub fn new(world: &World, name: &str) -> ProcessInner {
         let inner = &world.0;
         let drift = inner.settings.borrow().clock_drift_ppm_max.min(500_000) * 1_000;
+        let origin = 1 + inner.random.below(1 << 50);
+        let rate = 1_000_000_000 - drift + inner.random.below(2 * drift + 1);
+        let skewed = rate.abs_diff(1_000_000_000) > SKEWED;
+        inner.count(|c| c.clocks_skewed += u64::from(skewed));
         let clock = Rc::new(ProcessClock {
             now: Rc::clone(&inner.now),
             started: inner.now.get(),
-            origin: 1 + inner.random.below(1 << 50),
-            rate: 1_000_000_000 - drift + inner.random.below(2 * drift + 1),
+            origin,
+            rate,
         });
         ProcessInner {
             number: inner.next_number(),

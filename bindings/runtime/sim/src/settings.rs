@@ -79,6 +79,8 @@ pub struct Counters {
     pub processes_started: u64,
     /// Processes killed.
     pub processes_killed: u64,
+    /// Processes started whose clocks are off by more than a part in a thousand.
+    pub clocks_skewed: u64,
     /// Pauses of processes.
     pub pauses: u64,
     /// Connections begun.
@@ -99,6 +101,10 @@ pub struct Counters {
     pub message_bytes_delivered: u64,
     /// Messages lost with their connection.
     pub messages_lost: u64,
+    /// Messages that the network held for several times the usual delay.
+    pub messages_delayed: u64,
+    /// Messages delivered before an older one of another lane of their connection.
+    pub messages_overtaking: u64,
     /// Reads that drives finished, with success or not.
     pub reads: u64,
     /// Writes that drives finished, with success or not.
@@ -113,6 +119,10 @@ pub struct Counters {
     pub drive_errors: u64,
     /// Reads failed by a latent sector error.
     pub sector_errors: u64,
+    /// Requests to a drive that was slowed down.
+    pub requests_slow: u64,
+    /// Requests to a drive that hung.
+    pub requests_hung: u64,
     /// Requests answered by "lost".
     pub requests_lost: u64,
     /// Writes that found no space.
@@ -121,6 +131,14 @@ pub struct Counters {
     pub writes_misdirected: u64,
     /// Bits flipped.
     pub bits_flipped: u64,
+    /// Pages made unreadable.
+    pub pages_spoiled: u64,
+    /// Drives slowed down.
+    pub drives_slowed: u64,
+    /// Drives made to hang.
+    pub drives_hung: u64,
+    /// Drives whose space was used up.
+    pub drives_full: u64,
     /// Drives lost.
     pub drives_lost: u64,
     /// Power losses of drives.

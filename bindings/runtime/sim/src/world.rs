@@ -48,6 +48,10 @@ pub(crate) struct WorldInner {
     number: Cell<u64>,
     trace: Trace,
     counters: Cell<Counters>,
+    /// Requests of users in flight.
+    load: Rc<Cell<u64>>,
+    /// What was counted while there were any.
+    under_load: Cell<Counters>,
     stepping: Cell<bool>,
 }
 
@@ -72,6 +76,8 @@ impl World {
             number: Cell::new(0),
             trace: Trace::new(),
             counters: Cell::default(),
+            load: Rc::default(),
+            under_load: Cell::default(),
             stepping: Cell::new(false),
         }))
     }
@@ -110,6 +116,17 @@ impl World {
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         self.0.counters.get()
+    }
+
+    /// What happened while [`load`](World::load) was not 0.
+    pub fn counters_under_load(&self) -> Counters {
+        self.0.under_load.get()
+    }
+
+    /// Requests of users in flight: a number that whoever simulates the users keeps, so that the
+    /// counters tell which faults struck while somebody waited for something.
+    pub fn load(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.0.load)
     }
 
     /// Starts a process that others reach by `name`; a name may start again after a crash.
@@ -266,10 +283,15 @@ impl WorldInner {
     }
 
     /// Changes the counters.
-    pub fn count(&self, change: impl FnOnce(&mut Counters)) {
+    pub fn count(&self, change: impl Fn(&mut Counters)) {
         let mut counters = self.counters.get();
         change(&mut counters);
         self.counters.set(counters);
+        if self.load.get() > 0 {
+            let mut counters = self.under_load.get();
+            change(&mut counters);
+            self.under_load.set(counters);
+        }
     }
 
     /// A running process.

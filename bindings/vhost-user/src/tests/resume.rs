@@ -5,6 +5,7 @@ use crate::rig::{Guest, RINGS, Rig, dying_after, place};
 use crate::{Outcome, Request, RequestKind, Tag};
 use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::VhostUserInflight;
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 type Inflight = (VhostUserInflight, OwnedFd);
 
@@ -243,4 +244,44 @@ fn resumed_reads_wait_for_resumed_writes() {
     );
     rig.disk.complete(read.tag, Outcome::Read(&[&[9; 512]]));
     assert_eq!((guest.used_index(0), guest.used_index(1)), (1, 1));
+}
+
+/// What a process published and died before it signalled, its successor signals, although the guest's
+/// event index asks for a wake-up at an entry that is there already.
+#[test]
+fn what_a_predecessor_did_not_signal_is_signalled() {
+    let signalled = |event: &OwnedFd| rustix::io::read(event, &mut [0; 8]).is_ok();
+    for features in [0, 1 << VIRTIO_RING_F_EVENT_IDX] {
+        let guest = Guest::new();
+        let begin = |inflight: Option<&Inflight>| {
+            let mut rig = Rig::connect();
+            rig.negotiate(features);
+            let fresh = inflight.is_none().then(|| rig.get_inflight());
+            let (given, file) = inflight.or(fresh.as_ref()).unwrap();
+            rig.set_inflight(&(*given, file.try_clone().unwrap()));
+            rig.add_memory(&guest);
+            start(&mut rig, &guest);
+            rig.turn();
+            (rig, fresh)
+        };
+        (0..3).for_each(|number| offer(&guest, 0, number));
+        let (mut rig, inflight) = begin(None);
+        let calls = rig.calls[0].try_clone().unwrap();
+        assert_eq!(rig.requests.len(), 3);
+        for request in rig.requests.drain(..2) {
+            rig.disk.complete(request.tag, Outcome::Done);
+        }
+        while signalled(&calls) {}
+        drop(rig);
+        assert!(!signalled(&calls), "it died before it signalled");
+
+        let (mut rig, _) = begin(inflight.as_ref());
+        rig.disk.flush_notifications();
+        assert!(signalled(&rig.calls[0]), "two are done, and one is not");
+        let resumed = rig.requests.pop().unwrap();
+        assert!(resumed.resumed);
+        rig.disk.complete(resumed.tag, Outcome::Done);
+        rig.disk.flush_notifications();
+        assert_eq!(guest.used_index(0), 3);
+    }
 }

@@ -6,7 +6,7 @@ use super::{DriveInner, SimDrive, apply_partly};
 use crate::trace::{Digest, EventKind};
 use crate::world::{World, upgrade};
 use cleave_runtime::buffer::PAGE;
-use cleave_runtime::drives::{DriveCompletion, DriveError, DriveRequest};
+use cleave_runtime::drives::{DriveCompletion, DriveError, DriveOperation, DriveRequest};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -31,6 +31,8 @@ impl World {
             fail_next: Cell::new(0),
             misdirect_next: Cell::new(0),
             slow: Cell::new(1),
+            hangs: Cell::new(false),
+            held: RefCell::default(),
             full: Cell::new(false),
         });
         self.0.drives.borrow_mut().push(Rc::clone(&drive));
@@ -91,6 +93,14 @@ impl SimDrive {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.0.in_flight.borrow().len()
+    }
+
+    /// Writes in flight.
+    pub fn writes_in_flight(&self) -> usize {
+        let write = |flight: &&super::InFlight| {
+            matches!(flight.request.operation, DriveOperation::Write { .. })
+        };
+        self.0.in_flight.borrow().values().filter(write).count()
     }
 
     /// Offsets of pages hit by flipped bits, sector errors and misdirected writes, in their present
@@ -159,8 +169,9 @@ impl SimDrive {
 
     /// Latent sector errors: reads that touch the range (bytes) fail until its pages are written.
     pub fn spoil(&self, offset: u64, length: u64) {
-        self.note(5, offset);
+        let Some(world) = self.note(5, offset) else { return };
         let end = offset.saturating_add(length).min(self.0.capacity).div_ceil(PAGE as u64);
+        world.0.count(|c| c.pages_spoiled += end.saturating_sub(offset / PAGE as u64));
         (offset / PAGE as u64..end).for_each(|page| self.0.medium.borrow_mut().spoil(page));
     }
 
@@ -182,6 +193,26 @@ impl SimDrive {
         page.map(|page| page * PAGE as u64)
     }
 
+    /// Offsets of all pages that hold something, in order.
+    pub fn stored_pages(&self) -> Vec<u64> {
+        let pages = self.0.medium.borrow().allocated_pages();
+        pages.into_iter().map(|page| page * PAGE as u64).collect()
+    }
+
+    /// Whole pages of two stored ranges trade places, as if the drive had mixed up where they are.
+    ///
+    /// # Panics
+    /// When a range is not one of whole pages of the drive.
+    pub fn exchange(&self, one: u64, other: u64, length: u64) {
+        let page = PAGE as u64;
+        assert!([one, other, length].iter().all(|bytes| bytes.is_multiple_of(page)), "whole pages");
+        assert!(one.max(other) + length <= self.0.capacity, "pages of the drive");
+        self.note(11, one ^ other.rotate_left(32));
+        for at in 0..length / page {
+            self.0.medium.borrow_mut().exchange(one / page + at, other / page + at);
+        }
+    }
+
     /// The next `count` writes go to wrong places and report success; 0 ends it.
     pub fn misdirect_next(&self, count: u64) {
         self.note(7, count);
@@ -190,13 +221,29 @@ impl SimDrive {
 
     /// Requests take `factor` times as long; 1 is the normal speed.
     pub fn slow(&self, factor: u32) {
-        self.note(8, u64::from(factor));
+        let Some(world) = self.note(8, u64::from(factor)) else { return };
+        world.0.count(|c| c.drives_slowed += u64::from(factor > 1));
         self.0.slow.set(factor.max(1));
+    }
+
+    /// Requests that come from now on are not answered, until it ends and what waits is carried out.
+    pub fn hang(&self, hangs: bool) {
+        if self.0.hangs.replace(hangs) == hangs {
+            return;
+        }
+        let Some(world) = self.note(10, u64::from(hangs)) else { return };
+        world.0.count(|c| c.drives_hung += u64::from(hangs));
+        let owner = self.0.owner.borrow().as_ref().map_or(0, |owner| owner.process.number);
+        for number in std::mem::take(&mut *self.0.held.borrow_mut()) {
+            let delay = world.0.draw(world.0.settings.borrow().drive_write);
+            self.0.finish_later(&world, number, delay, owner);
+        }
     }
 
     /// Whether writes to pages that hold nothing yet find no space behind the drive file.
     pub fn set_full(&self, full: bool) {
-        self.note(9, u64::from(full));
+        let Some(world) = self.note(9, u64::from(full)) else { return };
+        world.0.count(|c| c.drives_full += u64::from(full && !self.0.full.get()));
         self.0.full.set(full);
     }
 }

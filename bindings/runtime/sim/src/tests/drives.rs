@@ -364,3 +364,33 @@ fn a_power_cut_hits_the_operation_that_it_was_ordered_for() {
         assert_eq!(rig.does(DriveOperation::Write { offset: 0 }, Some((1, 1))).0, Ok(()));
     }
 }
+
+#[test]
+fn a_drive_that_hangs_answers_once_it_does_not() {
+    let rig = rig(5);
+    rig.write(1, 3, 7, 2);
+    rig.drive.hang(true);
+    rig.write(2, 9, 8, 1);
+    rig.submit(3, DriveOperation::Flush, None);
+    // What came before it hung is on its way.
+    assert_eq!(rig.finish().iter().map(|done| done.token).collect::<Vec<_>>(), [1]);
+    assert_eq!((rig.stored(3), rig.stored(9), rig.drive.in_flight()), (7, 0, 2));
+    rig.drive.hang(false);
+    let mut answered: Vec<u64> = rig.finish().iter().map(|done| done.token).collect();
+    answered.sort_unstable();
+    assert_eq!((answered, rig.stored(9)), (vec![2, 3], 8));
+    let counters = rig.world.counters();
+    assert_eq!((counters.drives_hung, counters.requests_hung), (1, 2));
+}
+
+#[test]
+fn what_waits_at_a_drive_that_hangs_dies_with_its_owner() {
+    let rig = rig(6);
+    rig.drive.hang(true);
+    rig.write(1, 3, 7, 1);
+    rig.process.kill();
+    let landed = rig.stored(3);
+    rig.drive.hang(false);
+    rig.world.run_for(SECOND);
+    assert_eq!((rig.stored(3), rig.drive.in_flight()), (landed, 0));
+}

@@ -328,3 +328,29 @@ fn a_world_that_is_dropped_leaves_nothing() {
     assert_eq!(Rc::strong_count(&token), 1);
     assert!(!process.alive());
 }
+
+#[test]
+fn faults_are_counted_apart_while_users_wait() {
+    let world = World::new(3);
+    let process = world.start_process("one");
+    let load = world.load();
+    process.pause();
+    process.resume();
+    load.set(2);
+    process.pause();
+    process.resume();
+    load.set(0);
+    process.pause();
+    assert_eq!((world.counters().pauses, world.counters_under_load().pauses), (3, 1));
+}
+
+#[test]
+fn clocks_that_are_far_off_are_counted() {
+    let settings = Settings { clock_drift_ppm_max: 400_000, ..Settings::default() };
+    let world = World::with_settings(4, settings);
+    (0..20).for_each(|number| drop(world.start_process(&format!("process-{number}"))));
+    assert!(world.counters().clocks_skewed > 15);
+    let world = World::new(4);
+    (0..20).for_each(|number| drop(world.start_process(&format!("process-{number}"))));
+    assert_eq!(world.counters().clocks_skewed, 0);
+}

@@ -1,0 +1,157 @@
+//! The judges are judged: a bug is planted, and some seed must find it.
+//!
+//! A run that finds a planted bug counts only when the same seed finds nothing without it. For each bug a seed
+//! is recorded that found it; what a seed hits moves with every change of the engines, so one that does not
+//! find its bug any more is no failure by itself: the seeds from 0 on are tried then, and only a bug that
+//! [`SEEDS`] of them do not find says that schedules or judges have become too weak.
+
+use crate::Scale;
+use cleave_runtime::planted::{ALL, Planted, plant};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Seeds that are tried for a bug at most.
+pub const SEEDS: u64 = 2_000;
+/// Bugs of one turn of the rotation.
+const BUGS_A_TURN: usize = 5;
+/// Seeds of a rotation begin so far up, and each turn has its own.
+const FRESH: u64 = 1_000_000;
+
+/// Which bugs are planted, and what is tried for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// All, with the seeds from 0 on.
+    All,
+    /// All, with the recorded seed first: for each change.
+    Recorded,
+    /// A few, which the turn chooses, with seeds that nobody tried before.
+    Rotation,
+}
+
+/// A bug, and the seeds that are tried for it in turn.
+struct Search {
+    bug: Planted,
+    recorded: Option<u64>,
+    seeds: Range<u64>,
+}
+
+/// What came of a search.
+pub struct Outcome {
+    /// The bug.
+    pub bug: Planted,
+    /// The seed that found it, and what it found.
+    pub found: Option<(u64, String)>,
+    /// Runs made.
+    pub runs: u64,
+    /// How long they took.
+    pub took: Duration,
+}
+
+impl Search {
+    fn run(&self) -> Outcome {
+        let begun = Instant::now();
+        let (mut runs, mut found) = (0, None);
+        for seed in self.recorded.into_iter().chain(self.seeds.clone()) {
+            runs += 1;
+            plant(Some(self.bug));
+            let failure = crate::run(seed, Scale::Small, false).failure;
+            plant(None);
+            let Some(failure) = failure else { continue };
+            runs += 1;
+            // A bug that is there without being planted is another matter.
+            if crate::run(seed, Scale::Small, false).failure.is_none() {
+                found = Some((seed, failure));
+                break;
+            }
+        }
+        Outcome { bug: self.bug, found, runs, took: begun.elapsed() }
+    }
+}
+
+fn searches(which: Which, turn: u64) -> Vec<Search> {
+    let bugs = ALL.iter().copied();
+    match which {
+        Which::All => bugs.map(|bug| Search { bug, recorded: None, seeds: 0..SEEDS }).collect(),
+        Which::Recorded => {
+            bugs.map(|bug| Search { bug, recorded: recorded(bug), seeds: 0..SEEDS }).collect()
+        }
+        Which::Rotation => {
+            let first = turn as usize % ALL.len() * BUGS_A_TURN;
+            let from = FRESH + turn % FRESH * SEEDS;
+            bugs.cycle()
+                .skip(first)
+                .take(BUGS_A_TURN)
+                .map(|bug| Search { bug, recorded: None, seeds: from..from + SEEDS })
+                .collect()
+        }
+    }
+}
+
+/// Plants bugs and searches for them on so many threads; hands over each outcome, in the order of the
+/// bugs.
+pub fn judge(which: Which, turn: u64, threads: usize, mut each: impl FnMut(&Outcome)) {
+    let queue = Mutex::new(searches(which, turn).into_iter().enumerate());
+    let (send, receive) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            let (send, queue) = (send.clone(), &queue);
+            scope.spawn(move || {
+                loop {
+                    let next = queue.lock().expect("no search panics").next();
+                    let Some((place, search)) = next else { break };
+                    if send.send((place, search.run())).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(send);
+        let (mut waiting, mut next) = (BTreeMap::new(), 0);
+        for (place, outcome) in receive {
+            waiting.insert(place, outcome);
+            while let Some(outcome) = waiting.remove(&next) {
+                next += 1;
+                each(&outcome);
+            }
+        }
+    });
+}
+
+/// The recorded seed of a bug.
+pub fn recorded(bug: Planted) -> Option<u64> {
+    FOUND.iter().find(|(known, _)| *known == bug).map(|found| found.1)
+}
+
+/// The first small seed that found each bug, when somebody looked last.
+const FOUND: &[(Planted, u64)] = &[];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_has_a_recorded_seed() {
+        for bug in ALL {
+            assert!(recorded(*bug).is_some(), "{bug:?}: search for a seed, and record it");
+        }
+        assert_eq!(FOUND.len(), ALL.len());
+        assert!(ALL.len() >= 20);
+    }
+
+    #[test]
+    fn turns_plant_every_bug_and_try_other_seeds_each() {
+        let mut planted = std::collections::BTreeSet::new();
+        let mut tried = std::collections::BTreeSet::new();
+        for turn in 0..ALL.len() as u64 {
+            for search in searches(Which::Rotation, turn) {
+                planted.insert(search.bug);
+                tried.insert(search.seeds.start);
+                assert_eq!(search.seeds.end - search.seeds.start, SEEDS);
+            }
+        }
+        assert_eq!((planted.len(), tried.len()), (ALL.len(), ALL.len()));
+    }
+}

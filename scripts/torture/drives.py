@@ -1,0 +1,124 @@
+"""Drives that fail. Redundancy covers two drives of a stripe, so two drives of a cluster are sick: whatever happens
+to drives happens to these.
+
+A sick drive has a file system of its own, in a file behind a loop device, so that it can be full, or dead: every
+request to a dead one is answered with EIO, as by a disk that is gone. The engines' configuration names the
+file there; the file among the cluster's drives is a link to it.
+"""
+
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+
+from framework import Failure, check
+
+# EXT4_IOC_SHUTDOWN (fs/ext4/ext4.h): _IOR('X', 125, __u32); 2: without flushing anything.
+EXT4_IOC_SHUTDOWN = 0x8004587D
+SHUTDOWN_NOLOGFLUSH = 2
+PAGE = 4096
+# Both copies of the superblock: without them a drive is nobody's, and an operator has to look.
+SUPERBLOCKS = 2 * PAGE
+BITS_MAX = 64
+
+
+class SickDrive:
+    """A drive with a file system of its own. `parts` does not run yet."""
+
+    def __init__(self, context, parts, number):
+        self.number = number
+        self.lost = False
+        self._parts = parts
+        self._image = context.path(f"sick-{number}.ext4")
+        self._folder = context.path(f"sick-{number}")
+        self._filler = os.path.join(self._folder, "filler")
+        own = parts.drive(number)
+        size = os.path.getsize(own)
+        os.mkdir(self._folder)
+        with open(self._image, "wb") as image:
+            image.truncate(size + size // 8 + (64 << 20))
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", self._image)
+        _run("mount", "-o", "loop", self._image, self._folder)
+        context.at_end(self._unmount)
+        self.path = os.path.join(self._folder, "drive.img")
+        _run("cp", "--sparse=always", own, self.path)
+        os.remove(own)
+        os.symlink(self.path, own)
+        for name in ("datanode-1-a", "datanode-1-b"):
+            parts.change_config(name, lambda text: text.replace(f'"{own}"', f'"{self.path}"'))
+
+    def _unmount(self):
+        # Engines may still have files open there.
+        subprocess.run(["umount", "-l", self._folder], capture_output=True, check=False)
+
+    def flip_bits(self, random):
+        """Flips bits of one page that holds something; the number of flipped bits."""
+        with open(self.path, "r+b", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                page = os.lseek(file.fileno(), random.randrange(SUPERBLOCKS, size), os.SEEK_DATA)
+            except OSError:
+                # Nothing is beyond: then what is first.
+                page = os.lseek(file.fileno(), SUPERBLOCKS, os.SEEK_DATA)
+            page = page // PAGE * PAGE
+            content = bytearray(os.pread(file.fileno(), PAGE, page))
+            count = random.randint(1, BITS_MAX)
+            for _ in range(count):
+                bit = random.randrange(8 * len(content))
+                content[bit // 8] ^= 1 << bit % 8
+            os.pwrite(file.fileno(), content, page)
+            # What is read next is read from the medium.
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def fill(self):
+        """Leaves no space behind the drive's holes."""
+        with open(self._filler, "wb") as filler:
+            length = 64 << 20
+            offset = 0
+            while length >= PAGE:
+                try:
+                    os.posix_fallocate(filler.fileno(), offset, length)
+                    offset += length
+                except OSError:
+                    length //= 2
+
+    def empty(self):
+        """Undoes `fill`."""
+        if os.path.exists(self._filler):
+            os.remove(self._filler)
+
+    def unlink(self):
+        """The drive's file is removed."""
+        self.lost = True
+        os.remove(self.path)
+
+    def truncate(self):
+        """The drive shrinks to half."""
+        self.lost = True
+        os.truncate(self.path, os.path.getsize(self.path) // 2)
+
+    def die(self):
+        """From now on every request fails."""
+        self.lost = True
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, struct.pack("I", SHUTDOWN_NOLOGFLUSH))
+        finally:
+            os.close(folder)
+
+    def take_out(self):
+        """What an operator does with a drive that is lost: the supervisor would not start with it."""
+        link = self._parts.drive(self.number)
+        if os.path.lexists(link):
+            os.remove(link)
+
+
+def _run(*line):
+    environment = dict(os.environ, PATH=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    check(shutil.which(line[0], path=environment["PATH"]), f"{line[0]} is not installed")
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise Failure(f"{' '.join(line)}: {done.stderr.strip()}")
