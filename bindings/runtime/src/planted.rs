@@ -31,6 +31,12 @@ pub enum Planted {
     ReuseSlotsEarly,
     /// A map run claims commits that it does not reflect (C21).
     RunAheadOfItsFrontier,
+    /// A commit may refer to a stripe that is freed (C19).
+    ReferToFreed,
+    /// A stripe is freed as soon as one vdisk names it no more, whoever else does (C20).
+    FreeWhileReferenced,
+    /// A stripe is freed that a commit after the run's frontier needs (C21).
+    FreeAheadOfTheRun,
     /// Overlapping writes are published in the order in which they are mirrored (C23).
     PublishOutOfOrder,
     /// Reads return mirrored content before its write is published (C23).
@@ -38,7 +44,7 @@ pub enum Planted {
 }
 
 /// All of them.
-pub const ALL: [Planted; 14] = [
+pub const ALL: [Planted; 17] = [
     Planted::AcknowledgeBeforeMirrored,
     Planted::ReplayWithoutVersions,
     Planted::ReadWithoutChecks,
@@ -51,6 +57,9 @@ pub const ALL: [Planted; 14] = [
     Planted::OpenStaleMap,
     Planted::ReuseSlotsEarly,
     Planted::RunAheadOfItsFrontier,
+    Planted::ReferToFreed,
+    Planted::FreeWhileReferenced,
+    Planted::FreeAheadOfTheRun,
     Planted::PublishOutOfOrder,
     Planted::ReadUnpublished,
 ];

@@ -176,6 +176,47 @@ impl Catalog {
         Ok(found)
     }
 
+    /// Stripes with slots that a vdisk may name, in order, from one on, each with the last commit by which it
+    /// did; at most `count` are looked at. Then where to go on; `None`: that was all.
+    pub fn stripes_of(
+        &self,
+        vdisk: VdiskId,
+        from: StripeId,
+        count: usize,
+    ) -> Result<(Vec<(StripeId, Position)>, Option<StripeId>), CatalogError> {
+        let read = self.database.begin_read()?;
+        let (names, rows) = (read.open_table(STRIPES_OF)?, read.open_table(STRIPES)?);
+        let mut found = Vec::new();
+        let range = (vdisk.0, from.0)..=(vdisk.0, u64::MAX);
+        for (looked, entry) in names.range(range)?.enumerate() {
+            let stripe = entry?.0.value().1;
+            if looked == count {
+                return Ok((found, Some(StripeId(stripe))));
+            }
+            if let Some(row) = rows.get(stripe)? {
+                let StripeRow { slots, holders, .. } = decode("stripes", row.value())?;
+                let holder = holders.iter().find(|holder| holder.vdisk == vdisk);
+                if let Some(holder) = holder.filter(|_| !slots.is_empty()) {
+                    found.push((StripeId(stripe), holder.position));
+                }
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// Who may name these stripes, in the order asked; nobody: the stripe does not exist.
+    pub fn holders(&self, stripes: &[StripeId]) -> Result<Vec<Vec<VdiskId>>, CatalogError> {
+        let read = self.database.begin_read()?;
+        let rows = read.open_table(STRIPES)?;
+        let holders = |stripe: &StripeId| -> Result<Vec<VdiskId>, CatalogError> {
+            let Some(row) = rows.get(stripe.0)? else { return Ok(Vec::new()) };
+            let StripeRow { slots, holders, .. } = decode("stripes", row.value())?;
+            let kept = holders.into_iter().filter(|_| !slots.is_empty());
+            Ok(kept.map(|holder| holder.vdisk).collect())
+        };
+        stripes.iter().map(holders).collect()
+    }
+
     /// The row of a committed stripe.
     pub fn stripe(&self, stripe: StripeId) -> Result<Option<StripeRow>, CatalogError> {
         let read = self.database.begin_read()?;

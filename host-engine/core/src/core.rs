@@ -11,13 +11,14 @@ use crate::stats::{CoreStats, Event, VdiskStats};
 use crate::write;
 use bytes::Bytes;
 use cleave_erasure::{Encoder, Solver};
-use cleave_format::ids::VdiskId;
+use cleave_format::ids::{StripeId, VdiskId};
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
 use cleave_runtime::sync::promise;
 use cleave_wire::{Hello, HostMessage, RequestNumber, WIRE_VERSION, encode_header};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -178,6 +179,12 @@ impl HostCore {
         let mapped_blocks = state.map.mapped(vdisk);
         let stats = found.stats.clone();
         Some(VdiskStats { commits_after_frontier, size, epoch, mapped_blocks, ..stats })
+    }
+
+    /// Stripes that a vdisk's map names, and those that the catalog lists for it though nothing names them any
+    /// more, but perhaps current pieces of the map: for judges.
+    pub fn known_stripes(&self, vdisk: VdiskId) -> (BTreeSet<StripeId>, BTreeSet<StripeId>) {
+        self.0.state.borrow().map.known_stripes(vdisk)
     }
 
     /// Appends how long records took from being taken to being mirrored, since the last call; of very

@@ -3,6 +3,7 @@
 
 mod damage;
 mod disk;
+mod freeing;
 mod full;
 mod memory;
 mod order;
