@@ -146,11 +146,14 @@ impl Catalog {
             }
             let CommitRow { stripe, in_footer, entries } = decode("commits", found.value())?;
             let stripe = match stripes.get(stripe.0)? {
-                Some(row) if in_footer => {
+                _ if !in_footer => None,
+                Some(row) => {
                     let StripeRow { slots, .. } = decode("stripes", row.value())?;
                     Some(GrantedStripe { stripe, slots })
                 }
-                _ => None,
+                // It must be there (C21). Without slots the opening fails; without the entries it would revive
+                // what they ended.
+                None => Some(GrantedStripe { stripe, slots: Vec::new() }),
             };
             after = Position(key.value().1);
             let row = MapRow { position: after, stripe, entries };

@@ -11,7 +11,7 @@ use crate::stats::{CoreStats, Event, VdiskStats};
 use crate::write;
 use bytes::Bytes;
 use cleave_erasure::{Encoder, Solver};
-use cleave_format::ids::{StripeId, VdiskId};
+use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
@@ -45,6 +45,17 @@ pub(crate) struct Shared {
     pub coder: RefCell<Coder>,
     pub this: Weak<Shared>,
     events: RefCell<Vec<LinkEvent>>,
+}
+
+/// The stripes of a vdisk, as far as commits up to a position go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownStripes {
+    /// The vdisk's map names them.
+    pub named: BTreeSet<StripeId>,
+    /// The catalog lists them for the vdisk, and nothing names them but perhaps current pieces of the map.
+    pub unnamed: BTreeSet<StripeId>,
+    /// The position.
+    pub applied: Position,
 }
 
 /// A host core; clones are the same one.
@@ -181,10 +192,12 @@ impl HostCore {
         Some(VdiskStats { commits_after_frontier, size, epoch, mapped_blocks, ..stats })
     }
 
-    /// Stripes that a vdisk's map names, and those that the catalog lists for it though nothing names them any
-    /// more, but perhaps current pieces of the map: for judges.
-    pub fn known_stripes(&self, vdisk: VdiskId) -> (BTreeSet<StripeId>, BTreeSet<StripeId>) {
-        self.0.state.borrow().map.known_stripes(vdisk)
+    /// What the core knows of a vdisk's stripes: for judges, because it looks at all of them.
+    pub fn known_stripes(&self, vdisk: VdiskId) -> Option<KnownStripes> {
+        let state = self.0.state.borrow();
+        let applied = state.vdisks.get(&vdisk)?.applied;
+        let (named, unnamed) = state.map.known_stripes(vdisk);
+        Some(KnownStripes { named, unnamed, applied })
     }
 
     /// Appends how long records took from being taken to being mirrored, since the last call; of very

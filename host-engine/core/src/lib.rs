@@ -41,7 +41,7 @@ mod stats;
 mod write;
 
 pub use config::{DestageConfig, HostCoreConfig};
-pub use core::HostCore;
+pub use core::{HostCore, KnownStripes};
 pub use error::HostError;
 pub use open::OpenRequest;
 pub use request::{

@@ -8,7 +8,7 @@
 
 use crate::cluster::Cluster;
 use crate::director::{RECOVERY, revive, stop_both, stop_host};
-use crate::pool;
+use crate::{leaks, pool};
 use std::time::Duration;
 
 /// Ends a run.
@@ -39,6 +39,7 @@ pub fn play(cluster: &mut Cluster) {
             stop_both(cluster);
             if !cluster.journal.failed() {
                 pool::judge(cluster, &drives);
+                leaks::judge(cluster);
                 revive(cluster);
             }
         }),

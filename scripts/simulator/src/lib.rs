@@ -10,6 +10,7 @@
 //! | [`plan`] | what a seed stands for |
 //! | [`director`] | episodes and what strikes in them |
 //! | [`finale`] | the end of a run: recovery, quiescence, reading everything back |
+//! | [`leaks`] | the judge of what the catalog lists and maps name |
 //! | [`pool`] | the judge of catalogs and shards at rest |
 //! | [`guest`], [`workload`] | guests, and the judge of every completion and every byte read (C23, C24) |
 //! | [`cluster`] | what lives through crashes, starts and stops |
@@ -27,6 +28,7 @@ pub mod finale;
 pub mod guest;
 pub mod host;
 pub mod journal;
+pub mod leaks;
 pub mod plan;
 pub mod pool;
 pub mod report;

@@ -118,7 +118,7 @@ impl Shared {
         let mut key_checked = false;
         for batch in commits.chunks(READS) {
             let reads = batch.iter().map(|commit| {
-                let stripe = commit.stripe.clone().filter(|stripe| !stripe.slots.is_empty());
+                let stripe = commit.stripe.clone();
                 let shared = Rc::clone(self);
                 async move {
                     match stripe {

@@ -20,7 +20,7 @@ fn check_nothing_leaks(rig: &Rig) {
     let pool = rig.pool.borrow();
     let listed = pool.holders.iter().filter(|(_, holders)| holders.contains_key(&DISK));
     let listed: BTreeSet<StripeId> = listed.map(|(stripe, _)| *stripe).collect();
-    let (named, unnamed) = rig.core().known_stripes(DISK);
+    let KnownStripes { named, unnamed, .. } = rig.core().known_stripes(DISK).unwrap();
     assert!(named.is_subset(&listed), "a stripe that the map names is listed");
     let known: BTreeSet<StripeId> = &named | &unnamed;
     assert_eq!(listed, known);
@@ -72,7 +72,7 @@ fn discarded_content_is_freed() {
     assert!(rig.pool.borrow().stripes.len() > 5);
     discard_everything(&rig);
     rig.world.run_for(Duration::from_secs(30));
-    let (named, unnamed) = rig.core().known_stripes(DISK);
+    let KnownStripes { named, unnamed, .. } = rig.core().known_stripes(DISK).unwrap();
     assert_eq!((named.len(), unnamed.len()), (0, 0), "{:?}", rig.core().stats());
     assert_eq!(rig.pool.borrow().stripes.len(), 0);
     rig.kill_host();
