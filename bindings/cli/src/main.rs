@@ -19,9 +19,9 @@ mod image;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use std::io::IsTerminal;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
@@ -30,9 +30,9 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     if let Err(error) = cleave_process::crash_points::arm_from_environment() {
-        .with_ansi(std::io::stderr().is_terminal())
         eprintln!("cleave: {error}");
         return ExitCode::FAILURE;
     }

@@ -12,13 +12,14 @@ use crate::write;
 use bytes::Bytes;
 use cleave_erasure::{Encoder, Solver};
 use cleave_flash::{Flash, FlashRead};
-use cleave_format::ids::VdiskId;
+use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
 use cleave_runtime::sync::promise;
 use cleave_wire::{Hello, HostMessage, RequestNumber, WIRE_VERSION, encode_header};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -47,6 +48,17 @@ pub(crate) struct Shared {
     pub flash: Flash,
     events: RefCell<Vec<LinkEvent>>,
     flash_reads: RefCell<Vec<FlashRead>>,
+}
+
+/// The stripes of a vdisk, as far as commits up to a position go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownStripes {
+    /// The vdisk's map names them.
+    pub named: BTreeSet<StripeId>,
+    /// The catalog lists them for the vdisk, and nothing names them but perhaps current pieces of the map.
+    pub unnamed: BTreeSet<StripeId>,
+    /// The position.
+    pub applied: Position,
 }
 
 /// A host core; clones are the same one.
@@ -194,6 +206,14 @@ impl HostCore {
         let mapped_blocks = state.map.mapped(vdisk);
         let stats = found.stats.clone();
         Some(VdiskStats { commits_after_frontier, size, epoch, mapped_blocks, ..stats })
+    }
+
+    /// What the core knows of a vdisk's stripes: for judges, because it looks at all of them.
+    pub fn known_stripes(&self, vdisk: VdiskId) -> Option<KnownStripes> {
+        let state = self.0.state.borrow();
+        let applied = state.vdisks.get(&vdisk)?.applied;
+        let (named, unnamed) = state.map.known_stripes(vdisk);
+        Some(KnownStripes { named, unnamed, applied })
     }
 
     /// Appends how long records took from being taken to being mirrored, since the last call; of very

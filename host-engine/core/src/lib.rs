@@ -10,6 +10,7 @@
 //! | `read`, `pool`, `solve` | reads from buffer, flash and pool; lost and damaged shards (C3) |
 //! | `ahead` | what a miss brings to flash beside what is wanted |
 //! | `map`, `handles` | where blocks lie (C2) |
+//! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
 //!
@@ -26,6 +27,7 @@ mod destage;
 mod error;
 mod handles;
 mod hash;
+mod liveness;
 mod log_client;
 pub mod map;
 mod open;
@@ -41,7 +43,7 @@ mod stats;
 mod write;
 
 pub use config::{DestageConfig, HostCoreConfig};
-pub use core::HostCore;
+pub use core::{HostCore, KnownStripes};
 pub use error::HostError;
 pub use open::OpenRequest;
 pub use request::{

@@ -284,6 +284,33 @@ impl State {
         }
     }
 
+    /// A range that cannot be read. A stripe is freed when the map names it no more: what a block has got
+    /// since the read began is read in its place. True when that was not all of it.
+    pub fn fail_range(&mut self, range: RangeRead, error: GuestError) -> bool {
+        let mut failed = false;
+        for wanted in range.frames {
+            let (vdisk, block) = match wanted.sink {
+                Sink::Read { read, block } => match self.reads.get(&read) {
+                    Some(read) => (read.vdisk, block),
+                    None => continue,
+                },
+                Sink::Merge { vdisk, block, .. } => (vdisk, block),
+            };
+            let now = self.map.resolve(self.map.get(vdisk, block)).map(|(address, _)| address);
+            match wanted.sink {
+                Sink::Read { read, block } if now != Some(wanted.address) => {
+                    self.read_again(read, block);
+                }
+                // What it merges onto changes only after it (C6).
+                sink => {
+                    failed = true;
+                    self.deliver(sink, Err(error));
+                }
+            }
+        }
+        failed
+    }
+
     fn deliver(&mut self, sink: Sink, frame: Result<&[u8], GuestError>) {
         match sink {
             Sink::Read { read, block } => self.fill(read, block, frame),

@@ -56,6 +56,8 @@ pub(crate) struct Vdisk {
     pub applied: Position,
     /// Parts of it in stripes on their way.
     pub in_stripes: usize,
+    /// When stripes were first seen that it could leave; `None`: there is none.
+    pub dead_since: Option<Moment>,
     /// A run is wanted whatever the counts say.
     pub run_wanted: bool,
     /// How far its misses look ahead.
@@ -335,6 +337,7 @@ impl State {
         | ControllerMessage::Granted { request, .. }
         | ControllerMessage::Fetched { request, .. }
         | ControllerMessage::Map { request, .. }
+        | ControllerMessage::Listed { request, .. }
         | ControllerMessage::Located { request, .. }
         | ControllerMessage::Read { request, .. }
         | ControllerMessage::ShardWritten { request, .. }) = &answer

@@ -106,6 +106,8 @@ pub struct CoreStats {
     pub runs: u64,
     /// See [`runs_begun`](CoreStats::runs_begun).
     pub pieces: u64,
+    /// Stripes that vdisks left, because nothing of theirs names them any more.
+    pub stripes_left: u64,
     /// Requests that were not taken at first, because the write buffer was full.
     pub refused: u64,
     /// Connections that became good.

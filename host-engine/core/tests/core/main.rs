@@ -4,6 +4,7 @@
 mod damage;
 mod disk;
 mod flash;
+mod freeing;
 mod full;
 mod memory;
 mod order;
