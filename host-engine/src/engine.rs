@@ -7,6 +7,7 @@
 
 use crate::core::CoreHandle;
 use crate::error::HostEngineError;
+use crate::flash::{self, HostFlash};
 use crate::messages::Report;
 use crate::vdisk::{Vdisk, tend};
 use cleave_codec::Keys;
@@ -34,6 +35,8 @@ pub struct Engine {
     pub incarnation: Cell<Incarnation>,
     /// The cores; none until they are started.
     pub cores: RefCell<Vec<Rc<CoreHandle>>>,
+    /// The flash of this host.
+    pub flash: HostFlash,
     /// The vdisks of this host, by number.
     pub vdisks: RefCell<BTreeMap<u64, Rc<Vdisk>>>,
     /// The number that each name has.
@@ -61,6 +64,7 @@ impl Engine {
             keys,
             incarnation: Cell::default(),
             cores: RefCell::default(),
+            flash: HostFlash::default(),
             vdisks: RefCell::default(),
             names: RefCell::default(),
             failure: RefCell::default(),
@@ -75,8 +79,9 @@ impl Engine {
     }
 
     /// Takes what the cores report. True when there was anything.
-    pub fn take_reports(&self) -> bool {
+    pub fn take_reports(self: &Rc<Engine>) -> bool {
         let cores = self.cores.borrow().clone();
+        let count = cores.len();
         let mut any = false;
         for core in cores {
             any |= core.turn(|report| match report {
@@ -87,6 +92,8 @@ impl Engine {
                         fenced.changed.notify();
                     }
                 }
+                Report::FlashReady { name } => self.flash.ready(&name, count),
+                Report::FlashRetired { name, reason } => flash::given_up(self, &name, &reason),
                 Report::Rejected { reason } => self.fail(HostEngineError::Rejected(reason)),
                 Report::Answer { .. } => unreachable!("answers go to those who asked"),
             });

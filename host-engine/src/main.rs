@@ -9,6 +9,7 @@
 //! | [`core`] | a core: reactor, links, host core, devices |
 //! | [`messages`] | what the control thread and cores tell each other |
 //! | [`status`] | answers on the control socket |
+//! | [`flash`] | the host's flash devices |
 //! | [`key`] | the cluster's key |
 //! | [`measure`] | operations and latencies |
 //! | [`error`] | what is wrong, in one line |
@@ -21,6 +22,7 @@
 mod core;
 mod engine;
 mod error;
+mod flash;
 mod key;
 mod measure;
 mod messages;

@@ -2,9 +2,14 @@
 //!
 //! Every order has a number, which its answer repeats; reports come by themselves.
 
+use crate::core::OpenFailure;
 use crate::measure::Measures;
 use cleave_codec::Keys;
+use cleave_control::flash::FlashPlace;
 use cleave_control::histogram::Histogram;
+use cleave_flash::FlashStats;
+use cleave_format::flash::{FlashId, FlashSuperblock};
+use cleave_format::ids::ClusterId;
 use cleave_format::ids::{Epoch, VdiskId};
 use cleave_host_core::{CoreStats, HostError, VdiskStats};
 use cleave_vhost_user::{DiskConfig, DiskState};
@@ -40,10 +45,36 @@ pub enum Order {
         /// Which; it is open here.
         vdisk: VdiskId,
     },
+    /// Find out what a device of flash is: [`Answer::FlashPrepared`].
+    PrepareFlash(Box<FlashOrder>),
+    /// Add this core's share of a device: [`Answer::FlashAdded`].
+    AddFlash(Box<FlashOrder>),
+    /// Use a device no more: [`Answer::FlashRetired`].
+    RetireFlash {
+        /// Its name.
+        name: String,
+    },
     /// Say how things are: [`Answer::View`].
     Look,
     /// Close everything and end the core: [`Answer::Ended`], the last one.
     End,
+}
+
+/// A device of flash.
+#[derive(Clone, Debug)]
+pub struct FlashOrder {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub place: FlashPlace,
+    /// Whose it is to be.
+    pub cluster: ClusterId,
+    /// Its identity, if it must be formatted.
+    pub device: FlashId,
+    /// What it is; `None`: each core has a device of its own under this name.
+    pub superblock: Option<Box<FlashSuperblock>>,
+    /// Cores that share it.
+    pub cores: u32,
 }
 
 /// A vdisk to be served, by whoever took its epoch in the store.
@@ -78,6 +109,18 @@ pub enum Report {
         /// Which.
         vdisk: VdiskId,
     },
+    /// A device of flash is in use.
+    FlashReady {
+        /// Its name.
+        name: String,
+    },
+    /// A device of flash is not used any more.
+    FlashRetired {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// The controllers will never talk to this process.
     Rejected {
         /// Why.
@@ -96,6 +139,12 @@ pub enum Answer {
     Closed,
     /// It is no more, or not.
     Deleted(Result<(), HostError>),
+    /// What the device is, or why it is not used.
+    FlashPrepared(Result<Box<FlashSuperblock>, OpenFailure>),
+    /// The share is being scanned, or why it is not used.
+    FlashAdded(Result<(), String>),
+    /// Nothing of the device is in use.
+    FlashRetired,
     /// How things are.
     View(Box<CoreView>),
     /// The core serves nothing any more.
@@ -121,6 +170,8 @@ pub enum OpenError {
 pub struct CoreView {
     /// Its figures.
     pub core: CoreStats,
+    /// Its flash.
+    pub flash: FlashStats,
     /// From taking records to both controllers' holding them, in nanoseconds.
     pub mirrored: Histogram,
     /// Bytes of guests' writes that are not yet in the write buffer.

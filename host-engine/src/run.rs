@@ -11,6 +11,7 @@
 use crate::core::{CoreSettings, start};
 use crate::engine::Engine;
 use crate::error::HostEngineError;
+use crate::flash;
 use crate::key;
 use crate::messages::{Answer, Order};
 use crate::status;
@@ -46,6 +47,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 const END_MAX: Duration = Duration::from_secs(7);
 /// How long the store may take to be told of the end.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes and number of the buffers that a core registers for its flash: guests' reads, parts, writes.
+const FLASH_BUFFERS: [(usize, u16); 3] = [(16 << 10, 64), (128 << 10, 24), (512 << 10, 4)];
 
 /// Runs the engine until it is told to stop, or cannot go on.
 pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
@@ -148,6 +152,11 @@ async fn enter(
         engine.cores.borrow_mut().push(Rc::new(core));
     }
     tracing::info!(%incarnation, cores = engine.cores.borrow().len(), "cores run");
+    for device in &config.flash {
+        // Vdisks are served meanwhile; what goes wrong is shown with the device.
+        let adding = flash::add(Rc::clone(engine), device.clone());
+        engine.executor.spawn(Priority::Foreground, async move { drop(adding.await) });
+    }
     Ok(())
 }
 
@@ -190,7 +199,7 @@ fn settings(
                 links: QuicConfig { mtu: config.mtu, ..QuicConfig::new(listen, identity.clone()) },
                 reactor: ReactorConfig {
                     spin: spin(processors, usize::from(cores)),
-                    drive_buffers: Vec::new(),
+                    drive_buffers: FLASH_BUFFERS.to_vec(),
                     ..ReactorConfig::default()
                 },
             }

@@ -2,6 +2,7 @@
 //! after another and answer from their loops.
 
 use crate::engine::Engine;
+use crate::flash;
 use crate::measure::Measures;
 use crate::messages::{Answer, CoreView, Order, VdiskView};
 use crate::vdisk::Vdisk;
@@ -9,16 +10,17 @@ use cleave_control::histogram::Histogram;
 use cleave_control::names::vhost_socket;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
-    CodecStatistics, DestageStatistics, Fill, HostLogStatistics, HostLogStatus, HostStatistics,
-    HostStatus, ProcessState, ProcessStatus, ReadStatistics, VdiskEntry, VdiskServing,
-    VdiskStatistics, VdiskStatus,
+    CodecStatistics, DestageStatistics, Fill, FlashStatistics, HostFlashStatus, HostLogStatistics,
+    HostLogStatus, HostStatistics, HostStatus, ProcessState, ProcessStatus, ReadStatistics,
+    VdiskEntry, VdiskServing, VdiskStatistics, VdiskStatus,
 };
 use cleave_format::layout::BLOCK;
 use cleave_process::stop::Stop;
 use cleave_vhost_user::DiskState;
+use std::rc::Rc;
 
 /// Answers one request.
-pub async fn answer(engine: &Engine, request: Request, stop: &Stop) -> Response {
+pub async fn answer(engine: &Rc<Engine>, request: Request, stop: &Stop) -> Response {
     match request {
         Request::Status {} => Response::Ok(Reply::Host(status(engine, &look(engine).await))),
         Request::Stats {} => {
@@ -28,7 +30,16 @@ pub async fn answer(engine: &Engine, request: Request, stop: &Stop) -> Response 
             stop.ask();
             Response::Ok(Reply::Done {})
         }
+        Request::AddFlash { device, .. } => done(flash::add(Rc::clone(engine), device).await),
+        Request::RetireFlash { device } => done(flash::retire(Rc::clone(engine), device).await),
         _ => Response::error("a host engine does not do this; ask the cluster's supervisor"),
+    }
+}
+
+fn done(result: Result<(), String>) -> Response {
+    match result {
+        Ok(()) => Response::Ok(Reply::Done {}),
+        Err(reason) => Response::error(reason),
     }
 }
 
@@ -48,8 +59,9 @@ async fn look(engine: &Engine) -> Vec<CoreView> {
 fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
     let config = &engine.config;
     let sum = |what: fn(&CoreView) -> u64| views.iter().map(what).sum::<u64>();
-    let memory =
-        |view: &CoreView| view.core.buffer_memory + view.core.map_memory + view.taken_bytes;
+    let memory = |view: &CoreView| {
+        view.core.buffer_memory + view.core.map_memory + view.flash.memory + view.taken_bytes
+    };
     let buffered = sum(|view| view.core.buffer_bytes);
     let log = HostLogStatus {
         datanode: config.datanodes[0].id,
@@ -70,6 +82,7 @@ fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
         cores: engine.cores.borrow().len() as u32,
         memory: Fill { used: sum(memory), capacity: config.memory_budget },
         memory_resident: resident(),
+        flash: flash_status(engine, views),
         store_connected: engine.store.is_connected(),
         logs: vec![log],
         vdisks,
@@ -170,10 +183,54 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
         reads: ReadStatistics {
             zero: sum(|view| view.core.reads_zero),
             write_buffer: sum(|view| view.core.reads_buffer),
+            flash: sum(|view| view.core.reads_flash),
             pool: sum(|view| view.core.reads_pool),
             solved: sum(|view| view.core.reads_solved),
             ..ReadStatistics::default()
         },
+        flash: flash_statistics(views),
+    }
+}
+
+/// The devices, and how much of what vdisks hold fits.
+fn flash_status(engine: &Engine, views: &[CoreView]) -> HostFlashStatus {
+    let devices = engine.flash.shown(views);
+    let space = devices.iter().fold(Fill::default(), |all, device| Fill {
+        used: all.used + device.space.used,
+        capacity: all.capacity + device.space.capacity,
+    });
+    let vdisks = views.iter().flat_map(|view| &view.vdisks);
+    let mapped: u64 = vdisks.map(|vdisk| vdisk.stats.mapped_blocks * BLOCK as u64).sum();
+    // As blocks of this start shrank, so did those before, for all that is known here.
+    let working_set = (mapped as f64 / codec(views).compression_ratio.max(1.0)) as u64;
+    HostFlashStatus {
+        devices,
+        space,
+        working_set,
+        headroom: space.capacity as i64 - working_set as i64,
+        memory: views.iter().map(|view| view.flash.memory).sum(),
+    }
+}
+
+fn flash_statistics(views: &[CoreView]) -> FlashStatistics {
+    let sum = |what: fn(&CoreView) -> u64| views.iter().map(what).sum::<u64>();
+    let (flash, pool) = (sum(|view| view.core.reads_flash), sum(|view| view.core.reads_pool));
+    let devices = views.iter().flat_map(|view| &view.flash.devices);
+    FlashStatistics {
+        hit_percent: match flash + pool {
+            0 => 0.0,
+            all => flash as f64 * 100.0 / all as f64,
+        },
+        reads: sum(|view| view.flash.reads),
+        read_bytes: sum(|view| view.flash.read_bytes),
+        check_failures: sum(|view| view.core.flash_checks_failed),
+        late_reads: sum(|view| view.flash.reads_late),
+        bytes_written: devices.map(|device| device.bytes_written).sum(),
+        parts_destaged: sum(|view| view.core.parts_destaged),
+        parts_fetched: sum(|view| view.core.parts_fetched),
+        parts_refused: sum(|view| view.flash.parts_refused),
+        parts_moved: sum(|view| view.flash.parts_moved),
+        parts_evicted: sum(|view| view.flash.parts_evicted),
     }
 }
 
@@ -215,6 +272,7 @@ mod tests {
         times.iter().for_each(|time| mirrored.record(*time));
         CoreView {
             core: Default::default(),
+            flash: Default::default(),
             mirrored,
             taken_bytes: 0,
             stalls: 2,

@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use cleave_control::config::{DRIVES_MAX, DRIVES_MIN, MEMORY_BYTES_MIN, NVLOG_BYTES_MIN};
 use cleave_control::names::parse_vdisk;
 use cleave_control::size::{format_size, parse_size, parse_vdisk_size};
+use cleave_format::flash::FLASH_SIZE_MIN;
 use cleave_format::superblock::DRIVE_SIZE_MIN;
 use std::path::PathBuf;
 
@@ -86,6 +87,9 @@ pub enum Command {
     /// Change the host engine.
     #[command(subcommand)]
     Host(HostCommand),
+    /// Add, retire and show the host's flash.
+    #[command(subcommand)]
+    Flash(FlashCommand),
     /// Start an engine that has ended, or end and start one that runs.
     Restart {
         /// Its name, such as host-1.
@@ -137,6 +141,13 @@ pub struct DevOptions {
     /// Size of the mirrored log, in each controller [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = log_size)]
     pub log_size: Option<u64>,
+    /// The host's flash, a cache: a block device, a file (made when it is not there), or memory:SIZE; may be given several
+    /// times; `none` for none [default: a sparse file in DIR/host-1, memory:512M with --memory-drives]
+    #[arg(long, value_name = "PATH")]
+    pub flash: Vec<String>,
+    /// Size of flash files that are made [default: 4G]
+    #[arg(long, value_name = "SIZE", value_parser = flash_size)]
+    pub flash_size: Option<u64>,
 }
 
 /// What to do with the host engine.
@@ -150,6 +161,30 @@ pub enum HostCommand {
         /// The new program; without this the one that is installed beside `cleave`.
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
+    },
+}
+
+/// What to do with flash, while guests go on.
+#[derive(Debug, Subcommand)]
+pub enum FlashCommand {
+    /// Give the host another device.
+    Add {
+        /// A block device, a file, or memory:SIZE. It must be empty, or flash of this cluster.
+        device: String,
+        /// Make the file, sparse and of this size.
+        #[arg(long, value_name = "SIZE", value_parser = flash_size)]
+        size: Option<u64>,
+    },
+    /// Take a device from the host; its reads go to the pool, or to the other devices once they have warmed up.
+    Retire {
+        /// As `cleave flash status` shows it.
+        device: String,
+    },
+    /// Show the devices.
+    Status {
+        /// As JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -230,6 +265,10 @@ fn host_memory(text: &str) -> Result<u64, String> {
     at_least(text, MEMORY_BYTES_MIN)
 }
 
+fn flash_size(text: &str) -> Result<u64, String> {
+    at_least(text, FLASH_SIZE_MIN)
+}
+
 fn log_size(text: &str) -> Result<u64, String> {
     at_least(text, NVLOG_BYTES_MIN)
 }
@@ -288,6 +327,9 @@ mod tests {
             "cleave dev --drive-size 16GB",
             "cleave dev --host-memory 1M",
             "cleave dev --log-size 1M",
+            "cleave dev --flash-size 1M",
+            "cleave flash",
+            "cleave flash add",
             "cleave vdisk create a",
             "cleave vdisk create a 65T",
             "cleave vdisk attach a --queues 0",

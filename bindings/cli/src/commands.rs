@@ -8,7 +8,7 @@
 pub mod attach;
 pub mod text;
 
-use crate::arguments::{Command, HostCommand, VdiskCommand};
+use crate::arguments::{Command, FlashCommand, HostCommand, VdiskCommand};
 use crate::dev::directory::control_socket;
 use crate::error::{Error, Result};
 use crate::image::{self, Export, Import};
@@ -63,6 +63,7 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
                 _ => Err(Error::UnknownAnswer),
             }
         }
+        Command::Flash(command) => flash(&dir, command),
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::StartEmpty { datanode, accept_data_loss } => {
             if !accept_data_loss {
@@ -70,6 +71,34 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
                 return Err(Error::NoConsent { what });
             }
             done(&dir, &Request::StartEmptyLog { datanode, accept_data_loss })
+        }
+    }
+}
+
+fn flash(dir: &Path, command: FlashCommand) -> Result<()> {
+    let named = |text: &str| {
+        let none = || {
+            let reason = "a device is needed".to_owned();
+            Error::Option { option: "flash", value: text.to_owned(), reason }
+        };
+        crate::dev::flash::named(text)?.ok_or_else(none)
+    };
+    match command {
+        FlashCommand::Add { device, size } => {
+            done(dir, &Request::AddFlash { device: named(&device)?, size })
+        }
+        FlashCommand::Retire { device } => {
+            done(dir, &Request::RetireFlash { device: named(&device)? })
+        }
+        FlashCommand::Status { json } => {
+            let Reply::Status(status) = ask(dir, &Request::Status {})? else {
+                return Err(Error::UnknownAnswer);
+            };
+            let flash = status.hosts.into_iter().map(|host| host.flash);
+            match json {
+                true => print_json(&flash.collect::<Vec<_>>()),
+                false => print(&flash.map(|flash| text::flash(&flash)).collect::<String>()),
+            }
         }
     }
 }

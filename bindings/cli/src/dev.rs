@@ -6,6 +6,7 @@
 //! | [`settings`] | how it was created, and what its engines run with |
 //! | [`cluster`] | creating one, and checking one that exists |
 //! | [`drives`] | drive files and drives in memory |
+//! | [`flash`] | the host's flash: files and memory |
 //! | [`engines`] | the engines' configuration files and ports |
 //! | [`child`] | one child process: start, signals, end, its last words |
 //! | [`namespace`] | vdisks in the store |
@@ -23,6 +24,7 @@ pub mod cluster;
 pub mod directory;
 pub mod drives;
 pub mod engines;
+pub mod flash;
 pub mod namespace;
 pub mod overview;
 pub mod requests;
@@ -51,6 +53,8 @@ pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
         key_file: options.key_file.as_deref().map(absolute).transpose()?,
         host_memory: options.host_memory,
         log_size: options.log_size,
+        flash: flash_of(&options.flash)?,
+        flash_size: options.flash_size,
     };
     let cluster = Cluster::open(directory, &asked)?;
     for (name, size) in &options.vdisks {
@@ -59,6 +63,15 @@ pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
     let result = supervisor::supervise(cluster, options.restart, !options.no_engines);
     drop(held);
     result
+}
+
+/// The devices that were named; `None`: nothing was said.
+fn flash_of(named: &[String]) -> Result<Option<Vec<String>>> {
+    if named.is_empty() {
+        return Ok(None);
+    }
+    let devices = named.iter().map(|text| flash::named(text)).collect::<Result<Vec<_>>>()?;
+    Ok(Some(devices.into_iter().flatten().collect()))
 }
 
 fn absolute(path: &std::path::Path) -> Result<PathBuf> {

@@ -4,6 +4,7 @@
 //! checked without touching the system is checked here; every error is one line that names the
 //! file and the field. Sizes are bytes, or texts such as `"64M"`.
 
+use crate::flash::FlashPlace;
 use crate::names::{check_name, check_socket_path};
 use crate::size;
 use serde::de::DeserializeOwned;
@@ -127,6 +128,9 @@ pub struct HostConfig {
     /// The data key; without it nothing is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// This host's flash: paths of block devices or files, `memory:SIZE`; none: all reads go to the pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flash: Vec<String>,
     /// Where vdisks in use are locked; shared by all engines of this host (C25).
     pub lock_dir: PathBuf,
     /// Largest payload of a datagram, bytes.
@@ -226,6 +230,7 @@ impl HostConfig {
         if self.vhost_group.as_deref() == Some("") {
             return wrong("vhost_group", "is empty; leave it out for the engine's own group");
         }
+        check_flash(&self.flash)?;
         if self.datanodes.is_empty() {
             return wrong("datanodes", "there is none");
         }
@@ -320,6 +325,20 @@ fn load<T: DeserializeOwned>(
         Ok(()) => Ok(config),
         Err((field, reason)) => Err(ConfigError::Invalid { path: path.to_owned(), field, reason }),
     }
+}
+
+fn check_flash(flash: &[String]) -> Result<(), (String, String)> {
+    let mut places = BTreeSet::new();
+    for text in flash {
+        match text.parse::<FlashPlace>() {
+            Ok(place) if !places.insert(place.clone()) => {
+                return wrong("flash", format!("{place} appears twice"));
+            }
+            Ok(_) => {}
+            Err(reason) => return wrong("flash", reason),
+        }
+    }
+    Ok(())
 }
 
 fn wrong<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, (String, String)> {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`config`] | the engines' configuration files |
 //! | [`status`] | the schema of `status` and `stats` (docs/STATUS.md) |
+//! | [`flash`] | flash devices as people name them |
 //! | [`histogram`] | latency percentiles, recorded without allocation |
 //! | [`protocol`] | the control protocol: requests, responses, the asking side |
 //! | [`server`] | the answering side |
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod flash;
 pub mod histogram;
 pub mod key_file;
 pub mod names;

@@ -69,6 +69,19 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         program: Option<PathBuf>,
     },
+    /// Give a host more flash. Answered when it is in use.
+    AddFlash {
+        /// As in the host's configuration.
+        device: String,
+        /// Make it first: a sparse file of so many bytes. Not for engines.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    },
+    /// Take flash from a host. Answered when nothing of it is in use any more.
+    RetireFlash {
+        /// As in the host's status.
+        device: String,
+    },
     /// Start a data node with an empty log although no controller holds the old one (C7).
     StartEmptyLog {
         /// Which data node.

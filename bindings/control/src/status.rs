@@ -82,8 +82,58 @@ pub struct HostStatus {
     pub store_connected: bool,
     /// Each data node's log, as this host sees it.
     pub logs: Vec<HostLogStatus>,
+    /// Its flash.
+    #[serde(default)]
+    pub flash: HostFlashStatus,
     /// Its vdisks, in order of names.
     pub vdisks: Vec<VdiskStatus>,
+}
+
+/// A host's flash.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostFlashStatus {
+    /// Its devices, in the order in which they were added.
+    pub devices: Vec<FlashStatus>,
+    /// What lies in those that are in use.
+    pub space: Fill,
+    /// What the vdisks that are open hold, in bytes as it is stored: so much flash serves every read.
+    pub working_set: u64,
+    /// How much of the space the working set leaves; negative when it does not fit.
+    pub headroom: i64,
+    /// Memory for the tables of what lies where, in bytes.
+    pub memory: u64,
+}
+
+/// Whether a flash device is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlashState {
+    /// It is being opened, or what it holds is being found out.
+    #[default]
+    Adding,
+    /// It serves reads.
+    InUse,
+    /// It is not used any more, or could not be.
+    Retired,
+}
+
+/// A flash device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlashStatus {
+    /// Its name: a path, or `memory:SIZE`.
+    pub device: String,
+    /// Whether it is used.
+    pub state: FlashState,
+    /// Why it is retired; empty when it is not.
+    pub reason: String,
+    /// What lies in it.
+    pub space: Fill,
+    /// Requests that failed, and places that lost what they were given.
+    pub errors: u64,
+    /// Places of 128 KiB that are not used any more.
+    pub retired_places: u64,
+    /// Bytes written to it since it was opened.
+    pub bytes_written: u64,
 }
 
 /// So much of so much, bytes.
@@ -353,6 +403,36 @@ pub struct HostStatistics {
     pub destage: DestageStatistics,
     /// Where reads were served from.
     pub reads: ReadStatistics,
+    /// Flash.
+    #[serde(default)]
+    pub flash: FlashStatistics,
+}
+
+/// What a host's flash did. A part is 128 KiB of a stripe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlashStatistics {
+    /// Of the blocks that flash or pool served, the percentage that flash did; 0 when there were none.
+    pub hit_percent: f64,
+    /// Reads, and the bytes that they brought.
+    pub reads: u64,
+    /// See `reads`.
+    pub read_bytes: u64,
+    /// Blocks that failed their check; the pool had them.
+    pub check_failures: u64,
+    /// Reads that took too long, and were served by the pool.
+    pub late_reads: u64,
+    /// Bytes written: parts, what eviction moved, headers.
+    pub bytes_written: u64,
+    /// Parts that destage wrote.
+    pub parts_destaged: u64,
+    /// Parts that misses brought from the pool.
+    pub parts_fetched: u64,
+    /// Parts that there was no room for at the moment.
+    pub parts_refused: u64,
+    /// Parts that eviction moved because they were read.
+    pub parts_moved: u64,
+    /// Parts that eviction dropped.
+    pub parts_evicted: u64,
 }
 
 /// Encoding of blocks.

@@ -14,6 +14,7 @@
 //! | [`links`] | connections between engines |
 //! | [`drives`] | raw drives and drive files; async wrappers |
 //! | [`executor`] | local tasks, timers, wakes from other threads |
+//! | [`hash`] | a hasher without random order |
 //! | [`ring`] | bounded single-producer rings between cores |
 //! | [`sleep`] | the flag by which a core's wakers see it sleep |
 //! | [`sync`] | local channels and gates for tasks of one core |
@@ -26,6 +27,7 @@ pub mod buffer;
 pub mod crash_points;
 pub mod drives;
 pub mod executor;
+pub mod hash;
 pub mod links;
 #[cfg(test)]
 mod loomed;

@@ -86,6 +86,12 @@ bugs! {
     LeakSlots breaks "C15";
     /// A stripe is committed without several of its shards.
     CommitTooFewShards breaks "C16";
+    /// A commit may refer to a stripe that is freed.
+    ReferToFreed breaks "C19";
+    /// A stripe is freed as soon as one vdisk names it no more, whoever else does.
+    FreeWhileReferenced breaks "C20";
+    /// A stripe is freed that a commit after the run's frontier needs.
+    FreeAheadOfTheRun breaks "C21";
     /// A map run claims commits that it does not reflect.
     RunAheadOfItsFrontier breaks "C21";
     /// Overlapping writes are published in the order in which they are mirrored.

@@ -10,6 +10,7 @@ use crate::{Catalog, CatalogError};
 use cleave_format::control::{Commit, CommitVdisk, Control, DriveState, GrantedStripe, SlotPlace};
 use cleave_format::encode;
 use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId, VdiskId};
+use cleave_runtime::planted::{Planted, is_planted};
 use redb::{ReadableTable, Table};
 
 /// What a batch led to.
@@ -161,7 +162,7 @@ impl Tables<'_> {
         let mut row = StripeRow {
             slots: commit.slots.clone(),
             generation: 0,
-            vdisks: Vec::new(),
+            holders: Vec::new(),
             struck: Vec::new(),
             position,
             shards_missing: commit.shards_missing,
@@ -169,22 +170,36 @@ impl Tables<'_> {
         for part in &commit.vdisks {
             if part.struck {
                 row.struck.push(part.vdisk);
-            } else if stripeless || part.in_footer || part.run.is_some() {
-                row.vdisks.push(part.vdisk);
+            } else if stripeless || part.in_footer || part.has_pieces || part.run.is_some() {
+                row.hold(part.vdisk, position);
             }
         }
-        row.vdisks.sort_unstable();
-        row.vdisks.dedup();
-        if row.vdisks.is_empty() {
+        if row.holders.is_empty() {
             self.freed.extend_from_slice(&row.slots);
             return Ok(());
         }
-        for vdisk in &row.vdisks {
-            self.stripes_of.insert((vdisk.0, commit.stripe.0), ())?;
+        for holder in &row.holders {
+            self.stripes_of.insert((holder.vdisk.0, commit.stripe.0), ())?;
         }
         self.stripes.insert(commit.stripe.0, encode(&row).as_slice())?;
+        // Before any run frees something: what one vdisk leaves another one may begin to name (C19).
+        for part in commit.vdisks.iter().filter(|part| !part.struck) {
+            self.refer(position, part)?;
+        }
         for part in commit.vdisks.iter().filter(|part| !part.struck) {
             self.commit_vdisk(position, commit.stripe, part)?;
+        }
+        Ok(())
+    }
+
+    /// The vdisk may name the stripes that its entries refer to. The log has checked that they exist.
+    fn refer(&mut self, position: Position, part: &CommitVdisk) -> Result<(), CatalogError> {
+        for stripe in &part.references {
+            let row = self.stripe(stripe.0)?.filter(|row| !row.slots.is_empty());
+            let Some(mut row) = row else { continue };
+            row.hold(part.vdisk, position);
+            self.stripes_of.insert((part.vdisk.0, stripe.0), ())?;
+            self.stripes.insert(stripe.0, encode(&row).as_slice())?;
         }
         Ok(())
     }
@@ -220,6 +235,17 @@ impl Tables<'_> {
         for stripe in self.drop_commits(reflected)? {
             self.forget_stripeless(part.vdisk, stripe)?;
         }
+        for stripe in &run.unreferenced {
+            let Some(row) = self.stripe(stripe.0)? else { continue };
+            // One that a commit after the frontier put the vdisk into is needed to open it (C21).
+            let leaves = |holder: &Holder| {
+                let reflected = holder.position <= run.frontier;
+                holder.vdisk == part.vdisk && (reflected || is_planted(Planted::FreeAheadOfTheRun))
+            };
+            if row.holders.iter().any(leaves) {
+                self.take_from_stripe(part.vdisk, stripe.0, row)?;
+            }
+        }
         Ok(())
     }
 
@@ -254,7 +280,7 @@ impl Tables<'_> {
         }
     }
 
-    /// A vdisk has nothing in a stripe any more; without another one the stripe ends.
+    /// A vdisk does not name a stripe any more; without another one the stripe ends.
     fn take_from_stripe(
         &mut self,
         vdisk: VdiskId,
@@ -262,8 +288,8 @@ impl Tables<'_> {
         mut row: StripeRow,
     ) -> Result<(), CatalogError> {
         self.stripes_of.remove((vdisk.0, stripe))?;
-        row.vdisks.retain(|other| *other != vdisk);
-        if row.vdisks.is_empty() {
+        row.holders.retain(|other| other.vdisk != vdisk);
+        if row.holders.is_empty() || is_planted(Planted::FreeWhileReferenced) {
             self.stripes.remove(stripe)?;
             self.ended += u64::from(!row.slots.is_empty());
             self.freed.append(&mut row.slots);

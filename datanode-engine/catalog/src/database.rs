@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// redb's default would be 1 GiB.
 const CACHE_BYTES: usize = 64 << 20;
 

@@ -13,8 +13,8 @@
 //! | Table | Key | Value |
 //! | --- | --- | --- |
 //! | `meta` | name | `format`, `applied` (position), `stripe` (newest stripe identity granted), `cluster_high`, `cluster_low`, `datanode`: u64 |
-//! | `stripes` | stripe | [`StripeRow`](tables::StripeRow): slots, generation, vdisks with content in it, struck vdisks, position, missing shards |
-//! | `stripes_of` | (vdisk, stripe) | nothing: the stripes with content of a vdisk |
+//! | `stripes` | stripe | [`StripeRow`](tables::StripeRow): slots, generation, vdisks that may name it, each with the position of the last commit by which it did, struck vdisks, position, missing shards |
+//! | `stripes_of` | (vdisk, stripe) | nothing: the stripes that a vdisk may name |
 //! | `grants` | stripe | [`GrantRow`](tables::GrantRow): incarnation, slots |
 //! | `commits` | (vdisk, position) | [`CommitRow`](tables::CommitRow): stripe, entries that are in no footer; only those after the vdisk's frontier |
 //! | `pieces` | (vdisk, group) | address of the current map piece |
@@ -25,8 +25,10 @@
 //! # What the records do
 //!
 //! A commit moves its grant to `stripes`, adds a row to `commits` for every vdisk that is not
-//! struck, and for a map run replaces pieces, sets the frontier and drops the commits up to it
-//! (C21). A delete drops the vdisk's rows and the stripes that have content of no other vdisk
+//! struck, adds the vdisk to the stripes that it refers to (C19), and for a map run replaces pieces,
+//! sets the frontier and drops the commits up to it (C21). Then the vdisk leaves each stripe that the
+//! run says it names no more, unless a commit after the frontier made it name that stripe (again); a
+//! stripe that no vdisk may name is freed. A delete drops the vdisk's rows, and it leaves all its stripes
 //! (C28). `GrantEnd` and `HostStart` drop grants (C15). A commit of a stripe that is neither
 //! granted nor new (a resend) changes nothing (C4).
 

@@ -149,11 +149,14 @@ impl Catalog {
             }
             let CommitRow { stripe, in_footer, entries } = decode("commits", found.value())?;
             let stripe = match stripes.get(stripe.0)? {
-                Some(row) if in_footer => {
+                _ if !in_footer => None,
+                Some(row) => {
                     let StripeRow { slots, .. } = decode("stripes", row.value())?;
                     Some(GrantedStripe { stripe, slots })
                 }
-                _ => None,
+                // It must be there (C21). Without slots the opening fails; without the entries it would revive
+                // what they ended.
+                None => Some(GrantedStripe { stripe, slots: Vec::new() }),
             };
             after = Position(key.value().1);
             let row = MapRow { position: after, stripe, entries };
@@ -177,6 +180,47 @@ impl Catalog {
             }
         }
         Ok(found)
+    }
+
+    /// Stripes with slots that a vdisk may name, in order, from one on, each with the last commit by which it
+    /// did; at most `count` are looked at. Then where to go on; `None`: that was all.
+    pub fn stripes_of(
+        &self,
+        vdisk: VdiskId,
+        from: StripeId,
+        count: usize,
+    ) -> Result<(Vec<(StripeId, Position)>, Option<StripeId>), CatalogError> {
+        let read = self.database.begin_read()?;
+        let (names, rows) = (read.open_table(STRIPES_OF)?, read.open_table(STRIPES)?);
+        let mut found = Vec::new();
+        let range = (vdisk.0, from.0)..=(vdisk.0, u64::MAX);
+        for (looked, entry) in names.range(range)?.enumerate() {
+            let stripe = entry?.0.value().1;
+            if looked == count {
+                return Ok((found, Some(StripeId(stripe))));
+            }
+            if let Some(row) = rows.get(stripe)? {
+                let StripeRow { slots, holders, .. } = decode("stripes", row.value())?;
+                let holder = holders.iter().find(|holder| holder.vdisk == vdisk);
+                if let Some(holder) = holder.filter(|_| !slots.is_empty()) {
+                    found.push((StripeId(stripe), holder.position));
+                }
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// Who may name these stripes, in the order asked; nobody: the stripe does not exist.
+    pub fn holders(&self, stripes: &[StripeId]) -> Result<Vec<Vec<VdiskId>>, CatalogError> {
+        let read = self.database.begin_read()?;
+        let rows = read.open_table(STRIPES)?;
+        let holders = |stripe: &StripeId| -> Result<Vec<VdiskId>, CatalogError> {
+            let Some(row) = rows.get(stripe.0)? else { return Ok(Vec::new()) };
+            let StripeRow { slots, holders, .. } = decode("stripes", row.value())?;
+            let kept = holders.into_iter().filter(|_| !slots.is_empty());
+            Ok(kept.map(|holder| holder.vdisk).collect())
+        };
+        stripes.iter().map(holders).collect()
     }
 
     /// The row of a committed stripe.

@@ -29,14 +29,34 @@ pub struct StripeRow {
     pub slots: Vec<SlotPlace>,
     /// Grows with each change of the slots (C16).
     pub generation: u32,
-    /// Vdisks with content in it; without slots: vdisks whose commit row names it. In order.
-    pub vdisks: Vec<VdiskId>,
+    /// Vdisks that may name it: with content in it, map pieces, or references to it. Without slots: vdisks
+    /// whose commit row names it. By vdisk.
+    pub holders: Vec<Holder>,
     /// Vdisks that the commit was refused for (C4).
     pub struck: Vec<VdiskId>,
     /// Position of its commit.
     pub position: Position,
     /// Bit i: shard i was not written (C16).
     pub shards_missing: u16,
+}
+
+impl StripeRow {
+    /// A commit at this position made the vdisk name the stripe.
+    pub(crate) fn hold(&mut self, vdisk: VdiskId, position: Position) {
+        match self.holders.binary_search_by_key(&vdisk, |holder| holder.vdisk) {
+            Ok(index) => self.holders[index].position = position,
+            Err(index) => self.holders.insert(index, Holder { vdisk, position }),
+        }
+    }
+}
+
+/// A vdisk that may name a stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Holder {
+    /// Which.
+    pub vdisk: VdiskId,
+    /// The last commit that made it name the stripe: a run with an earlier frontier says nothing about that.
+    pub position: Position,
 }
 
 /// A grant that is neither committed nor ended.

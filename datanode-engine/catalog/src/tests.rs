@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::storage::MemoryStorage;
-use crate::tables::{DriveRow, GrantRow, StripeRow};
+use crate::tables::{DriveRow, GrantRow, Holder, StripeRow};
 use cleave_format::address::Address;
 use cleave_format::control::*;
 use cleave_format::ids::*;
@@ -28,6 +28,8 @@ struct Model {
     grants: BTreeMap<StripeId, GrantRow>,
     /// Accepted commits of stripes that still exist for somebody.
     commits: BTreeMap<u64, Commit>,
+    /// Who may name a stripe with slots, and by which commit.
+    holders: BTreeMap<StripeId, BTreeMap<VdiskId, u64>>,
     pieces: BTreeMap<(VdiskId, u32), Address>,
     drives: BTreeMap<DriveId, DriveRow>,
     freed: Vec<SlotPlace>,
@@ -42,19 +44,30 @@ impl Model {
         self.frontiers.get(&vdisk).copied().unwrap_or(0)
     }
 
-    /// Whether a commit still matters: a stripe while a vdisk with content in it lives, entries
-    /// while a vdisk's pieces do not reflect them. `deleted_after` bounds deletions that count.
+    /// Whether a commit still matters: a stripe while a vdisk may name it, entries while a vdisk's
+    /// pieces do not reflect them.
     fn matters(&self, position: u64, commit: &Commit) -> bool {
+        if !commit.slots.is_empty() {
+            return self.holders.get(&commit.stripe).is_some_and(|holders| !holders.is_empty());
+        }
         commit.vdisks.iter().any(|part| {
-            let content = part.in_footer || part.run.is_some();
-            !part.struck
-                && self.live(part.vdisk)
-                && if commit.slots.is_empty() {
-                    position > self.frontier(part.vdisk)
-                } else {
-                    content
-                }
+            !part.struck && self.live(part.vdisk) && position > self.frontier(part.vdisk)
         })
+    }
+
+    fn hold(&mut self, position: u64, commit: &Commit) {
+        for part in commit.vdisks.iter().filter(|part| !part.struck) {
+            let holders = self.holders.entry(commit.stripe).or_default();
+            if !commit.slots.is_empty() {
+                holders.insert(part.vdisk, position);
+            }
+        }
+        for part in commit.vdisks.iter().filter(|part| !part.struck) {
+            for stripe in &part.references {
+                let holders = self.holders.get_mut(stripe).filter(|holders| !holders.is_empty());
+                holders.map(|holders| holders.insert(part.vdisk, position));
+            }
+        }
     }
 
     fn sweep(&mut self) {
@@ -99,6 +112,7 @@ impl Model {
                     return;
                 }
                 self.commits.insert(position, commit.clone());
+                self.hold(position, commit);
                 for part in commit.vdisks.iter().filter(|part| !part.struck) {
                     let Some(run) = &part.run else { continue };
                     for piece in &run.pieces {
@@ -108,8 +122,16 @@ impl Model {
                             None => drop(self.pieces.remove(&key)),
                         }
                     }
-                    let frontier = run.frontier.0.max(self.frontier(part.vdisk));
-                    self.frontiers.insert(part.vdisk, frontier);
+                    if run.frontier.0 <= self.frontier(part.vdisk) {
+                        continue;
+                    }
+                    self.frontiers.insert(part.vdisk, run.frontier.0);
+                    for stripe in &run.unreferenced {
+                        let Some(holders) = self.holders.get_mut(stripe) else { continue };
+                        if holders.get(&part.vdisk).is_some_and(|at| *at <= run.frontier.0) {
+                            holders.remove(&part.vdisk);
+                        }
+                    }
                 }
                 self.sweep();
             }
@@ -120,6 +142,9 @@ impl Model {
                     .map_or((HostId(0), Incarnation(0)), |row| (row.1, row.2));
                 self.vdisks.insert(*vdisk, (*epoch, host, incarnation, position, true));
                 self.frontiers.remove(vdisk);
+                for holders in self.holders.values_mut() {
+                    holders.remove(vdisk);
+                }
                 self.pieces.retain(|key, _| key.0 != *vdisk);
                 self.sweep();
             }
@@ -243,12 +268,20 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
                         vdisk,
                         epoch: Epoch(epoch),
                         struck: salt.is_multiple_of(4) || !sealed.contains(&vdisk),
-                        in_footer: !stripeless,
+                        in_footer: !stripeless && !salt.is_multiple_of(3),
+                        has_pieces: !stripeless && salt.is_multiple_of(3),
                         releases: Vec::new(),
                         entries: vec![entry; usize::from(stripeless)],
+                        references: (0..salt % 4)
+                            .map(|back| StripeId(stripe.saturating_sub(1 + back * (1 + salt % 3))))
+                            .collect(),
                         run: (salt % 5 < 2).then_some(MapRun {
                             frontier: Position(position.saturating_sub(salt % 25)),
                             pieces,
+                            unreferenced: (0..newest)
+                                .filter(|number| (number ^ salt) % 3 == 0)
+                                .map(StripeId)
+                                .collect(),
                         }),
                     }
                 };
@@ -325,6 +358,22 @@ fn compare(catalog: &Catalog, model: &Model, page: usize) {
         .collect();
     located.sort_by_key(|granted| granted.stripe);
     assert_eq!(catalog.locate(&all).unwrap(), located);
+    let holders = |stripe: &StripeId| -> Vec<VdiskId> {
+        model.holders.get(stripe).into_iter().flat_map(|all| all.keys().copied()).collect()
+    };
+    assert_eq!(catalog.holders(&all).unwrap(), all.iter().map(holders).collect::<Vec<_>>());
+    for vdisk in (1..=4).map(VdiskId) {
+        let (mut found, mut from) = (Vec::new(), Some(StripeId(0)));
+        while let Some(first) = from {
+            let (some, next) = catalog.stripes_of(vdisk, first, 1 + page % 7).unwrap();
+            found.extend(some);
+            from = next;
+        }
+        let held = |(stripe, holders): (&StripeId, &BTreeMap<VdiskId, u64>)| {
+            holders.get(&vdisk).map(|position| (*stripe, Position(*position)))
+        };
+        assert_eq!(found, model.holders.iter().filter_map(held).collect::<Vec<_>>());
+    }
 }
 
 fn copy(from: &Catalog, to: &mut Catalog, bytes_max: usize) {
@@ -418,8 +467,10 @@ fn the_stripe_row_tells_a_resend() {
         epoch: Epoch(1),
         struck,
         in_footer: true,
+        has_pieces: false,
         releases: Vec::new(),
         entries: Vec::new(),
+        references: Vec::new(),
         run: None,
     };
     let commit = Commit {
@@ -437,7 +488,7 @@ fn the_stripe_row_tells_a_resend() {
     let expected = StripeRow {
         slots: places(5),
         generation: 0,
-        vdisks: vec![VdiskId(1)],
+        holders: vec![Holder { vdisk: VdiskId(1), position: Position(9) }],
         struck: vec![VdiskId(2)],
         position: Position(9),
         shards_missing: 4,
@@ -502,4 +553,73 @@ fn a_creation_that_was_cut_short_is_begun_anew_and_an_empty_file_is_refused() {
     std::fs::write(&path, b"").unwrap();
     let error = Catalog::open(&path, OWNER).err().unwrap();
     assert!(error.to_string().contains("it is empty"), "{error}");
+}
+
+/// C19, C20, C21: a stripe goes when the last vdisk that may name it leaves it, and not before.
+#[test]
+fn a_stripe_is_freed_when_nobody_may_name_it() {
+    let mut catalog = open(&MemoryStorage::new());
+    let mut position = 0;
+    let mut apply = |catalog: &mut Catalog, control: Control| {
+        position += 1;
+        let freed = catalog.apply(&[(Position(position), control)]).unwrap().freed;
+        (Position(position), freed)
+    };
+    let seal = |vdisk| Control::Seal {
+        vdisk: VdiskId(vdisk),
+        epoch: Epoch(1),
+        host: HostId(1),
+        incarnation: Incarnation(1),
+    };
+    let grant = |stripe, slots| Control::Grant {
+        incarnation: Incarnation(1),
+        stripes: vec![GrantedStripe { stripe: StripeId(stripe), slots }],
+    };
+    let part = |vdisk, in_footer, references: &[u64]| CommitVdisk {
+        vdisk: VdiskId(vdisk),
+        epoch: Epoch(1),
+        struck: false,
+        in_footer,
+        has_pieces: false,
+        releases: Vec::new(),
+        entries: Vec::new(),
+        references: references.iter().copied().map(StripeId).collect(),
+        run: None,
+    };
+    let run = |vdisk, frontier, unreferenced: &[u64]| CommitVdisk {
+        run: Some(MapRun {
+            frontier,
+            pieces: Vec::new(),
+            unreferenced: unreferenced.iter().copied().map(StripeId).collect(),
+        }),
+        ..part(vdisk, false, &[])
+    };
+    let commit = |stripe, slots, vdisks| {
+        let (stripe, incarnation) = (StripeId(stripe), Incarnation(1));
+        Control::Commit(Commit { stripe, incarnation, slots, shards_missing: 0, vdisks })
+    };
+    for vdisk in [1, 2] {
+        apply(&mut catalog, seal(vdisk));
+    }
+    apply(&mut catalog, grant(1, places(1)));
+    for identity in 2..7 {
+        apply(&mut catalog, grant(identity, Vec::new()));
+    }
+    let (first, _) = apply(&mut catalog, commit(1, places(1), vec![part(1, true, &[])]));
+    // The second vdisk refers to it, and the first leaves it: it stays.
+    let (second, _) = apply(&mut catalog, commit(2, Vec::new(), vec![part(2, false, &[1])]));
+    let freed = apply(&mut catalog, commit(3, Vec::new(), vec![run(1, first, &[1])])).1;
+    assert_eq!(freed, []);
+    assert_eq!(catalog.holders(&[StripeId(1)]).unwrap(), [vec![VdiskId(2)]]);
+    // A frontier before the reference says nothing about it.
+    let freed = apply(&mut catalog, commit(4, Vec::new(), vec![run(2, first, &[1])])).1;
+    assert_eq!(freed, []);
+    // One commit refers to it for one vdisk, and leaves it for the other.
+    let both = vec![part(1, false, &[1]), run(2, second, &[1])];
+    let (third, freed) = apply(&mut catalog, commit(5, Vec::new(), both));
+    assert_eq!(freed, []);
+    assert_eq!(catalog.holders(&[StripeId(1)]).unwrap(), [vec![VdiskId(1)]]);
+    let freed = apply(&mut catalog, commit(6, Vec::new(), vec![run(1, third, &[1])])).1;
+    assert_eq!(freed, places(1));
+    assert_eq!(catalog.stripe(StripeId(1)).unwrap(), None);
 }

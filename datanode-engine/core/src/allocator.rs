@@ -74,6 +74,13 @@ impl Allocator {
         unreachable!("a free slot is counted, so it is found")
     }
 
+    /// Whether the drive has such a slot and it belongs to nobody.
+    pub fn is_free(&self, place: &SlotPlace) -> bool {
+        let slot = place.slot.0;
+        let drive = self.drives.get(&place.drive).filter(|drive| slot < drive.slots);
+        drive.is_some_and(|drive| drive.used[slot as usize / 64] >> (slot % 64) & 1 == 0)
+    }
+
     /// Marks a slot as used. False when the drive has no such slot, or it was used already.
     pub fn mark(&mut self, drive: DriveId, slot: SlotIndex) -> bool {
         self.change(drive, slot, true)
@@ -136,6 +143,9 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(allocator.free_slots(drive), slots - used.len() as u32);
+                let place = SlotPlace { drive, slot: SlotIndex(step), generation: 0 };
+                let free = step < slots && !used.contains(&step);
+                prop_assert_eq!(allocator.is_free(&place), free);
             }
         }
     }

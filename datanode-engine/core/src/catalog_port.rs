@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Bytes of a page of a map, roughly.
 pub const MAP_PAGE_BYTES: usize = 256 << 10;
+/// Stripes of a vdisk that are looked at for one page.
+pub const STRIPES_A_PAGE: usize = 4096;
 /// Bytes of a piece of a dump, roughly.
 pub const DUMP_PIECE_BYTES: usize = 512 << 10;
 
@@ -35,6 +37,15 @@ pub enum CatalogRequest {
     },
     /// Where stripes lie.
     Locate(Vec<StripeId>),
+    /// Stripes that a vdisk may name, from one on.
+    StripesOf {
+        /// Which vdisk.
+        vdisk: VdiskId,
+        /// From this one on.
+        from: StripeId,
+    },
+    /// Who may name stripes.
+    Holders(Vec<StripeId>),
     /// The row of a stripe.
     Stripe(StripeId),
     /// Everything that an active controller keeps resident.
@@ -65,6 +76,10 @@ pub enum CatalogReply {
     MapPage(MapPage),
     /// To a locate.
     Located(Vec<GrantedStripe>),
+    /// To a question for a vdisk's stripes: these, and where to go on.
+    StripesOf(Vec<(StripeId, Position)>, Option<StripeId>),
+    /// To a question for holders: each stripe's, when the catalog was at that position.
+    Holders(Position, Vec<Vec<VdiskId>>),
     /// To a stripe.
     Stripe(Option<StripeRow>),
     /// To a resident.
@@ -126,6 +141,13 @@ impl CatalogWorker {
                 CatalogReply::MapPage(catalog.map_page(vdisk, cursor, MAP_PAGE_BYTES)?)
             }
             CatalogRequest::Locate(stripes) => CatalogReply::Located(catalog.locate(&stripes)?),
+            CatalogRequest::StripesOf { vdisk, from } => {
+                let (stripes, next) = catalog.stripes_of(vdisk, from, STRIPES_A_PAGE)?;
+                CatalogReply::StripesOf(stripes, next)
+            }
+            CatalogRequest::Holders(stripes) => {
+                CatalogReply::Holders(catalog.applied(), catalog.holders(&stripes)?)
+            }
             CatalogRequest::Stripe(stripe) => CatalogReply::Stripe(catalog.stripe(stripe)?),
             CatalogRequest::Resident => CatalogReply::Resident(Box::new(catalog.resident()?)),
             CatalogRequest::Damage(lost) => CatalogReply::Damage(catalog.damage(&lost)?),

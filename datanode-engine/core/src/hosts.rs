@@ -15,7 +15,7 @@ use crate::state::State;
 use bytes::Bytes;
 use cleave_catalog::MapPage;
 use cleave_erasure::geometry;
-use cleave_format::control::Control;
+use cleave_format::control::{CommitVdisk, Control};
 use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{Class, ConnectionId, LANES};
@@ -23,8 +23,8 @@ use cleave_runtime::message::Message;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::time::Moment;
 use cleave_wire::{
-    ControllerMessage, Hello, HostMessage, MapCommit, MapCursor, Refusal, RequestNumber,
-    WIRE_VERSION, Welcome,
+    ControllerMessage, Hello, HostMessage, ListedStripe, MapCommit, MapCursor, Refusal,
+    RequestNumber, WIRE_VERSION, Welcome,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -96,8 +96,19 @@ pub(crate) struct HostWaiter {
 
 enum WaiterKind {
     Map,
+    Stripes,
     Locate,
     Commit,
+    References(Box<WaitingCommit>),
+}
+
+/// A commit that waits to know whether the stripes exist that it refers to (C19).
+struct WaitingCommit {
+    stripe: StripeId,
+    shards_missing: u16,
+    vdisks: Vec<CommitVdisk>,
+    /// What was asked for.
+    references: Vec<StripeId>,
 }
 
 /// Why a connection is closed.
@@ -496,6 +507,15 @@ impl State {
         let HostWaiter { connection, lane, request, kind } = waiter;
         let message = match (kind, reply) {
             (WaiterKind::Map, CatalogReply::MapPage(page)) => map_message(request, page),
+            (WaiterKind::Stripes, CatalogReply::StripesOf(stripes, next)) => {
+                let listed = |(stripe, position)| ListedStripe { stripe, position };
+                let stripes = stripes.into_iter().map(listed).collect();
+                ControllerMessage::Listed { request, stripes, next, refused: None }
+            }
+            (WaiterKind::References(waiting), CatalogReply::Holders(applied, holders)) => {
+                self.commit_with_references(connection, request, *waiting, applied, &holders);
+                return;
+            }
             (WaiterKind::Locate, CatalogReply::Located(stripes)) => {
                 ControllerMessage::Located { request, stripes }
             }

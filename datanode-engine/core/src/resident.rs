@@ -42,6 +42,8 @@ pub struct Resident {
     hosts: BTreeMap<HostId, Incarnation>,
     seals: BTreeMap<VdiskId, Seal>,
     commits: BTreeMap<StripeId, RecentCommit>,
+    /// What runs that the catalog may not have yet say to be no longer named, and where.
+    left: BTreeMap<(StripeId, VdiskId), Position>,
 }
 
 impl Resident {
@@ -58,6 +60,7 @@ impl Resident {
             hosts: catalog.hosts.iter().copied().collect(),
             seals: catalog.vdisks.iter().map(|v| (v.vdisk, seal(&v.row))).collect(),
             commits: BTreeMap::new(),
+            left: BTreeMap::new(),
         }
     }
 
@@ -81,6 +84,11 @@ impl Resident {
                 let struck = vdisks.iter().filter(|part| part.struck).map(|part| part.vdisk);
                 let commit = RecentCommit { position, struck: struck.collect() };
                 self.commits.insert(*stripe, commit);
+                for part in vdisks.iter().filter(|part| !part.struck) {
+                    for stripe in part.run.iter().flat_map(|run| &run.unreferenced) {
+                        self.left.insert((*stripe, part.vdisk), position);
+                    }
+                }
             }
             _ => {}
         }
@@ -89,6 +97,15 @@ impl Resident {
     /// The catalog has everything up to a position.
     pub fn synced(&mut self, through: Position) {
         self.commits.retain(|_, commit| commit.position > through);
+        self.left.retain(|_, position| *position > through);
+    }
+
+    /// Whether a vdisk that the catalog, at a position, knows to hold a stripe certainly does so after
+    /// everything that the log holds by now (C19).
+    pub fn still_holds(&self, vdisk: VdiskId, stripe: StripeId, catalog: Position) -> bool {
+        let left = self.left.get(&(stripe, vdisk)).is_some_and(|position| *position > catalog);
+        let deleted = |seal: &Seal| seal.deleted && seal.position > catalog;
+        !left && !self.seals.get(&vdisk).is_some_and(deleted)
     }
 
     /// The newest incarnation of a host.
@@ -203,6 +220,51 @@ mod tests {
         resident.apply(Position(13), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
         assert!(resident.check_owner(VDISK, Epoch(2), Incarnation(6)).is_err());
         assert_eq!(check(&resident, 3, 6, true), Err(Refusal::Sealed));
+    }
+
+    /// C19: what a run leaves, or a delete ends, is not certain from the record's own position on.
+    #[test]
+    fn a_holder_is_certain_until_it_leaves() {
+        let mut resident = Resident::default();
+        let stripe = StripeId(7);
+        resident.apply(Position(2), &seal(1, 5));
+        assert!(resident.still_holds(VDISK, stripe, Position(2)));
+        let run = cleave_format::control::MapRun {
+            frontier: Position(1),
+            pieces: Vec::new(),
+            unreferenced: vec![stripe],
+        };
+        let part = |struck| cleave_format::control::CommitVdisk {
+            vdisk: VDISK,
+            epoch: Epoch(1),
+            struck,
+            in_footer: false,
+            has_pieces: false,
+            releases: Vec::new(),
+            entries: Vec::new(),
+            references: Vec::new(),
+            run: Some(run.clone()),
+        };
+        let commit = |struck| {
+            Control::Commit(Commit {
+                stripe: StripeId(9),
+                incarnation: Incarnation(5),
+                slots: Vec::new(),
+                shards_missing: 0,
+                vdisks: vec![part(struck)],
+            })
+        };
+        resident.apply(Position(3), &commit(true));
+        assert!(resident.still_holds(VDISK, stripe, Position(2)), "a struck run leaves nothing");
+        resident.apply(Position(4), &commit(false));
+        assert!(!resident.still_holds(VDISK, stripe, Position(3)));
+        assert!(resident.still_holds(VDISK, StripeId(8), Position(3)));
+        // The catalog, once it is there, knows better.
+        assert!(resident.still_holds(VDISK, stripe, Position(4)));
+        resident.synced(Position(4));
+        resident.apply(Position(5), &Control::Delete { vdisk: VDISK, epoch: Epoch(1) });
+        assert!(!resident.still_holds(VDISK, stripe, Position(4)));
+        assert!(resident.still_holds(VDISK, stripe, Position(5)));
     }
 
     /// C28: a delete whose answer was lost is known again, to its owner only.

@@ -124,6 +124,10 @@ pub struct Counters {
     pub commits: u64,
     /// Vdisks struck from commits.
     pub struck: u64,
+    /// Commits refused because a stripe that they referred to may be freed (C19).
+    pub references_refused: u64,
+    /// Committed stripes freed since.
+    pub freed: u64,
     /// Seals taken.
     pub seals: u64,
     /// Stripes granted.
@@ -348,6 +352,7 @@ impl State {
                     self.mirror.catalog = self.mirror.catalog.max(applied.through.0);
                     if let Some(active) = &mut self.active {
                         self.stripes = self.stripes.saturating_sub(applied.ended);
+                        self.counters.freed += applied.ended;
                         self.damage_stale |= applied.ended > 0;
                         active.resident.synced(applied.through);
                         for place in &applied.freed {

@@ -11,6 +11,11 @@ use crate::ids::{
 };
 use bincode::{Decode, Encode};
 
+/// Most stripes that a vdisk's part of a commit may refer to (C19): bounds the work of applying it.
+pub const REFERENCES_MAX: usize = 1024;
+/// Most stripes that a map run may name as no longer named.
+pub const UNREFERENCED_MAX: usize = 8192;
+
 /// A change of the catalog. Numbers of variants are part of the format: new ones go to the end.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Control {
@@ -136,12 +141,16 @@ pub struct CommitVdisk {
     pub epoch: Epoch,
     /// Refused for this vdisk, because its epoch is not the sealed one. Set by the log.
     pub struck: bool,
-    /// Whether the stripe's footer has entries of this vdisk.
+    /// Whether the stripe's footer has entries of this vdisk, map pieces apart.
     pub in_footer: bool,
+    /// Whether the stripe holds map pieces of this vdisk.
+    pub has_pieces: bool,
     /// Records released.
     pub releases: Vec<Release>,
     /// Entries that are in no footer (C5): a stripeless commit.
     pub entries: Vec<InlineEntry>,
+    /// Other stripes that the vdisk's entries refer to (C19). The log has checked that they exist.
+    pub references: Vec<StripeId>,
     /// A map run that this commit completes.
     pub run: Option<MapRun>,
 }
@@ -181,6 +190,9 @@ pub struct MapRun {
     pub frontier: Position,
     /// The pieces that changed since the last run.
     pub pieces: Vec<PiecePlace>,
+    /// Stripes that neither the map at the frontier nor a current piece names any more: the vdisk
+    /// leaves those that no commit after the frontier put it into (C21).
+    pub unreferenced: Vec<StripeId>,
 }
 
 /// Where a map piece lies. `address: None` when the piece has no entry any more.

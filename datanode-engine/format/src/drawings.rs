@@ -2,8 +2,9 @@
 
 const PAGE: &str = include_str!("../../../docs/FORMATS.md");
 
-const MODULES: [(&str, &str); 9] = [
+const MODULES: [(&str, &str); 10] = [
     ("address", include_str!("address.rs")),
+    ("flash", include_str!("flash.rs")),
     ("footer", include_str!("footer.rs")),
     ("frame", include_str!("frame.rs")),
     ("map_piece", include_str!("map_piece.rs")),

@@ -1,5 +1,5 @@
 //! Every layout at rest, once: identities, frames, log records, slots, footers, superblocks, vault
-//! images, map pieces, control records. `docs/FORMATS.md` draws them byte by byte.
+//! images, map pieces, control records, flash. `docs/FORMATS.md` draws them byte by byte.
 //!
 //! All integers are little-endian. Every decoder takes untrusted bytes, returns [`FormatError`]
 //! and never panics; every layout starts with a version and is covered by a CRC32C. Kinds that
@@ -11,6 +11,7 @@ pub mod address;
 pub mod control;
 mod encoding;
 pub mod error;
+pub mod flash;
 pub mod footer;
 pub mod frame;
 pub mod ids;

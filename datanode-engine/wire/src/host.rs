@@ -88,6 +88,17 @@ pub enum HostMessage {
         /// `None` at first, then what the last reply gave.
         cursor: Option<MapCursor>,
     },
+    /// Read class. The stripes that a sealed vdisk may name, page by page.
+    ListStripes {
+        /// Request number.
+        request: RequestNumber,
+        /// The vdisk.
+        vdisk: VdiskId,
+        /// The host's ownership epoch.
+        epoch: Epoch,
+        /// From this one on; 0 at first, then what the last reply gave.
+        from: StripeId,
+    },
     /// Read class. Where stripes lie.
     Locate {
         /// Request number.
@@ -247,6 +258,17 @@ pub enum ControllerMessage {
         /// Not given: why.
         refused: Option<Refusal>,
     },
+    /// Result of [`HostMessage::ListStripes`].
+    Listed {
+        /// Request number.
+        request: RequestNumber,
+        /// Stripes with slots, in order.
+        stripes: Vec<ListedStripe>,
+        /// Continue here; `None`: that was all.
+        next: Option<StripeId>,
+        /// Not given: why.
+        refused: Option<Refusal>,
+    },
     /// Result of [`HostMessage::Locate`]: those that exist, in the order asked.
     Located {
         /// Request number.
@@ -278,6 +300,15 @@ pub enum ControllerMessage {
         /// Which.
         drives: Vec<DriveId>,
     },
+}
+
+/// A stripe that a vdisk may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ListedStripe {
+    /// The stripe.
+    pub stripe: StripeId,
+    /// The last commit that made the vdisk name it.
+    pub position: Position,
 }
 
 /// A controller's answer to [`Hello`].
@@ -317,6 +348,9 @@ pub enum Refusal {
     /// More than one shard of the stripe is lost (C16): write it again under a new grant.
     #[error("too many shards of the stripe are lost")]
     Degraded,
+    /// A stripe that the commit refers to may be freed by now (C19): plan its content anew, without it.
+    #[error("a stripe that it refers to may be freed")]
+    NoReference,
     /// The previous owner may still be alive.
     #[error("the previous owner may still be alive")]
     OwnerAlive,

@@ -91,6 +91,8 @@ pub struct WriteBuffer {
     releasable: BTreeMap<u64, u32>,
     releasable_bytes: u64,
     unplanned_weight: u64,
+    /// Blocks without a frame among these.
+    unplanned_zeros: u64,
     bytes: u64,
     /// Memory of records, beside chunks and tables.
     payload: u64,
@@ -182,8 +184,12 @@ impl WriteBuffer {
     /// a read must wait for its write; from the map, where a commit brings it, it would not (C23).
     fn count_ready(&mut self, key: RecordKey) {
         if self.get(key).is_some_and(Record::is_ready) {
-            let weight: u64 = self.live_nodes(key).map(|(_, node)| self.weight(node)).sum();
+            let weights = self.live_nodes(key).map(|(_, node)| self.weight(node));
+            let (weight, zeros) = weights.fold((0, 0), |(weight, zeros), of_it| {
+                (weight + of_it, zeros + u64::from(of_it == ZERO_WEIGHT))
+            });
             self.unplanned_weight += weight;
+            self.unplanned_zeros += zeros;
         }
     }
 
@@ -216,6 +222,7 @@ impl WriteBuffer {
             record.planned -= 1;
         } else if record.is_ready() {
             self.unplanned_weight -= weight;
+            self.unplanned_zeros -= u64::from(weight == ZERO_WEIGHT);
         }
         self.settle(node.record);
     }
@@ -387,9 +394,11 @@ impl WriteBuffer {
         if planned {
             record.planned += 1;
             self.unplanned_weight -= weight;
+            self.unplanned_zeros -= u64::from(weight == ZERO_WEIGHT);
         } else {
             record.planned -= 1;
             self.unplanned_weight += weight;
+            self.unplanned_zeros += u64::from(weight == ZERO_WEIGHT);
         }
         self.settle(name.record.index);
     }
@@ -437,6 +446,11 @@ impl WriteBuffer {
     /// Bytes that the unplanned mirrored content takes in stripes.
     pub fn unplanned_weight(&self) -> u64 {
         self.unplanned_weight
+    }
+
+    /// Blocks of that content that have no frame: zeros and discards.
+    pub fn unplanned_zeros(&self) -> u64 {
+        self.unplanned_zeros
     }
 
     /// Contents of blocks that newer ones covered, since the start.

@@ -11,13 +11,15 @@ use crate::stats::{CoreStats, Event, VdiskStats};
 use crate::write;
 use bytes::Bytes;
 use cleave_erasure::{Encoder, Solver};
-use cleave_format::ids::VdiskId;
+use cleave_flash::{Flash, FlashRead};
+use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
 use cleave_runtime::sync::promise;
 use cleave_wire::{Hello, HostMessage, RequestNumber, WIRE_VERSION, encode_header};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -43,7 +45,20 @@ pub(crate) struct Shared {
     pub state: RefCell<State>,
     pub coder: RefCell<Coder>,
     pub this: Weak<Shared>,
+    pub flash: Flash,
     events: RefCell<Vec<LinkEvent>>,
+    flash_reads: RefCell<Vec<FlashRead>>,
+}
+
+/// The stripes of a vdisk, as far as commits up to a position go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownStripes {
+    /// The vdisk's map names them.
+    pub named: BTreeSet<StripeId>,
+    /// The catalog lists them for the vdisk, and nothing names them but perhaps current pieces of the map.
+    pub unnamed: BTreeSet<StripeId>,
+    /// The position.
+    pub applied: Position,
 }
 
 /// A host core; clones are the same one.
@@ -60,7 +75,8 @@ impl HostCore {
         config: HostCoreConfig,
     ) -> HostCore {
         let config = Rc::new(config);
-        let state = State::new(Rc::clone(&config), Rc::clone(&links));
+        let flash = Flash::new(executor.clone());
+        let state = State::new(Rc::clone(&config), Rc::clone(&links), flash.clone());
         let shared = Rc::new_cyclic(|this| Shared {
             config,
             executor,
@@ -69,7 +85,9 @@ impl HostCore {
             state: RefCell::new(state),
             coder: RefCell::new(Coder { encoder: Encoder::new(), solver: Solver::new() }),
             this: Weak::clone(this),
+            flash,
             events: RefCell::default(),
+            flash_reads: RefCell::default(),
         });
         for class in [Class::Log, Class::Bulk, Class::Read] {
             let task = Rc::clone(&shared);
@@ -79,22 +97,32 @@ impl HostCore {
         HostCore(shared)
     }
 
-    /// Takes what the links have, and sends what came together. True when there was anything; the
+    /// Takes what links and flash have, and sends what came together. True when there was anything; the
     /// executor's tasks run between turns, and they too bring completions and events.
     pub fn turn(&self) -> bool {
         let shared = &self.0;
         let mut events = shared.events.borrow_mut();
         shared.links.poll(&mut events);
-        let any = !events.is_empty();
+        let mut any = !events.is_empty();
+        let mut reads = shared.flash_reads.borrow_mut();
+        any |= shared.flash.turn(&mut reads);
         let mut state = shared.state.borrow_mut();
         state.now = shared.executor.now();
         for event in events.drain(..) {
             shared.on_link(&mut state, event);
         }
+        for FlashRead { token, bytes } in reads.drain(..) {
+            state.flash_read(token, bytes.as_deref());
+        }
         let sent = state.flush();
         drop(state);
-        let slow = shared.start_slow_reads();
+        let slow = shared.start_slow_reads() | shared.start_reading_ahead();
         any || sent || slow
+    }
+
+    /// The core's flash: to add and retire devices, to look at it, and to close it.
+    pub fn flash(&self) -> &Flash {
+        &self.0.flash
     }
 
     /// Takes a request. Gives it back when the write buffer has no room: the owner keeps it and tries
@@ -178,6 +206,14 @@ impl HostCore {
         let mapped_blocks = state.map.mapped(vdisk);
         let stats = found.stats.clone();
         Some(VdiskStats { commits_after_frontier, size, epoch, mapped_blocks, ..stats })
+    }
+
+    /// What the core knows of a vdisk's stripes: for judges, because it looks at all of them.
+    pub fn known_stripes(&self, vdisk: VdiskId) -> Option<KnownStripes> {
+        let state = self.0.state.borrow();
+        let applied = state.vdisks.get(&vdisk)?.applied;
+        let (named, unnamed) = state.map.known_stripes(vdisk);
+        Some(KnownStripes { named, unnamed, applied })
     }
 
     /// Appends how long records took from being taken to being mirrored, since the last call; of very

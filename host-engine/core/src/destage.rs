@@ -19,18 +19,21 @@ use crate::state::State;
 use crate::stats::Event;
 use cleave_format::control::GrantedStripe;
 use cleave_format::ids::StripeId;
-use cleave_format::layout::{PARITY_SHARDS, SHARD};
+use cleave_format::layout::{BLOCK, PARITY_SHARDS, PART, SHARD};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
 use cleave_runtime::planted::{Planted, is_planted};
-use cleave_runtime::sync::Signal;
+use cleave_runtime::sync::{Outcome, Signal};
 use cleave_wire::{ControllerMessage, HostMessage, encode_header};
 use plan::Item;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// A stripe's commit waits for flash at most so long after its shards are durable.
+const FLASH_WAIT: Duration = Duration::from_millis(500);
 
 /// How often the age of content is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -57,6 +60,8 @@ pub(crate) enum GivenUp {
 pub(crate) struct Destage {
     pub shared: Rc<Shared>,
     stripes: RefCell<VecDeque<GrantedStripe>>,
+    /// Kept for a map run in a pool without space: it may free some.
+    reserve: RefCell<Option<GrantedStripe>>,
     identities: RefCell<VecDeque<StripeId>>,
     on_their_way: Cell<usize>,
     committing: Cell<bool>,
@@ -68,6 +73,7 @@ pub(crate) fn start(shared: &Rc<Shared>) {
     let destage = Rc::new(Destage {
         shared: Rc::clone(shared),
         stripes: RefCell::default(),
+        reserve: RefCell::default(),
         identities: RefCell::default(),
         on_their_way: Cell::new(0),
         committing: Cell::new(false),
@@ -78,7 +84,12 @@ pub(crate) fn start(shared: &Rc<Shared>) {
     executor.spawn(Priority::Background, async move {
         loop {
             ticking.executor.sleep(TICK).await;
-            let progress = ticking.state.borrow().progress.clone();
+            let progress = {
+                let mut state = ticking.state.borrow_mut();
+                state.now = ticking.executor.now();
+                state.look_at_dead_stripes();
+                state.progress.clone()
+            };
             progress.notify();
         }
     });
@@ -92,6 +103,10 @@ pub(crate) enum Reason {
     Full,
     /// The log fills up, or content is old: also a part of one.
     Partial,
+    /// Zeros and discards by themselves, which need no stripe (C5): they free space.
+    Entries,
+    /// A map run by itself, for the space that it frees.
+    Run,
     /// Only a commit that releases records.
     Release,
 }
@@ -106,6 +121,16 @@ impl State {
         let fill = self.fill_percent();
         let oldest = self.buffer.queue().next().map(|(_, record)| record.taken);
         let age = oldest.map_or(Duration::ZERO, |taken| self.now.since(taken));
+        let zeros = self.buffer.unplanned_zeros();
+        if self.stats.shortage.is_some() && on_their_way == 0 {
+            // Only what frees space helps, and it comes first.
+            if zeros > 0 {
+                return Some(Reason::Entries);
+            }
+            if self.run_waits() {
+                return Some(Reason::Run);
+            }
+        }
         if weight >= capacity && (fill >= config.fill_percent || age >= config.full_after) {
             return Some(Reason::Full);
         }
@@ -128,6 +153,11 @@ impl State {
         let starving =
             self.starving && (weight + self.buffer.releasable_bytes()) * 2 >= self.buffer.bytes();
         let aged = age >= config.age_after && weight * 4 >= capacity;
+        // They make stripes dead, some day a quarter of one.
+        let frees = zeros * BLOCK as u64 * 4 >= capacity && age >= config.age_after;
+        if frees && !aged {
+            return Some(Reason::Entries);
+        }
         if (weight > 0 && (filled || aged || starving)) || self.run_waits() {
             return Some(Reason::Partial);
         }
@@ -153,6 +183,8 @@ impl Destage {
                 .await;
             let outcome = match reason {
                 Reason::Release => self.release().await,
+                Reason::Entries => self.commit_zeros().await,
+                Reason::Run => self.begin_run_stripe().await,
                 Reason::Full | Reason::Partial => self.begin_stripe().await,
             };
             if let Err(GivenUp::NoSpace(reason)) = outcome {
@@ -166,6 +198,37 @@ impl Destage {
     async fn begin_stripe(self: &Rc<Destage>) -> Result<(), GivenUp> {
         let grant = self.grant().await?;
         let plan = self.plan(&grant);
+        self.send(grant, plan).await
+    }
+
+    /// As [`begin_stripe`](Destage::begin_stripe), with pieces of the run alone. When there is no space, and the
+    /// run frees some, they go into the stripe that is kept for it; a run that frees none is given up.
+    async fn begin_run_stripe(self: &Rc<Destage>) -> Result<(), GivenUp> {
+        let granted = self.grant().await;
+        let pieces_left = self.shared.state.borrow_mut().draw_piece();
+        let grant = match granted {
+            Ok(grant) => grant,
+            Err(_) if !pieces_left => return self.release().await,
+            Err(given_up) => {
+                if self.shared.state.borrow_mut().give_up_useless_run() {
+                    return Err(given_up);
+                }
+                let kept = self.reserve.borrow_mut().take().filter(|grant| !self.is_lost(grant));
+                kept.ok_or(given_up)?
+            }
+        };
+        let plan = {
+            let mut state = self.shared.state.borrow_mut();
+            let mut pieces = state.take_pieces(grant.data_shards() * SHARD);
+            plan::place_objects(&mut pieces, |piece| (piece.frame.len(), &mut piece.offset));
+            let plan = Plan { items: Vec::new(), pieces };
+            state.take(&plan);
+            plan
+        };
+        self.send(grant, plan).await
+    }
+
+    async fn send(self: &Rc<Destage>, grant: GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
         if plan.items.iter().all(|item| item.frame.is_empty()) && plan.pieces.is_empty() {
             // Entries only (C5): no stripe is needed.
             self.stripes.borrow_mut().push_front(grant);
@@ -193,6 +256,18 @@ impl Destage {
         Ok(())
     }
 
+    /// Commits zeros and discards, the oldest first, without a stripe.
+    async fn commit_zeros(&self) -> Result<(), GivenUp> {
+        let plan = {
+            let mut state = self.shared.state.borrow_mut();
+            let items = plan::choose_entries(&state.buffer);
+            let plan = Plan { items, pieces: Vec::new() };
+            state.take(&plan);
+            plan
+        };
+        self.commit_entries(plan).await
+    }
+
     /// Chooses what the stripe holds, and marks it.
     fn plan(&self, grant: &GrantedStripe) -> Plan {
         let capacity = grant.data_shards() * SHARD;
@@ -204,8 +279,7 @@ impl Destage {
             piece.offset = offset;
         }
         let plan = Plan { items, pieces };
-        state.mark(&plan, true);
-        plan.records().into_iter().for_each(|record| state.buffer.hold(record));
+        state.take(&plan);
         plan
     }
 
@@ -218,7 +292,10 @@ impl Destage {
         let written = match packed {
             Some(images) => {
                 reached(Point::HostStripePacked);
-                self.write_shards(grant, images).await
+                let segment = self.keep_in_flash(grant, &plan, &images);
+                let written = self.write_shards(grant, images).await;
+                self.wait_for_flash(segment).await;
+                written
             }
             // A vdisk in it was forgotten, or a damaged frame was found: the others go on.
             None => Err(GivenUp::Again),
@@ -233,11 +310,53 @@ impl Destage {
         let mut state = self.shared.state.borrow_mut();
         state.unmark(&plan);
         if committed.is_err() {
+            state.flash.forget(grant.stripe);
             state.mark(&plan, false);
             state.return_pieces(plan.pieces);
         }
         state.progress.notify();
         committed
+    }
+
+    /// Gives flash the parts that hold anything. What it does not take is read from the pool when it is wanted.
+    fn keep_in_flash(
+        &self,
+        grant: &GrantedStripe,
+        plan: &Plan,
+        images: &[pack::Image],
+    ) -> Vec<Outcome<()>> {
+        let items = plan.items.iter().map(|item| item.offset as usize + item.frame.len());
+        let pieces = plan.pieces.iter().map(|piece| piece.offset as usize + piece.frame.len());
+        let mut left = items.chain(pieces).max().unwrap_or(0).div_ceil(PART);
+        let mut state = self.shared.state.borrow_mut();
+        let mut segment = Vec::new();
+        for (shard, (_, data)) in images.iter().enumerate().take(grant.data_shards()) {
+            let parts = left.min(SHARD / PART);
+            if parts == 0 || state.flash.is_empty() {
+                break;
+            }
+            left -= parts;
+            let first = (shard * (SHARD / PART)) as u8;
+            match state.flash.put(grant.stripe, first, &data.slice(..parts * PART), 0) {
+                Some(outcome) => {
+                    state.stats.parts_destaged += parts as u64;
+                    segment.push(outcome);
+                }
+                None => state.stats.parts_not_kept += parts as u64,
+            }
+        }
+        segment
+    }
+
+    /// Flash should have the content before the map points there, but nothing depends on it (rule 3.4).
+    async fn wait_for_flash(&self, segment: Vec<Outcome<()>>) {
+        let all = async {
+            for outcome in segment {
+                outcome.wait().await;
+            }
+        };
+        // A device that hangs is given up elsewhere; the stripe goes on.
+        self.shared.executor.timeout(FLASH_WAIT, all).await;
     }
 
     /// A stripe with slots on drives that are in use.
@@ -248,17 +367,23 @@ impl Destage {
                 self.ask_grants().await?;
                 continue;
             };
-            let lost = {
-                let state = self.shared.state.borrow();
-                grant.slots.iter().any(|place| state.lost_drives.contains(&place.drive))
-            };
-            if lost {
+            if self.is_lost(&grant) {
                 // Written now it would lack a shard from the beginning.
                 self.return_grant(grant.stripe).await;
                 continue;
             }
+            if self.reserve.borrow().is_none() {
+                *self.reserve.borrow_mut() = Some(grant);
+                continue;
+            }
             return Ok(grant);
         }
+    }
+
+    /// Whether a drive is lost that the stripe would be on.
+    fn is_lost(&self, grant: &GrantedStripe) -> bool {
+        let state = self.shared.state.borrow();
+        grant.slots.iter().any(|place| state.lost_drives.contains(&place.drive))
     }
 
     async fn identity(&self) -> Result<StripeId, GivenUp> {
@@ -266,7 +391,11 @@ impl Destage {
             if let Some(identity) = self.identities.borrow_mut().pop_front() {
                 return Ok(identity);
             }
-            self.ask_grants().await?;
+            let asked = self.ask_grants().await;
+            // Identities need no space.
+            if self.identities.borrow().is_empty() {
+                asked?;
+            }
         }
     }
 
@@ -310,6 +439,12 @@ impl Destage {
 }
 
 impl State {
+    /// Takes the plan's content out of what is to be planned, until its stripe ended.
+    fn take(&mut self, plan: &Plan) {
+        self.mark(plan, true);
+        plan.records().into_iter().for_each(|record| self.buffer.hold(record));
+    }
+
     /// Takes the plan's content into a stripe, or gives it back.
     fn mark(&mut self, plan: &Plan, planned: bool) {
         for item in &plan.items {

@@ -7,8 +7,10 @@
 //! | `write`, `publish` | taking writes, merging, encoding; the order of completions (C6, C23) |
 //! | `sequence`, `log_client` | identities, appends, resends (C1, C7) |
 //! | `buffer` | records until they are released, and what a block's newest content is (C4) |
-//! | `read`, `pool`, `solve` | reads from buffer and pool; lost and damaged shards (C3) |
+//! | `read`, `pool`, `solve` | reads from buffer, flash and pool; lost and damaged shards (C3) |
+//! | `ahead` | what a miss brings to flash beside what is wanted |
 //! | `map`, `handles` | where blocks lie (C2) |
+//! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
 //!
@@ -16,6 +18,7 @@
 //! executor, and takes completions and events.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod buffer;
 mod close;
 mod config;
@@ -24,6 +27,7 @@ mod destage;
 mod error;
 mod handles;
 mod hash;
+mod liveness;
 mod log_client;
 pub mod map;
 mod open;
@@ -39,7 +43,7 @@ mod stats;
 mod write;
 
 pub use config::{DestageConfig, HostCoreConfig};
-pub use core::HostCore;
+pub use core::{HostCore, KnownStripes};
 pub use error::HostError;
 pub use open::OpenRequest;
 pub use request::{

@@ -11,7 +11,9 @@
 
 use crate::handles::{Handles, Places};
 use crate::hash::Map as HashMap;
+use crate::liveness::Liveness;
 use cleave_format::address::{Address, MapEntry};
+use cleave_format::control::PiecePlace;
 use cleave_format::ids::{BlockIndex, SliceIndex, StripeId, VdiskId, Version};
 use cleave_format::layout::{PIECE_SLICES, SLICE_BLOCKS};
 use cleave_format::map_piece::{Leaf, MapPiece};
@@ -87,6 +89,7 @@ struct Snapshot {
 pub struct Map {
     slices: HashMap<(VdiskId, SliceIndex), SliceMap>,
     handles: Handles,
+    liveness: Liveness,
     /// Groups that changed since the last run began.
     dirty: BTreeMap<VdiskId, BTreeSet<u32>>,
     snapshots: BTreeMap<VdiskId, Snapshot>,
@@ -153,7 +156,10 @@ impl Map {
             let entry = match change.frame {
                 None => MapEntry::EMPTY,
                 Some((address, block_in_frame)) => {
-                    let handle = self.handles.reference(address.stripe);
+                    let (handle, only) = self.handles.reference(vdisk, address.stripe);
+                    if only {
+                        self.liveness.named(vdisk, address.stripe);
+                    }
                     MapEntry::new(handle, address.offset, address.length, block_in_frame)
                 }
             };
@@ -161,7 +167,9 @@ impl Map {
             leaf.used += u16::from(!entry.is_empty());
             if let Some(handle) = old.handle() {
                 leaf.used -= 1;
-                self.handles.release(handle);
+                if let Some(stripe) = self.handles.release(vdisk, handle) {
+                    self.liveness.unnamed(vdisk, stripe);
+                }
             }
         }
         self.versions_kept = self.versions_kept + leaf.versions.len() - kept_before;
@@ -195,7 +203,10 @@ impl Map {
             leaf.versions.clone_from(&stored.versions);
             for (entry, found) in leaf.entries.iter_mut().zip(stored.entries.iter()) {
                 let Some(address) = piece.address(*found) else { continue };
-                let handle = self.handles.reference(address.stripe);
+                let (handle, only) = self.handles.reference(piece.vdisk, address.stripe);
+                if only {
+                    self.liveness.named(piece.vdisk, address.stripe);
+                }
                 *entry =
                     MapEntry::new(handle, address.offset, address.length, found.block_in_frame());
                 leaf.used += 1;
@@ -212,7 +223,9 @@ impl Map {
         let (handles, versions_kept) = (&mut self.handles, &mut self.versions_kept);
         self.slices.retain(|(owner, _), leaf| {
             if *owner == vdisk {
-                leaf.entries.iter().filter_map(|e| e.handle()).for_each(|h| handles.release(h));
+                leaf.entries.iter().filter_map(|e| e.handle()).for_each(|handle| {
+                    handles.release(vdisk, handle);
+                });
                 *versions_kept -= leaf.versions.len();
             }
             *owner != vdisk
@@ -220,6 +233,58 @@ impl Map {
         self.dirty.remove(&vdisk);
         self.snapshots.remove(&vdisk);
         self.mapped.remove(&vdisk);
+        self.liveness.forget(vdisk);
+    }
+
+    /// The catalog lists the stripe for the vdisk, by a commit that the map reflects.
+    pub fn listed(&mut self, vdisk: VdiskId, stripe: StripeId) {
+        if !self.handles.names(vdisk, stripe) {
+            self.liveness.unnamed(vdisk, stripe);
+        }
+    }
+
+    /// A group's piece is current from now on; `None`: the group has none.
+    pub fn set_piece(&mut self, vdisk: VdiskId, group: u32, address: Option<Address>) {
+        self.liveness.set_piece(vdisk, group, address);
+    }
+
+    /// What the vdisk can leave with the commit of its run, which makes these pieces current (C21).
+    pub fn leaves(&mut self, vdisk: VdiskId, pieces: &[PiecePlace]) -> Vec<StripeId> {
+        if is_planted(Planted::FreeAheadOfTheRun) {
+            self.liveness.capture(vdisk, |_| false);
+        }
+        self.liveness.leaves(vdisk, pieces)
+    }
+
+    /// Whether the run in progress began with any stripe that the vdisk could leave.
+    pub fn could_leave(&self, vdisk: VdiskId) -> bool {
+        self.liveness.has_captured(vdisk)
+    }
+
+    /// That commit is mirrored.
+    pub fn left(&mut self, vdisk: VdiskId, stripes: &[StripeId]) {
+        self.liveness.left(vdisk, stripes);
+    }
+
+    /// Stripes that the vdisk could leave.
+    pub fn dead(&self, vdisk: VdiskId) -> usize {
+        self.liveness.dead(vdisk)
+    }
+
+    /// Stripes that the vdisk's entries name, and those listed for it that none of them names: for judges.
+    pub fn known_stripes(&self, vdisk: VdiskId) -> (BTreeSet<StripeId>, BTreeSet<StripeId>) {
+        (self.handles.named_by(vdisk), self.liveness.unnamed_of(vdisk))
+    }
+
+    /// Keeps a stripe that a plan refers to from being reported as one that nothing names (C19). False: it may
+    /// be freed by now.
+    pub fn pin(&mut self, stripe: StripeId) -> bool {
+        self.handles.pin(stripe)
+    }
+
+    /// The plan ended.
+    pub fn unpin(&mut self, stripe: StripeId) {
+        self.handles.unpin(stripe);
     }
 
     /// Blocks of the vdisk that have a frame.
@@ -243,6 +308,8 @@ impl Map {
         let remaining = self.dirty.remove(&vdisk).unwrap_or_default();
         let old = self.snapshots.insert(vdisk, Snapshot { remaining, copied: BTreeMap::new() });
         assert!(old.is_none(), "a vdisk has one run at a time");
+        let handles = &self.handles;
+        self.liveness.capture(vdisk, |stripe| handles.is_pinned(stripe));
     }
 
     /// Takes a piece out of the run; `None` inside for a group that has no entries any more.
@@ -310,7 +377,10 @@ impl Map {
 
     /// Bytes that the maps take, about.
     pub fn memory(&self) -> usize {
-        self.slices.len() * (BLOCKS * 8 + 96) + self.versions_kept * 24 + self.handles.memory()
+        self.slices.len() * (BLOCKS * 8 + 96)
+            + self.versions_kept * 24
+            + self.handles.memory()
+            + self.liveness.memory()
     }
 
     /// Stripes that entries name.

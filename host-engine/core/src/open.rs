@@ -6,6 +6,7 @@
 //! Nothing is served, and nothing written to the log, before all of it is done. A flow that fails or is
 //! dropped leaves nothing behind here; the seal stays, and the next opening has a newer epoch (C8).
 
+mod list;
 mod load;
 
 use crate::buffer::Record;
@@ -20,6 +21,7 @@ use cleave_format::layout::{BLOCK, SHARD, VDISK_MAX};
 use cleave_format::record::{EntryKind, Record as LogRecord};
 use cleave_format::{FormatError, frame};
 use cleave_runtime::crash_points::{Point, reached};
+use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{ControllerMessage, HostMessage, MapCommit, MapCursor, Refusal};
@@ -62,7 +64,12 @@ impl HostCore {
             match outcome {
                 Ok(()) => {
                     let open = state.vdisks.get_mut(&vdisk);
-                    open.ok_or(HostError::NotOpen { vdisk })?.serving = true;
+                    let open = open.ok_or(HostError::NotOpen { vdisk })?;
+                    open.serving = true;
+                    let (epoch, sealed) = (open.epoch, open.applied);
+                    drop(state);
+                    let listing = Rc::clone(&shared).list_stripes(vdisk, epoch, sealed);
+                    shared.executor.spawn(Priority::Background, listing);
                     Ok(())
                 }
                 Err(error) => {
@@ -98,7 +105,9 @@ impl State {
             committed_bytes: 0,
             applied: Position(0),
             in_stripes: 0,
+            dead_since: None,
             run_wanted: false,
+            window: Default::default(),
             stats: Default::default(),
         };
         self.vdisks.insert(vdisk, opening);
@@ -147,12 +156,11 @@ impl State {
 impl Shared {
     async fn open(self: &Rc<Shared>, request: &OpenRequest) -> Result<(), HostError> {
         let OpenRequest { vdisk, epoch, .. } = *request;
-        self.seal(request).await?;
+        let sealed = self.seal(request).await?;
         reached(Point::HostSealed);
-        let (pieces, commits, frontier) = self.durable_map(vdisk, epoch).await?;
+        let (pieces, commits) = self.durable_map(vdisk, epoch).await?;
         let mut slices = self.load_pieces(vdisk, &pieces).await?;
         let committed = commits.len();
-        let last = commits.last().map_or(frontier, |commit| commit.position);
         let positions: Vec<Position> = commits.iter().map(|commit| commit.position).collect();
         self.apply_commits(vdisk, commits, &mut slices).await?;
         reached(Point::HostMapRead);
@@ -167,7 +175,8 @@ impl Shared {
         state.run_may_be_due = true;
         let open = state.vdisks.get_mut(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
         open.commits = positions.into();
-        open.applied = last;
+        // All commits before the seal; later ones of older epochs are struck (C8).
+        open.applied = sealed;
         // Their bytes are not known: as if their stripes had been full.
         open.committed_bytes = committed as u64 * (SHARD as u64) * 4;
         let (pieces, slices) = (pieces.len(), replayed.len());
@@ -175,12 +184,13 @@ impl Shared {
         Ok(())
     }
 
-    async fn seal(&self, request: &OpenRequest) -> Result<(), HostError> {
+    /// Returns the position of the seal.
+    async fn seal(&self, request: &OpenRequest) -> Result<Position, HostError> {
         let OpenRequest { vdisk, epoch, predecessor_dead, .. } = *request;
         loop {
             let ask = |request| HostMessage::Seal { request, vdisk, epoch, predecessor_dead };
             match self.request(Class::Log, 0, ask, &[]).await.message {
-                ControllerMessage::Done { result: Ok(_), .. } => return Ok(()),
+                ControllerMessage::Done { result: Ok(position), .. } => return Ok(position),
                 ControllerMessage::Done {
                     result: Err(Refusal::OwnerAlive | Refusal::Full),
                     ..
@@ -203,14 +213,13 @@ impl Shared {
         &self,
         vdisk: VdiskId,
         epoch: Epoch,
-    ) -> Result<(Vec<PiecePlace>, Vec<MapCommit>, Position), HostError> {
+    ) -> Result<(Vec<PiecePlace>, Vec<MapCommit>), HostError> {
         let (mut all_pieces, mut all_commits) = (Vec::new(), Vec::new());
         let mut cursor: Option<MapCursor> = None;
         loop {
             let ask = |request| HostMessage::OpenMap { request, vdisk, epoch, cursor };
             let reply = self.request(Class::Read, 0, ask, &[]).await;
-            let ControllerMessage::Map { frontier, pieces, commits, next, refused, .. } =
-                reply.message
+            let ControllerMessage::Map { pieces, commits, next, refused, .. } = reply.message
             else {
                 let refusal = Refusal::Malformed;
                 return Err(HostError::Refused { vdisk, refusal });
@@ -230,7 +239,7 @@ impl Shared {
             cursor = next;
             if cursor.is_none() {
                 all_commits.sort_by_key(|commit| commit.position);
-                return Ok((all_pieces, all_commits, frontier));
+                return Ok((all_pieces, all_commits));
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Reading frames from the pool, as state machines without a task: the direct reads.
+//! Reading frames from flash and pool, as state machines without a task: the direct reads.
 //!
-//! Frames of one part that are close to each other are one range. A range goes to the shard's
-//! drive; each of its frames is checked at its address (C3). What cannot be read that way (slots
+//! Frames of one part that are close to each other are one range. A range goes to flash; what is not
+//! there, or fails its check, goes to the shard's drive; each of its frames is checked at its address (C3). What cannot be read that way (slots
 //! unknown, drive lost, a fault, a failed check) is left to a task (`solve`). Ranges stay here until answered: while the
 //! controller is away they wait, and so does the guest.
 
@@ -116,7 +116,6 @@ impl State {
     /// Reads frames, those of one part together.
     pub fn read_frames(&mut self, mut wanted: Vec<Wanted>) {
         wanted.sort_by_key(|wanted| wanted.address);
-        self.stats.reads_pool += wanted.len() as u64;
         let mut range: Option<RangeRead> = None;
         for next in wanted {
             if let Some(open) = &mut range {
@@ -136,15 +135,56 @@ impl State {
                 relocated: false,
             };
             if let Some(done) = range.replace(begun) {
-                self.start_range(done);
+                self.read_range(done);
             }
         }
         if let Some(done) = range {
-            self.start_range(done);
+            self.read_range(done);
         }
     }
 
-    /// Begins a range, or gives it to a task.
+    /// Begins a range: from flash if it is there.
+    fn read_range(&mut self, range: RangeRead) {
+        let (first, (_, length)) = (range.frames[0].address, range.range());
+        self.next_range += 1;
+        let key = self.next_range;
+        match self.flash.read(range.stripe, first.offset, length, key) {
+            true => drop(self.ranges.insert(key, range)),
+            false => self.read_from_pool(range),
+        }
+    }
+
+    /// Begins a range that flash does not have.
+    fn read_from_pool(&mut self, range: RangeRead) {
+        self.stats.reads_pool += range.frames.len() as u64;
+        let vdisk = match range.frames[0].sink {
+            Sink::Read { read, .. } => self.reads.get(&read).map(|read| read.vdisk),
+            Sink::Merge { vdisk, .. } => Some(vdisk),
+        };
+        if let Some(vdisk) = vdisk {
+            self.read_ahead(vdisk, &range);
+        }
+        self.start_range(range);
+    }
+
+    /// What flash gave for a range: nothing when it lost it meanwhile.
+    pub fn flash_read(&mut self, key: RangeKey, bytes: Option<&[u8]>) {
+        let Some(range) = self.ranges.remove(&key) else { return };
+        let Some(bytes) = bytes else { return self.read_from_pool(range) };
+        let all = range.frames.len();
+        let part = (range.frames[0].address.offset as usize / PART) as u8;
+        let stripe = range.stripe;
+        let failed = self.deliver_checked(range, bytes);
+        let count = failed.as_ref().map_or(0, |range| range.frames.len());
+        self.stats.reads_flash += (all - count) as u64;
+        if let Some(range) = failed {
+            self.stats.flash_checks_failed += count as u64;
+            self.flash_was_wrong(stripe, part);
+            self.read_from_pool(range);
+        }
+    }
+
+    /// Begins a range in the pool, or gives it to a task.
     pub fn start_range(&mut self, range: RangeRead) {
         let Some(places) = &range.places else {
             return self.slow.push_back(SlowRead::Locate(range));
@@ -205,7 +245,15 @@ impl State {
     }
 
     /// Gives each frame to who wants it; what fails its check is solved from other shards.
-    fn distribute(&mut self, mut range: RangeRead, bytes: &[u8]) {
+    fn distribute(&mut self, range: RangeRead, bytes: &[u8]) {
+        if let Some(failed) = self.deliver_checked(range, bytes) {
+            self.stats.checks_failed += failed.frames.len() as u64;
+            self.slow.push_back(SlowRead::Solve(failed));
+        }
+    }
+
+    /// Gives each frame that passes its check to who wants it, and the others back.
+    fn deliver_checked(&mut self, mut range: RangeRead, bytes: &[u8]) -> Option<RangeRead> {
         let mut failed = Vec::new();
         let mut good = Vec::with_capacity(range.frames.len());
         for (index, wanted) in range.frames.iter().enumerate() {
@@ -217,15 +265,15 @@ impl State {
         for (sink, frame) in good {
             self.deliver(sink, Ok(frame));
         }
-        if !failed.is_empty() {
-            self.stats.checks_failed += failed.len() as u64;
-            let mut index = 0;
-            range.frames.retain(|_| {
-                index += 1;
-                failed.contains(&(index - 1))
-            });
-            self.slow.push_back(SlowRead::Solve(range));
+        if failed.is_empty() {
+            return None;
         }
+        let mut index = 0;
+        range.frames.retain(|_| {
+            index += 1;
+            failed.contains(&(index - 1))
+        });
+        Some(range)
     }
 
     /// All frames of a range, from bytes that were checked, or the error for all of them.
@@ -234,6 +282,33 @@ impl State {
             let frame = bytes.and_then(|b| range.check(wanted, b).ok_or(GuestError::Unreadable));
             self.deliver(wanted.sink, frame);
         }
+    }
+
+    /// A range that cannot be read. A stripe is freed when the map names it no more: what a block has got
+    /// since the read began is read in its place. True when that was not all of it.
+    pub fn fail_range(&mut self, range: RangeRead, error: GuestError) -> bool {
+        let mut failed = false;
+        for wanted in range.frames {
+            let (vdisk, block) = match wanted.sink {
+                Sink::Read { read, block } => match self.reads.get(&read) {
+                    Some(read) => (read.vdisk, block),
+                    None => continue,
+                },
+                Sink::Merge { vdisk, block, .. } => (vdisk, block),
+            };
+            let now = self.map.resolve(self.map.get(vdisk, block)).map(|(address, _)| address);
+            match wanted.sink {
+                Sink::Read { read, block } if now != Some(wanted.address) => {
+                    self.read_again(read, block);
+                }
+                // What it merges onto changes only after it (C6).
+                sink => {
+                    failed = true;
+                    self.deliver(sink, Err(error));
+                }
+            }
+        }
+        failed
     }
 
     fn deliver(&mut self, sink: Sink, frame: Result<&[u8], GuestError>) {

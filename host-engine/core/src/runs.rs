@@ -3,18 +3,23 @@
 //! A run begins at a frontier, the last commit that the map reflects, and its pieces are the map as it
 //! was then, whatever is applied meanwhile (`Map::begin_run`). They go into the next stripes. The
 //! commit that makes the last of them durable names them all, with the frontier; until then
-//! the earlier run and all later commits count, so a run that is given up costs nothing but space.
+//! the earlier run and all later commits count, so a run that is given up costs nothing but space. With
+//! the same commit the vdisk leaves the stripes that nothing of it names any more (C21, `liveness`): a
+//! run is begun by the number of commits, or for the space that it frees.
 
-use crate::state::State;
+use crate::state::{State, Vdisk};
 use bytes::{Bytes, BytesMut};
 use cleave_format::address::Address;
 use cleave_format::control::{MapRun, PiecePlace};
 use cleave_format::footer::FOOTER_ENTRY;
 use cleave_format::ids::{Position, VdiskId};
+use cleave_format::layout::SHARD;
 use cleave_format::map_piece::PIECE_LENGTH_MAX;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::planted::{Planted, is_planted};
+use cleave_runtime::time::Moment;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 /// Changed pieces from which on a run is written in any case: all of them are named by one commit.
 const PIECES_MAX: usize = 40_000;
@@ -23,6 +28,17 @@ const PIECES_MAX: usize = 40_000;
 const PIECES_HURRY: usize = 16_000;
 /// What a piece costs in stripes, about, in bytes.
 const PIECE_COST: u64 = 8 << 10;
+/// Dead stripes from which on a run may be begun for their space alone, with the next content.
+const DEAD_MIN: u64 = 4;
+
+/// How urgently a run is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// Its pieces go into stripes that are written anyway.
+    WithContent,
+    /// It writes a stripe for itself.
+    Now,
+}
 
 /// A run that is being written.
 pub(crate) struct Run {
@@ -40,6 +56,7 @@ pub(crate) struct Run {
     complete: bool,
     /// It does not wait for content to fill its stripe.
     pub forced: bool,
+    began: Moment,
 }
 
 /// A piece in a stripe.
@@ -67,24 +84,16 @@ impl State {
             return;
         }
         if let Some(run) = &mut self.run {
-            // Another vdisk's may have to wait for this one.
-            run.forced |= self.vdisks.values().any(|vdisk| vdisk.run_wanted);
+            // Another vdisk's may have to wait for this one; and content to fill its stripe may not come.
+            let waited = self.now.since(run.began) >= self.config.destage.age_after;
+            run.forced |= waited || self.vdisks.values().any(|vdisk| vdisk.run_wanted);
             return;
         }
-        let config = &self.config.destage;
-        let due = self.vdisks.iter().find(|(id, vdisk)| {
-            let (commits, dirty) = (vdisk.commits.len(), self.map.dirty(**id));
-            let worth_it = dirty as u64 * PIECE_COST * 4 <= vdisk.committed_bytes;
-            commits > 0
-                && (vdisk.run_wanted
-                    || commits >= config.run_always
-                    || dirty >= PIECES_MAX
-                    || (commits >= config.run_after && worth_it))
-        });
-        let Some((vdisk, found)) = due else { return };
-        let (vdisk, mut frontier) = (*vdisk, found.applied);
+        let due = self.vdisks.iter().find_map(|(id, vdisk)| Some((*id, self.run_due(*id, vdisk)?)));
+        let Some((vdisk, due)) = due else { return };
+        let mut frontier = self.vdisks[&vdisk].applied;
         // One that is wanted may have to wait for another vdisk's, which then must come to its end.
-        let forced = self.vdisks.values().any(|vdisk| vdisk.run_wanted);
+        let forced = due == Due::Now || self.vdisks.values().any(|vdisk| vdisk.run_wanted);
         if is_planted(Planted::RunAheadOfItsFrontier) {
             frontier.0 += 100;
         }
@@ -99,8 +108,48 @@ impl State {
             in_stripes: 0,
             complete: false,
             forced,
+            began: self.now,
         });
         reached(Point::HostRunBegun);
+    }
+
+    /// Whether a run of the vdisk is due, and how urgently.
+    fn run_due(&self, id: VdiskId, vdisk: &Vdisk) -> Option<Due> {
+        let config = &self.config.destage;
+        let (commits, dirty, dead) =
+            (vdisk.commits.len(), self.map.dirty(id), self.map.dead(id) as u64);
+        let cost = dirty as u64 * PIECE_COST;
+        let worth_it = cost * 4 <= vdisk.committed_bytes;
+        let by_commits = commits > 0
+            && (vdisk.run_wanted
+                || commits >= config.run_always
+                || dirty >= PIECES_MAX
+                || (commits >= config.run_after && worth_it));
+        let space = dead * u64::from(self.data_shards.max(1)) * SHARD as u64;
+        let waited = vdisk.dead_since.map_or(Duration::ZERO, |since| self.now.since(since));
+        let aged = waited >= config.age_after && space >= cost;
+        // With a pool that is full any space is worth it.
+        let needed = self.stats.shortage.is_some();
+        if dead > 0 && (aged || needed) {
+            Some(Due::Now)
+        } else if by_commits || (dead >= DEAD_MIN && space >= 4 * cost) {
+            Some(Due::WithContent)
+        } else {
+            None
+        }
+    }
+
+    /// Looks at how long stripes are dead: a run may be due by it.
+    pub fn look_at_dead_stripes(&mut self) {
+        for (id, vdisk) in &mut self.vdisks {
+            if self.map.dead(*id) == 0 {
+                vdisk.dead_since = None;
+            } else {
+                vdisk.dead_since.get_or_insert(self.now);
+                self.run_may_be_due = true;
+            }
+        }
+        self.run_may_be_due |= self.run.is_some();
     }
 
     /// Takes pieces of the run for a stripe of `capacity` bytes: half of it, or two thirds, which is
@@ -146,6 +195,28 @@ impl State {
         }
     }
 
+    /// Whether the run has a piece that is in no stripe.
+    pub fn draw_piece(&mut self) -> bool {
+        let next = self.next_piece();
+        let any = next.is_some();
+        if let (Some(run), Some(piece)) = (&mut self.run, next) {
+            run.waiting.push_front(piece);
+        }
+        any
+    }
+
+    /// Gives the run up if the vdisk would leave no stripe with it: what it has written counts as changed again.
+    /// True when it did.
+    pub fn give_up_useless_run(&mut self) -> bool {
+        let useless = |run: &mut Run| run.in_stripes == 0 && !self.map.could_leave(run.vdisk);
+        let Some(run) = self.run.take_if(useless) else { return false };
+        self.map.end_run(run.vdisk);
+        let written = run.done.into_keys().chain(run.waiting.into_iter().map(|(group, _)| group));
+        written.for_each(|group| self.map.mark_dirty(run.vdisk, group));
+        self.run_may_be_due = true;
+        true
+    }
+
     /// Whether the run wants a stripe of its own.
     pub fn run_waits(&self) -> bool {
         self.run.as_ref().is_some_and(|run| {
@@ -163,7 +234,7 @@ impl State {
     }
 
     /// The run, if a commit with these pieces completes it.
-    pub fn completed_run(&self, pieces: &[(u32, Address)]) -> Option<(VdiskId, MapRun)> {
+    pub fn completed_run(&mut self, pieces: &[(u32, Address)]) -> Option<(VdiskId, MapRun)> {
         let run = self.run.as_ref()?;
         let complete = run.complete && run.waiting.is_empty() && run.in_stripes == pieces.len();
         if !complete {
@@ -172,20 +243,30 @@ impl State {
         let mut places = run.done.clone();
         places.extend(pieces.iter().map(|(group, address)| (*group, Some(*address))));
         let place = |(group, address)| PiecePlace { group, address };
-        let pieces = places.into_iter().map(place).collect();
-        Some((run.vdisk, MapRun { frontier: run.frontier, pieces }))
+        let pieces: Vec<PiecePlace> = places.into_iter().map(place).collect();
+        let (vdisk, frontier) = (run.vdisk, run.frontier);
+        let unreferenced = self.map.leaves(vdisk, &pieces);
+        Some((vdisk, MapRun { frontier, pieces, unreferenced }))
     }
 
-    /// These pieces are durable; `ended`: so is the run.
-    pub fn pieces_committed(&mut self, run_number: u64, pieces: &[(u32, Address)], ended: bool) {
+    /// These pieces are durable; and so is the run that they completed.
+    pub fn pieces_committed(
+        &mut self,
+        run_number: u64,
+        pieces: &[(u32, Address)],
+        ended: Option<&MapRun>,
+    ) {
         let Some(run) = self.run.as_mut().filter(|run| run.number == run_number) else { return };
         run.in_stripes -= pieces.len();
         run.done.extend(pieces.iter().map(|(group, address)| (*group, Some(*address))));
-        if !ended {
-            return;
-        }
+        let Some(ended) = ended else { return };
         reached(Point::HostRunCommitted);
         let (id, frontier) = (run.vdisk, run.frontier);
+        for piece in &ended.pieces {
+            self.map.set_piece(id, piece.group, piece.address);
+        }
+        self.map.left(id, &ended.unreferenced);
+        self.stats.stripes_left += ended.unreferenced.len() as u64;
         self.run = None;
         self.run_may_be_due = true;
         self.map.end_run(id);

@@ -56,8 +56,10 @@ impl Shared {
                 state.start_range(range);
             }
             None => {
-                tracing::error!(stripe = %range.stripe, "the data node does not know a stripe that a map names");
-                state.deliver_range(&range, Err(GuestError::Unreadable));
+                let stripe = range.stripe;
+                if state.fail_range(range, GuestError::Unreadable) {
+                    tracing::error!(%stripe, "the data node does not know a stripe that a map names");
+                }
             }
         }
     }
@@ -73,8 +75,9 @@ impl Shared {
         match solved {
             Ok(bytes) => state.deliver_range(&range, Ok(&bytes)),
             Err(reason) => {
-                tracing::error!(%stripe, shard, offset, length, reason, "content cannot be read");
-                state.deliver_range(&range, Err(GuestError::Unreadable));
+                if state.fail_range(range, GuestError::Unreadable) {
+                    tracing::error!(%stripe, shard, offset, length, reason, "content cannot be read");
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 //! The hot logic is here and in `write`, `read` and `pool`, as methods that never wait; flows
 //! (`open`, `destage`, slow reads) are tasks that borrow this between two waits, never across one.
 
+use crate::ahead::{Ahead, Window};
 use crate::buffer::{Memory, RecordKey, WriteBuffer};
 use crate::config::HostCoreConfig;
 use crate::hash::Map as HashMap;
@@ -18,6 +19,7 @@ use crate::stats::{CoreStats, Event, VdiskStats};
 use crate::write::{Cost, FingerprintJob, Waiting};
 use bytes::BytesMut;
 use cleave_codec::{Codec, Keys, Settings};
+use cleave_flash::Flash;
 use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, VdiskId, Version};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::crash_points::{Point, reached};
@@ -54,8 +56,12 @@ pub(crate) struct Vdisk {
     pub applied: Position,
     /// Parts of it in stripes on their way.
     pub in_stripes: usize,
+    /// When stripes were first seen that it could leave; `None`: there is none.
+    pub dead_since: Option<Moment>,
     /// A run is wanted whatever the counts say.
     pub run_wanted: bool,
+    /// How far its misses look ahead.
+    pub window: Window,
     pub stats: VdiskStats,
 }
 
@@ -118,6 +124,8 @@ pub(crate) struct State {
     pub next_range: RangeKey,
     pub unsent_ranges: VecDeque<RangeKey>,
     pub slow: VecDeque<SlowRead>,
+    pub flash: Flash,
+    pub ahead: Ahead,
     pub fingerprints: VecDeque<FingerprintJob>,
 
     pub class_links: [ClassLink; 3],
@@ -151,7 +159,7 @@ pub(crate) fn class_index(class: Class) -> usize {
 }
 
 impl State {
-    pub fn new(config: Rc<HostCoreConfig>, links: Rc<dyn Links>) -> State {
+    pub fn new(config: Rc<HostCoreConfig>, links: Rc<dyn Links>, flash: Flash) -> State {
         let pool = |pages: usize, kept| BufferPool::new(pages << 12, kept);
         State {
             config,
@@ -177,6 +185,8 @@ impl State {
             next_range: 0,
             unsent_ranges: VecDeque::new(),
             slow: VecDeque::new(),
+            flash,
+            ahead: Ahead::default(),
             fingerprints: VecDeque::new(),
             class_links: Default::default(),
             asked: BTreeMap::new(),
@@ -221,7 +231,8 @@ impl State {
     /// Memory that the buffer may take: small records take more of it than of the log.
     pub fn memory_limit(&self) -> Memory {
         let whole = self.config.memory;
-        let left = whole.saturating_sub(OTHER_MEMORY + self.map.memory() as u64);
+        let tables = self.map.memory() as u64 + self.flash.memory();
+        let left = whole.saturating_sub(OTHER_MEMORY + tables);
         let limit = left.clamp(whole / 4, whole / 8 * 5);
         Memory { content: limit - limit / 4, tables: limit / 4 }
     }
@@ -326,6 +337,7 @@ impl State {
         | ControllerMessage::Granted { request, .. }
         | ControllerMessage::Fetched { request, .. }
         | ControllerMessage::Map { request, .. }
+        | ControllerMessage::Listed { request, .. }
         | ControllerMessage::Located { request, .. }
         | ControllerMessage::Read { request, .. }
         | ControllerMessage::ShardWritten { request, .. }) = &answer

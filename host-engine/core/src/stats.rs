@@ -62,14 +62,24 @@ pub struct CoreStats {
     pub records_mirrored: u64,
     /// Blocks' contents that a newer write covered before they were destaged.
     pub covered: u64,
-    /// Blocks read from the write buffer, the pool, and without a frame.
+    /// Blocks read from the write buffer, from flash, from the pool, and without a frame.
     pub reads_buffer: u64,
+    /// See [`reads_buffer`](CoreStats::reads_buffer).
+    pub reads_flash: u64,
     /// See [`reads_buffer`](CoreStats::reads_buffer).
     pub reads_pool: u64,
     /// See [`reads_buffer`](CoreStats::reads_buffer).
     pub reads_zero: u64,
     /// Bytes of ranges that the pool gave.
     pub pool_bytes: u64,
+    /// Frames from flash whose check failed (C3); the pool had them.
+    pub flash_checks_failed: u64,
+    /// Parts that misses brought to flash.
+    pub parts_fetched: u64,
+    /// Parts that destage gave to flash, and those that flash did not take or write in time.
+    pub parts_destaged: u64,
+    /// See [`parts_destaged`](CoreStats::parts_destaged).
+    pub parts_not_kept: u64,
     /// Ranges that were solved from other shards.
     pub reads_solved: u64,
     /// Frames and ranges whose check failed (C3); they were solved from other shards.
@@ -96,6 +106,8 @@ pub struct CoreStats {
     pub runs: u64,
     /// See [`runs_begun`](CoreStats::runs_begun).
     pub pieces: u64,
+    /// Stripes that vdisks left, because nothing of theirs names them any more.
+    pub stripes_left: u64,
     /// Requests that were not taken at first, because the write buffer was full.
     pub refused: u64,
     /// Connections that became good.

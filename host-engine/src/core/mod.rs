@@ -18,10 +18,12 @@
 //! A crash leaves the sockets' files, and requests in inflight regions.
 
 mod background;
+mod flash;
 mod requests;
 mod serving;
 mod thread;
 
+pub use flash::OpenFailure;
 #[cfg(test)]
 pub use thread::ScriptedCore;
 pub use thread::{CoreHandle, CoreSettings, start};
@@ -30,12 +32,14 @@ use crate::measure::Measures;
 use crate::messages::{Answer, Command, CoreView, OpenError, OpenOrder, Order, Report, VdiskView};
 use background::BackgroundShare;
 use cleave_control::histogram::Histogram;
+use cleave_flash::Prepared;
 use cleave_format::ids::VdiskId;
 use cleave_host_core::{
     Event, GuestCompletion, GuestError, GuestRequest, HostCore, HostError, OpenRequest, Operation,
     VdiskStats,
 };
 use cleave_runtime::buffer::BufferPool;
+use cleave_runtime::drives::Drive;
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::ring::{Consumer, Producer, Refused};
 use cleave_runtime::sync::Queue;
@@ -52,16 +56,46 @@ use std::time::Duration;
 /// How long requests may take when a vdisk is closed, or the core ends.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
+/// How long flash may take to be found as it is at the next start; less than requests may.
+const FLASH_CLOSE_MAX: Duration = Duration::from_secs(3);
+
 /// What the core's tasks bring.
 enum Finished {
-    Opened { number: u64, order: Box<OpenOrder>, result: Result<(), HostError> },
-    Closed { number: Option<u64>, vdisk: VdiskId },
-    Deleted { number: u64, vdisk: VdiskId, result: Result<(), HostError> },
+    Opened {
+        number: u64,
+        order: Box<OpenOrder>,
+        result: Result<(), HostError>,
+    },
+    Closed {
+        number: Option<u64>,
+        vdisk: VdiskId,
+    },
+    Deleted {
+        number: u64,
+        vdisk: VdiskId,
+        result: Result<(), HostError>,
+    },
+    FlashPrepared {
+        number: u64,
+        name: String,
+        drive: Rc<dyn Drive>,
+        result: Result<Prepared, OpenFailure>,
+    },
+    FlashFailed {
+        name: String,
+        reason: String,
+    },
+    FlashRetired {
+        number: u64,
+    },
+    FlashClosed,
 }
 
 /// See the module's page.
 struct Core<'r> {
     reactor: &'r Reactor,
+    /// Which core.
+    number: u16,
     executor: Executor,
     core: HostCore,
     buffers: Vec<BufferPool>,
@@ -70,6 +104,10 @@ struct Core<'r> {
     /// Reports that the ring did not take.
     unreported: VecDeque<Report>,
     finished: Queue<Finished>,
+    /// Drives that were prepared and not added yet.
+    prepared_flash: BTreeMap<String, Rc<dyn Drive>>,
+    /// Its flash is closed.
+    flash_closed: bool,
     vdisks: Slab<Serving>,
     places: BTreeMap<VdiskId, usize>,
     serials: u64,
@@ -109,6 +147,7 @@ impl Turn for Core<'_> {
         worked |= self.answer();
         worked |= self.give_room();
         worked |= self.take_events();
+        worked |= self.take_flash_events();
         self.report_rest();
         self.end_when_done();
         worked
@@ -273,12 +312,16 @@ impl Core<'_> {
                 }
                 Order::Close { vdisk } => self.close(Some(number), vdisk),
                 Order::Delete { vdisk } => self.delete(number, vdisk),
+                Order::PrepareFlash(order) => self.prepare_flash(number, *order),
+                Order::AddFlash(order) => self.add_flash(number, *order),
+                Order::RetireFlash { name } => self.retire_flash(number, name),
                 Order::Look => {
                     let view = self.view();
                     self.tell(number, Answer::View(Box::new(view)));
                 }
                 Order::End => {
                     self.ending = Some(number);
+                    self.close_flash();
                     for vdisk in self.places.keys().copied().collect::<Vec<_>>() {
                         self.close(None, vdisk);
                     }
@@ -372,6 +415,14 @@ impl Core<'_> {
                         self.tell(number, Answer::Closed);
                     }
                 }
+                Finished::FlashPrepared { number, name, drive, result } => {
+                    self.flash_prepared(number, name, drive, result);
+                }
+                Finished::FlashFailed { name, reason } => {
+                    self.report(Report::FlashRetired { name, reason });
+                }
+                Finished::FlashRetired { number } => self.tell(number, Answer::FlashRetired),
+                Finished::FlashClosed => self.flash_closed = true,
                 Finished::Deleted { number, vdisk, result } => {
                     self.remove(vdisk);
                     self.tell(number, Answer::Deleted(result));
@@ -453,6 +504,7 @@ impl Core<'_> {
         // What is still being opened serves nobody, and ends with the process.
         if let Some(number) = self.ending
             && self.places.is_empty()
+            && self.flash_closed
             && !self.ended.get()
         {
             self.ended.set(true);
@@ -483,6 +535,7 @@ impl Core<'_> {
         let stalled = self.vdisks.iter().flat_map(|(_, serving)| &serving.stalled);
         CoreView {
             core: self.core.stats(),
+            flash: self.core.flash().stats(),
             mirrored: self.mirrored.clone(),
             taken_bytes: stalled.map(bytes).sum(),
             stalls: self.stalls,

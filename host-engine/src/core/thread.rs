@@ -114,11 +114,13 @@ fn run(
     let seed = config.incarnation.0.rotate_left(16) ^ u64::from(config.core);
     let random: Rc<dyn Random> = Rc::new(SplitMix::new(seed));
     let executor = reactor.executor().clone();
+    let number = config.core;
     let core = HostCore::new(links, executor.clone(), random, config);
     let ended = Rc::new(Cell::new(false));
     let buffers = WRITE_BUFFERS.map(|(bytes, kept)| BufferPool::new(bytes, kept));
     let application = Core {
         reactor,
+        number,
         executor,
         core,
         buffers: buffers.into(),
@@ -126,6 +128,8 @@ fn run(
         reports,
         unreported: VecDeque::new(),
         finished: Queue::<Finished>::default(),
+        prepared_flash: BTreeMap::new(),
+        flash_closed: false,
         vdisks: Slab::new(),
         places: BTreeMap::new(),
         serials: 0,

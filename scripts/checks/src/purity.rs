@@ -11,6 +11,7 @@ pub const PURE: &[&str] = &[
     "cleave-codec",
     "cleave-datanode-core",
     "cleave-erasure",
+    "cleave-flash",
     "cleave-format",
     "cleave-host-core",
     "cleave-wire",

@@ -119,6 +119,8 @@ impl ControllerEngine {
             ("refused records", counters.refused),
             ("struck vdisks", counters.struck),
             ("copies of the log", counters.copies),
+            ("stripes freed", counters.freed),
+            ("refused references", counters.references_refused),
             ("slots of another stripe", faults.sum()),
         ];
         figures.into_iter().for_each(|(what, count)| journal.reach(what, count));

@@ -8,7 +8,7 @@
 
 use crate::cluster::Cluster;
 use crate::director::{RECOVERY, revive, stop_both, stop_host};
-use crate::{nonces, pool};
+use crate::{leaks, nonces, pool};
 use cleave_datanode_core::GRANTS_KEPT;
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ pub fn play(cluster: &mut Cluster) {
             if !cluster.journal.failed() {
                 pool::judge(cluster, &drives);
                 nonces::judge(cluster);
+                leaks::judge(cluster);
                 revive(cluster);
             }
         }),

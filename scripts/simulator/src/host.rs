@@ -14,7 +14,7 @@ use cleave_coordinator::{
 };
 use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
 use cleave_format::layout::BLOCK;
-use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, OpenRequest};
+use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, KnownStripes, OpenRequest};
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::{Process, World};
 use std::cell::{Cell, RefCell};
@@ -121,6 +121,11 @@ impl HostEngine {
         self.shared.core.borrow().as_ref().map(HostCore::stats)
     }
 
+    /// What the core knows of a vdisk's stripes, while it serves it.
+    pub fn known_stripes(&self, vdisk: VdiskId) -> Option<KnownStripes> {
+        self.shared.core.borrow().as_ref().and_then(|core| core.known_stripes(vdisk))
+    }
+
     /// Its guests are started elsewhere.
     pub fn abandon(&self) {
         self.shared.abandoned.set(true);
@@ -141,6 +146,7 @@ impl HostEngine {
             ("stripeless commits", stats.stripeless_commits),
             ("map runs", stats.runs),
             ("map pieces", stats.pieces),
+            ("stripes left", stats.stripes_left),
             ("requests given back", stats.refused),
         ];
         figures.into_iter().for_each(|(what, count)| journal.reach(what, count));

@@ -11,6 +11,7 @@
 //! | [`director`], [`strikes`], [`aimed`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
 //! | [`finale`] | the end of a run: recovery, quiescence, reading everything back |
+//! | [`leaks`] | the judge of what the catalog lists and maps name |
 //! | [`pool`], [`nonces`] | the judges of catalogs, shards and frames at rest |
 //! | [`guest`], [`workload`] | guests, and the judge of every completion and every byte read (C23, C24) |
 //! | [`cluster`] | what lives through crashes, starts and stops |
@@ -35,6 +36,7 @@ pub mod journal;
 #[cfg(feature = "planted-bugs")]
 pub mod judges;
 pub mod kinds;
+pub mod leaks;
 pub mod nonces;
 pub mod plan;
 pub mod pool;

@@ -1,8 +1,8 @@
 //! Status and statistics as people read them. Scripts read the JSON.
 
 use cleave_control::status::{
-    ClusterStatistics, ClusterStatus, DriveState, Fill, Latency, OperationStatistics, ProcessState,
-    ProcessStatus, Role, VdiskEntry, VdiskServing,
+    ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostFlashStatus, Latency,
+    OperationStatistics, ProcessState, ProcessStatus, Role, VdiskEntry, VdiskServing,
 };
 use std::fmt::Write;
 
@@ -31,6 +31,7 @@ pub fn status(status: &ClusterStatus) -> String {
                 ),
             );
         }
+        out.push_str(&flash(&host.flash));
         for vdisk in &host.vdisks {
             let state = match vdisk.state {
                 VdiskServing::Waiting => "waiting",
@@ -149,8 +150,21 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
         line(
             &mut out,
             format_args!(
-                "  blocks read: {} zero, {} write buffer, {} pool, {} solved around lost shards",
-                reads.zero, reads.write_buffer, reads.pool, reads.solved
+                "  blocks read: {} zero, {} write buffer, {} flash, {} pool, {} solved around lost shards",
+                reads.zero, reads.write_buffer, reads.flash, reads.pool, reads.solved
+            ),
+        );
+        let flash = &host.flash;
+        line(
+            &mut out,
+            format_args!(
+                "  flash: {:.1} % of reads hit, {} written; parts: {} destaged, {} fetched, {} moved, {} evicted",
+                flash.hit_percent,
+                bytes(flash.bytes_written),
+                flash.parts_destaged,
+                flash.parts_fetched,
+                flash.parts_moved,
+                flash.parts_evicted
             ),
         );
     }
@@ -163,6 +177,35 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
             &mut out,
             format_args!("  {} commits, {} released", controller.commits, controller.released),
         );
+    }
+    out
+}
+
+/// Devices, and whether what vdisks hold fits.
+pub fn flash(flash: &HostFlashStatus) -> String {
+    let mut out = String::new();
+    if flash.devices.is_empty() {
+        line(&mut out, format_args!("  no flash: all reads go to the pool"));
+        return out;
+    }
+    let missing = u64::try_from(-flash.headroom).unwrap_or(0);
+    let headroom = match u64::try_from(flash.headroom) {
+        Ok(left) => format!("{} left over", bytes(left)),
+        Err(_) => format!("{} too little", bytes(missing)),
+    };
+    let (space, set) = (fill(flash.space), bytes(flash.working_set));
+    line(&mut out, format_args!("  flash {space}, open vdisks hold {set}: {headroom}"));
+    for device in &flash.devices {
+        let state = match device.state {
+            FlashState::Adding => "being added".to_owned(),
+            FlashState::InUse => format!("in use, {}", fill(device.space)),
+            FlashState::Retired => format!("retired: {}", device.reason),
+        };
+        let errors = match device.errors {
+            0 => String::new(),
+            errors => format!(", {errors} errors, {} places retired", device.retired_places),
+        };
+        line(&mut out, format_args!("  flash {}: {state}{errors}", device.device));
     }
     out
 }

@@ -2,6 +2,7 @@
 
 use crate::dev::cluster::Cluster;
 use crate::dev::directory::write_private;
+use crate::dev::flash;
 use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
 use crate::error::{Result, system};
 use cleave_control::config::{
@@ -22,6 +23,7 @@ pub fn configure(cluster: &mut Cluster, keep: bool) -> Result<()> {
     }
     choose_ports(&mut cluster.settings.ports)?;
     cluster.settings.save(&cluster.directory)?;
+    flash::create_missing(&cluster.directory, &cluster.settings)?;
     let directory = &cluster.directory;
     let host = host(cluster);
     write_private(&directory.engine_config(HOST), host.to_toml().as_bytes())?;
@@ -91,6 +93,7 @@ fn host(cluster: &Cluster) -> HostConfig {
         vhost_dir: directory.vhost(),
         vhost_group: vhost_group(),
         key_file: settings.key_file.clone(),
+        flash: flash::devices(directory, settings),
         lock_dir: directory.engine(HOST),
         mtu: MTU,
         tls: tls(cluster, HOST),

@@ -10,8 +10,8 @@ use crate::error::Result;
 use cleave_control::protocol::{Reply, Request, call};
 use cleave_control::records::VdiskState;
 use cleave_control::status::{
-    ClusterStatistics, ClusterStatus, ControllerStatus, DriveState, HostStatus, ProcessState,
-    ProcessStatus, Role, SCHEMA, VdiskEntry, VdiskServing,
+    ClusterStatistics, ClusterStatus, ControllerStatus, DriveState, FlashState, HostFlashStatus,
+    HostStatus, ProcessState, ProcessStatus, Role, SCHEMA, VdiskEntry, VdiskServing,
 };
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -177,6 +177,11 @@ impl Overview {
         })
     }
 
+    /// Gives an engine's request on to it.
+    pub fn forward(&self, name: &str, request: &Request, wait: Duration) -> Result<Reply> {
+        Ok(call(&self.cluster.directory.engine_socket(name), request, wait)?)
+    }
+
     fn ask(&self, name: &str, request: &Request) -> Option<Reply> {
         if !self.engines_elsewhere {
             self.child(name).running?;
@@ -250,6 +255,9 @@ impl Overview {
         if all_up && controllers.iter().all(|one| one.role == Role::None && !one.in_sync) {
             warnings.push(no_log(DATANODE_ID));
         }
+        for host in hosts {
+            warnings.extend(flash_warnings(&host.flash));
+        }
         for vdisk in hosts.iter().flat_map(|host| &host.vdisks) {
             if vdisk.state == VdiskServing::Failed {
                 let name = &vdisk.vdisk.name;
@@ -259,6 +267,22 @@ impl Overview {
         }
         warnings
     }
+}
+
+/// What is said of flash that is gone, or too small.
+fn flash_warnings(flash: &HostFlashStatus) -> Vec<String> {
+    let retired = flash.devices.iter().filter(|device| device.state == FlashState::Retired);
+    let mut warnings: Vec<String> = retired
+        .map(|device| format!("flash {} is retired: {}", device.device, device.reason))
+        .collect();
+    if flash.headroom < 0 && flash.space.capacity > 0 {
+        let size = |bytes: u64| format!("{} MiB", bytes >> 20);
+        let (space, set) = (size(flash.space.capacity), size(flash.working_set));
+        warnings.push(format!(
+            "flash has {space} and the open vdisks hold {set}: some reads go to the pool; add flash with: cleave flash add"
+        ));
+    }
+    warnings
 }
 
 /// What is said of a data node whose log is gone.

@@ -5,10 +5,12 @@
 
 use crate::dev::child::failed;
 use crate::dev::cluster::{program, program_of};
+use crate::dev::flash;
 use crate::dev::overview::Overview;
 use crate::dev::settings::{DATANODE_ID, ENGINES, HOST};
 use crate::dev::supervisor::Event;
 use crate::error::{Error, Result, file};
+use cleave_control::flash::FlashPlace;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
 use cleave_control::status::{ProcessState, VdiskEntry};
@@ -26,6 +28,8 @@ const LET_GO: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a successor may take to serve what its predecessor served.
 const SERVED: Duration = Duration::from_secs(60);
+/// How long the host engine may take to add a device, or to let it go.
+const FLASH: Duration = Duration::from_secs(30);
 /// How exactly a stall is known.
 const STALL_STEP: Duration = Duration::from_millis(5);
 
@@ -68,6 +72,8 @@ impl Requests {
             Request::DeleteVdisk { name } => self.delete(&name),
             Request::RestartChild { name } => self.restart(&name),
             Request::UpgradeHost { program } => self.upgrade(program),
+            Request::AddFlash { device, size } => self.add_flash(device, size),
+            Request::RetireFlash { device } => self.retire_flash(device),
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss)
             }
@@ -176,6 +182,43 @@ impl Requests {
         self.tell(Event::Proven { name: HOST, pid: promoted.pid })?;
         let stall_milliseconds = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
         Ok(Reply::Upgraded { version, stall_milliseconds })
+    }
+
+    fn add_flash(&self, device: String, size: Option<u64>) -> Result<Reply> {
+        let directory = &self.overview.cluster.directory;
+        let wrong = |reason: &str| Error::Option {
+            option: "flash",
+            value: device.clone(),
+            reason: reason.to_owned(),
+        };
+        let path = match device.parse() {
+            Ok(FlashPlace::Path(path)) => Some(path),
+            Ok(_) => None,
+            Err(reason) => return Err(wrong(&reason)),
+        };
+        match (&path, size) {
+            (Some(path), Some(size)) => flash::create(path, size)?,
+            (Some(path), None) if !path.exists() => {
+                return Err(wrong("there is no such file; give its size to make it"));
+            }
+            (None, Some(_)) => return Err(wrong("only files are made")),
+            _ => {}
+        }
+        let request = Request::AddFlash { device: device.clone(), size: None };
+        let reply = self.overview.forward(HOST, &request, FLASH)?;
+        flash::keep(directory, |list| {
+            if !list.contains(&device) {
+                list.push(device.clone());
+            }
+        })?;
+        Ok(reply)
+    }
+
+    fn retire_flash(&self, device: String) -> Result<Reply> {
+        let request = Request::RetireFlash { device: device.clone() };
+        let reply = self.overview.forward(HOST, &request, FLASH)?;
+        flash::keep(&self.overview.cluster.directory, |list| list.retain(|one| *one != device))?;
+        Ok(reply)
     }
 
     fn start_empty(&self, datanode: u16, accept_data_loss: bool) -> Result<Reply> {

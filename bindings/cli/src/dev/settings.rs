@@ -4,6 +4,7 @@
 //! they are in memory, encryption. The rest is taken from the options of each start, and kept for the next one.
 
 use crate::dev::directory::{Directory, write_private};
+use crate::dev::flash::FLASH_SIZE;
 use crate::error::{Error, Result, file};
 use cleave_control::size::format_size;
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,12 @@ pub struct Settings {
     pub host_memory: u64,
     /// Bytes of the mirrored log.
     pub log_size: u64,
+    /// The host's flash; without it what is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash: Option<Vec<String>>,
+    /// Bytes of a flash file that is made.
+    #[serde(default = "flash_size")]
+    pub flash_size: u64,
     /// Loopback ports of the controllers, then of the host engine.
     pub ports: [u16; 3],
 }
@@ -73,6 +80,14 @@ pub struct Asked {
     pub host_memory: Option<u64>,
     /// Bytes of the log.
     pub log_size: Option<u64>,
+    /// The host's flash.
+    pub flash: Option<Vec<String>>,
+    /// Bytes of a flash file that is made.
+    pub flash_size: Option<u64>,
+}
+
+fn flash_size() -> u64 {
+    FLASH_SIZE
 }
 
 impl Settings {
@@ -87,6 +102,8 @@ impl Settings {
             key_file: asked.key_file.clone(),
             host_memory: asked.host_memory.unwrap_or(HOST_MEMORY),
             log_size: asked.log_size.unwrap_or(LOG_SIZE),
+            flash: asked.flash.clone(),
+            flash_size: asked.flash_size.unwrap_or(FLASH_SIZE),
             ports: [0; 3],
         }
     }
@@ -149,6 +166,10 @@ impl Settings {
         }
         self.host_memory = asked.host_memory.unwrap_or(self.host_memory);
         self.log_size = asked.log_size.unwrap_or(self.log_size);
+        self.flash_size = asked.flash_size.unwrap_or(self.flash_size);
+        if asked.flash.is_some() {
+            self.flash.clone_from(&asked.flash);
+        }
         Ok(())
     }
 }

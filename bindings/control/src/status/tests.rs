@@ -15,6 +15,10 @@ fn examples() -> (ClusterStatus, ClusterStatistics) {
         hosts: vec![HostStatus {
             logs: vec![HostLogStatus::default()],
             vdisks: vec![VdiskStatus::default()],
+            flash: HostFlashStatus {
+                devices: vec![FlashStatus::default()],
+                ..HostFlashStatus::default()
+            },
             ..HostStatus::default()
         }],
         controllers: vec![ControllerStatus {
@@ -77,6 +81,9 @@ fn every_field_and_state_is_on_the_page() {
         "standby",
         "joining",
         "online",
+        "adding",
+        "in_use",
+        "retired",
         "lost",
     ] {
         assert!(page.contains(&format!("`{state}`")), "docs/STATUS.md does not speak of {state}");

@@ -4,17 +4,19 @@
 //! mirrored; that of a seal or a delete until both catalogs have synced it, so that it holds even after an empty
 //! log was ordered (C7, C8). When control records have no room, requests wait in order (C13).
 
-use super::{HostWaiter, Malformed, WaiterKind, Who};
+use super::{HostWaiter, Malformed, WaiterKind, WaitingCommit, Who};
 use crate::catalog_port::CatalogRequest;
 use crate::catalog_queue::Waiter;
 use crate::grants::UsableDrive;
 use crate::state::State;
 use cleave_format::control::{Commit, CommitVdisk, Control};
-use cleave_format::ids::{StripeId, VdiskId};
+use cleave_format::control::{REFERENCES_MAX, UNREFERENCED_MAX};
+use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_format::layout::{PARITY_SHARDS, SLICE_BLOCKS};
 use cleave_runtime::links::ConnectionId;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{ControllerMessage, HostMessage, Refusal, RequestNumber};
+use std::collections::BTreeSet;
 
 /// Room that a request needs at least: the record of a grant is longer than its request.
 const CONTROL_BYTES_MIN: usize = 64 << 10;
@@ -134,7 +136,7 @@ impl State {
     /// Replies once a position is mirrored; at once when there is none.
     fn when_mirrored(
         &mut self,
-        position: Option<cleave_format::ids::Position>,
+        position: Option<Position>,
         connection: ConnectionId,
         message: ControllerMessage,
     ) {
@@ -173,7 +175,7 @@ impl State {
         vdisks: Vec<CommitVdisk>,
     ) {
         let active = self.active.as_mut().expect("only the active commits");
-        let Some(slots) = active.grants.open(stripe, who.incarnation) else {
+        if active.grants.open(stripe, who.incarnation).is_none() {
             // Committed already, perhaps: idempotent by the stripe's identity (C4).
             if let Some(recent) = active.resident.recent_commit(stripe) {
                 let (position, struck) = (recent.position, recent.struck.clone());
@@ -186,13 +188,87 @@ impl State {
                 self.catalog.ask(Waiter::Host(waiter), CatalogRequest::Stripe(stripe));
             }
             return;
+        }
+        let references = references(&vdisks);
+        if !references.is_empty() {
+            // Whether they exist only the catalog knows: the commit is decided when it has answered.
+            let asked = CatalogRequest::Holders(references.clone());
+            let waiting = WaitingCommit { stripe, shards_missing, vdisks, references };
+            let kind = WaiterKind::References(Box::new(waiting));
+            let waiter = HostWaiter { connection, lane: 0, request, kind };
+            self.catalog.ask(Waiter::Host(waiter), asked);
+            return;
+        }
+        self.decide_commit(connection, who, request, stripe, shards_missing, vdisks);
+    }
+
+    /// The catalog has said who may name the stripes that a commit refers to (C19). What the log holds beyond
+    /// that is looked at here, in the same turn in which the commit gets its position: a stripe that is not
+    /// certain to exist there is refused, and the host plans its content anew.
+    pub(super) fn commit_with_references(
+        &mut self,
+        connection: ConnectionId,
+        request: RequestNumber,
+        waiting: WaitingCommit,
+        applied: Position,
+        holders: &[Vec<VdiskId>],
+    ) {
+        let WaitingCommit { stripe, shards_missing, vdisks, references } = waiting;
+        // A session that is gone asks again.
+        let who = self.sessions.get(&connection).and_then(|session| session.who);
+        let (Some(who), Some(active), Some(held)) = (who, &self.active, &self.held) else { return };
+        let exists = |(stripe, holders): (&StripeId, &Vec<VdiskId>)| {
+            let stays = |vdisk: &VdiskId| active.resident.still_holds(*vdisk, *stripe, applied);
+            holders.iter().any(stays)
+        };
+        let certain = references.iter().zip(holders).all(exists);
+        let room = CONTROL_BYTES_MIN.max(16 * references.len());
+        let refusal = if !certain && !is_planted(Planted::ReferToFreed) {
+            self.counters.references_refused += 1;
+            Some(Refusal::NoReference)
+        } else if !held.log.has_control_room(room) {
+            Some(Refusal::Full)
+        } else {
+            None
+        };
+        match refusal {
+            Some(refusal) => self.refuse_commit(connection, request, refusal),
+            None => self.decide_commit(connection, who, request, stripe, shards_missing, vdisks),
+        }
+    }
+
+    fn refuse_commit(
+        &mut self,
+        connection: ConnectionId,
+        request: RequestNumber,
+        refusal: Refusal,
+    ) {
+        let struck = Vec::new();
+        let refused = ControllerMessage::Committed { request, result: Err(refusal), struck };
+        self.reply(connection, 0, &refused, None);
+    }
+
+    /// Decides a commit under an open grant.
+    fn decide_commit(
+        &mut self,
+        connection: ConnectionId,
+        who: Who,
+        request: RequestNumber,
+        stripe: StripeId,
+        shards_missing: u16,
+        vdisks: Vec<CommitVdisk>,
+    ) {
+        let active = self.active.as_mut().expect("only the active commits");
+        let Some(slots) = active.grants.open(stripe, who.incarnation) else {
+            // It ended while the catalog was asked.
+            return self.refuse_commit(connection, request, Refusal::NoGrant);
         };
         let slots = slots.to_vec();
         let missing = slots.iter().enumerate().fold(shards_missing, |missing, (shard, place)| {
             // Lost since the grant, or written to a drive that is another one now (C16).
             if active.drives.holds(place) { missing } else { missing | 1 << shard }
         });
-        let sound = is_sound(slots.len(), missing, &vdisks, self.mirror.mirrored);
+        let sound = is_sound(stripe, slots.len(), missing, &vdisks, self.mirror.mirrored);
         let refusal = if active.grants.is_writing(stripe) || !sound {
             Some(Refusal::Malformed)
         } else if missing.count_ones() > 1 && !is_planted(Planted::CommitTooFewShards) {
@@ -201,10 +277,7 @@ impl State {
             None
         };
         if let Some(refusal) = refusal {
-            let struck = Vec::new();
-            let refused = ControllerMessage::Committed { request, result: Err(refusal), struck };
-            self.reply(connection, 0, &refused, None);
-            return;
+            return self.refuse_commit(connection, request, refusal);
         }
         let mut vdisks = vdisks;
         for part in &mut vdisks {
@@ -230,8 +303,21 @@ impl State {
     }
 }
 
+/// The stripes that a commit refers to, each once.
+fn references(vdisks: &[CommitVdisk]) -> Vec<StripeId> {
+    let all: BTreeSet<StripeId> =
+        vdisks.iter().flat_map(|part| part.references.iter().copied()).collect();
+    all.into_iter().collect()
+}
+
 /// Whether a commit says what a host can mean.
-fn is_sound(slots: usize, missing: u16, vdisks: &[CommitVdisk], mirrored: u64) -> bool {
+fn is_sound(
+    stripe: StripeId,
+    slots: usize,
+    missing: u16,
+    vdisks: &[CommitVdisk],
+    mirrored: u64,
+) -> bool {
     let mut names: Vec<VdiskId> = vdisks.iter().map(|part| part.vdisk).collect();
     names.sort_unstable();
     let distinct = names.windows(2).all(|pair| pair[0] != pair[1]);
@@ -242,13 +328,20 @@ fn is_sound(slots: usize, missing: u16, vdisks: &[CommitVdisk], mirrored: u64) -
             let end = u32::from(entry.block) + u32::from(entry.blocks);
             entry.blocks > 0
                 && end <= SLICE_BLOCKS
-                && entry.reference.is_none_or(|address| address.is_valid())
+                && entry.reference.is_none_or(|address| {
+                    address.is_valid() && part.references.binary_search(&address.stripe).is_ok()
+                })
         };
+        let ordered = part.references.windows(2).all(|pair| pair[0] < pair[1]);
         let pieces = part.run.iter().flat_map(|run| &run.pieces);
         // A host knows of a commit once it is mirrored.
         let frontier = part.run.as_ref().is_none_or(|run| run.frontier.0 <= mirrored);
         frontier
-            && !(stripeless && part.in_footer)
+            && ordered
+            && part.references.len() <= REFERENCES_MAX
+            && !part.references.contains(&stripe)
+            && part.run.as_ref().is_none_or(|run| run.unreferenced.len() <= UNREFERENCED_MAX)
+            && !(stripeless && (part.in_footer || part.has_pieces))
             && part.entries.iter().all(blocks)
             && pieces.into_iter().all(|piece| piece.address.is_none_or(|a| a.is_valid()))
             && part.releases.iter().all(|release| release.first <= release.last)

@@ -216,6 +216,16 @@ impl State {
                 let request = waiter(request, WaiterKind::Map);
                 self.catalog.ask(request, CatalogRequest::MapPage { vdisk, cursor });
             }
+            HostMessage::ListStripes { request, vdisk, epoch, from } => {
+                if let Err(refusal) = self.check_sealed(who, vdisk, epoch) {
+                    let (stripes, next, refused) = (Vec::new(), None, Some(refusal));
+                    let listed = ControllerMessage::Listed { request, stripes, next, refused };
+                    self.reply(connection, lane, &listed, None);
+                    return Ok(());
+                }
+                let request = waiter(request, WaiterKind::Stripes);
+                self.catalog.ask(request, CatalogRequest::StripesOf { vdisk, from });
+            }
             HostMessage::Locate { request, stripes } => {
                 if stripes.len() > LOCATE_MAX {
                     return Err("too many stripes to locate".to_owned());
@@ -280,7 +290,12 @@ impl State {
         let active = self.active.as_mut().expect("good on a confirmed active only");
         let read = HostRequest { connection, lane, request, write: None, bytes, began };
         let number = active.requests.insert(read);
-        match active.drives.read(number as u64, &place, stripe, shard, offset, length) {
+        // What lies in a free slot belongs to nobody any more.
+        let begun = match active.grants.allocator.is_free(&place) {
+            true => Err(ShardFault::Identity),
+            false => active.drives.read(number as u64, &place, stripe, shard, offset, length),
+        };
+        match begun {
             Ok(()) => {
                 let session = self.sessions.get_mut(&connection).expect("looked up before");
                 session.read_bytes += bytes;

@@ -62,8 +62,10 @@ fn commit((vdisk, slice, epoch, first): Name, last: u64, struck: bool) -> Contro
             epoch: Epoch(epoch),
             struck,
             in_footer: true,
+            has_pieces: false,
             releases: vec![release],
             entries: Vec::new(),
+            references: Vec::new(),
             run: None,
         }],
     })

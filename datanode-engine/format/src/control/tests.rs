@@ -37,22 +37,33 @@ fn vdisk() -> impl Strategy<Value = CommitVdisk> {
     );
     let piece = (any::<u32>(), proptest::option::of(testing::address()))
         .prop_map(|(group, address)| PiecePlace { group, address });
-    let run = (any::<u64>(), vec(piece, 0..4))
-        .prop_map(|(frontier, pieces)| MapRun { frontier: Position(frontier), pieces });
+    let run = (any::<u64>(), vec(piece, 0..4), vec(stripe(), 0..4)).prop_map(
+        |(frontier, pieces, unreferenced)| MapRun {
+            frontier: Position(frontier),
+            pieces,
+            unreferenced,
+        },
+    );
     (
-        any::<(u64, u64, bool, bool)>(),
+        any::<(u64, u64, bool, bool, bool)>(),
         vec(release, 0..4),
         vec(entry, 0..4),
+        vec(stripe(), 0..4),
         proptest::option::of(run),
     )
-        .prop_map(|((vdisk, epoch, struck, in_footer), releases, entries, run)| CommitVdisk {
-            vdisk: VdiskId(vdisk),
-            epoch: Epoch(epoch),
-            struck,
-            in_footer,
-            releases,
-            entries,
-            run,
+        .prop_map(|(flags, releases, entries, references, run)| {
+            let (vdisk, epoch, struck, in_footer, has_pieces) = flags;
+            CommitVdisk {
+                vdisk: VdiskId(vdisk),
+                epoch: Epoch(epoch),
+                struck,
+                in_footer,
+                has_pieces,
+                releases,
+                entries,
+                references,
+                run,
+            }
         })
 }
 
@@ -183,6 +194,7 @@ fn golden_commit() {
             epoch: Epoch(7),
             struck: false,
             in_footer: true,
+            has_pieces: false,
             releases: vec![Release {
                 slice: SliceIndex(8),
                 epoch: Epoch(9),
@@ -196,18 +208,21 @@ fn golden_commit() {
                 version: Version { epoch: Epoch(14), sequence: Sequence(15) },
                 reference: Some(Address { stripe: StripeId(16), offset: 32, length: 48 }),
             }],
+            references: vec![StripeId(16)],
             run: Some(MapRun {
                 frontier: Position(17),
                 pieces: vec![PiecePlace { group: 18, address: None }],
+                unreferenced: vec![StripeId(19)],
             }),
         }],
     });
     let golden = "\
         04000000110000000000000022000000 00000000010000000000000003000400 \
         00000500000001000100000000000000 06000000000000000700000000000000 \
-        00010100000000000000080000000900 0000000000000a000000000000000b00 \
+        0001000100000000000000080000000900 0000000000000a000000000000000b00 \
         00000000000001000000000000000c00 00000d0001000e000000000000000f00 \
-        00000000000001100000000000000020 00000030000000011100000000000000 \
-        01000000000000001200000000";
+        00000000000001100000000000000020 00000030000000 \
+        01000000000000001000000000000000 011100000000000000 \
+        01000000000000001200000000 01000000000000001300000000000000";
     assert_eq!(encode(&commit), crate::testing::unhex(golden));
 }

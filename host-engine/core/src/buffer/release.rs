@@ -72,6 +72,7 @@ impl WriteBuffer {
     /// Forgets a vdisk; the log has what is mirrored of it.
     pub fn forget(&mut self, vdisk: VdiskId) {
         let (nodes, weight) = (&mut self.nodes, &mut self.unplanned_weight);
+        let zeros = &mut self.unplanned_zeros;
         let records = &self.records;
         self.chains.retain(|(owner, _), head| {
             let mut at = if *owner == vdisk { *head } else { NONE };
@@ -80,6 +81,7 @@ impl WriteBuffer {
                 let record = &records[node.record as usize];
                 if record.is_ready() && !node.planned {
                     let length = record.entries[usize::from(node.entry)].entry.length;
+                    *zeros -= u64::from(length == 0);
                     *weight -= match length {
                         0 => ZERO_WEIGHT,
                         _ => u64::from(length) + FOOTER_ENTRY as u64,

@@ -31,7 +31,6 @@ struct Prepared {
     records: Vec<RecordKey>,
     pieces: Vec<(u32, Address)>,
     run: Option<u64>,
-    ends_run: bool,
     log: Option<u64>,
 }
 
@@ -236,7 +235,6 @@ impl State {
             records,
             pieces: Vec::new(),
             run: None,
-            ends_run: false,
             log: self.log_identity,
         };
         self.prepare_run(plan, stripe, &mut vdisks, &mut prepared);
@@ -260,11 +258,10 @@ impl State {
                 own.map(|p| (p.group, address(p.offset, p.frame.len() as u32))).collect();
         }
         for piece in &plan.pieces {
-            self.part(vdisks, piece.vdisk);
+            self.part(vdisks, piece.vdisk).has_pieces = true;
         }
         if let Some((vdisk, run)) = self.completed_run(&prepared.pieces) {
             self.part(vdisks, vdisk).run = Some(run);
-            prepared.ends_run = true;
         }
     }
 
@@ -279,8 +276,10 @@ impl State {
             epoch,
             struck: false,
             in_footer: false,
+            has_pieces: false,
             releases: Vec::new(),
             entries: Vec::new(),
+            references: Vec::new(),
             run: None,
         })
     }
@@ -351,8 +350,16 @@ impl State {
                 vdisk.committed_bytes += bytes;
             }
         }
+        for part in prepared.vdisks.iter().filter(|part| current.contains(&part.vdisk)) {
+            let own = stripe.as_ref().map(|(stripe, _)| *stripe);
+            let own = own.filter(|_| part.in_footer || part.has_pieces || part.run.is_some());
+            for listed in own.into_iter().chain(part.references.iter().copied()) {
+                self.map.listed(part.vdisk, listed);
+            }
+        }
         if let Some(run) = prepared.run {
-            self.pieces_committed(run, &prepared.pieces, prepared.ends_run);
+            let ended = prepared.vdisks.iter().find_map(|part| part.run.as_ref());
+            self.pieces_committed(run, &prepared.pieces, ended);
         }
         self.run_may_be_due = true;
         self.progress.notify();

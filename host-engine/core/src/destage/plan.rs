@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cleave_format::footer::{Fingerprint, footer_length};
 use cleave_format::ids::{SliceIndex, VdiskId, Version};
 use cleave_format::layout::PART;
-use cleave_format::record::EntryKind;
+use cleave_format::record::{Entry, EntryKind};
 
 /// Most entries of a stripe: bounds the work of choosing and of applying it.
 pub const ITEMS_MAX: usize = 16 << 10;
@@ -82,6 +82,23 @@ pub fn choose(buffer: &WriteBuffer, objects: &[usize], capacity: usize) -> (Vec<
     }
 }
 
+/// Chooses the oldest content that needs no frame, by vdisk and block.
+pub fn choose_entries(buffer: &WriteBuffer) -> Vec<Item> {
+    let mut items = gather(buffer, &[], 0, |entry| entry.length == 0);
+    items.sort_by_key(|item| (item.vdisk, item.slice, item.block, item.version));
+    items
+}
+
+/// Gives objects that are alone in a stripe their offsets. `of` gives an object's length and where its offset
+/// goes.
+pub fn place_objects<T>(objects: &mut [T], of: impl Fn(&mut T) -> (usize, &mut u32)) {
+    let mut end = 0;
+    for object in objects {
+        let (length, offset) = of(object);
+        *offset = place(&mut end, length);
+    }
+}
+
 /// The place of a frame after `end` that does not straddle parts.
 fn place(end: &mut usize, length: usize) -> u32 {
     if *end / PART != (*end + length - 1) / PART {
@@ -94,11 +111,25 @@ fn place(end: &mut usize, length: usize) -> u32 {
 
 /// The oldest content that fits if nothing is lost to parts, in the order in which it was taken.
 fn select(buffer: &WriteBuffer, objects: &[usize], capacity: usize) -> Vec<Item> {
+    gather(buffer, objects, capacity, |_| true)
+}
+
+/// The oldest content of the kind that `wanted` says, until there are enough entries, or more bytes than fit
+/// (a capacity of 0 bounds nothing).
+fn gather(
+    buffer: &WriteBuffer,
+    objects: &[usize],
+    capacity: usize,
+    wanted: impl Fn(&Entry) -> bool,
+) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     let mut used: usize = objects.iter().sum();
     for (key, record) in buffer.queue() {
         for node in buffer.unplanned(key) {
             let found = &record.entries[usize::from(node.entry)];
+            if !wanted(&found.entry) {
+                continue;
+            }
             if let Some(last) = items.last_mut()
                 && found.entry.length == 0
                 && last.record == key
@@ -110,7 +141,8 @@ fn select(buffer: &WriteBuffer, objects: &[usize], capacity: usize) -> Vec<Item>
             }
             let frame = record.frame(usize::from(node.entry));
             let footer = footer_length(items.len() + 1 + objects.len());
-            if items.len() == ITEMS_MAX || used + frame.len() + footer > capacity {
+            let fits = capacity == 0 || used + frame.len() + footer <= capacity;
+            if items.len() == ITEMS_MAX || !fits {
                 return items;
             }
             used += frame.len();

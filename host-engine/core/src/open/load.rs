@@ -48,7 +48,7 @@ impl Shared {
                 let places = Rc::clone(&places[&address.stripe]);
                 Rc::clone(self).read_object(vdisk, places, *address)
             });
-            for ((group, _), frame) in batch.iter().zip(self.gather(reads).await) {
+            for ((group, address), frame) in batch.iter().zip(self.gather(reads).await) {
                 let frame = frame?;
                 let mut state = self.state.borrow_mut();
                 let mut object = Vec::new();
@@ -58,6 +58,7 @@ impl Shared {
                 })?;
                 slices.extend(piece.leaves.iter().map(|leaf| leaf.slice));
                 state.map.load(&piece);
+                state.map.set_piece(vdisk, *group, Some(*address));
             }
         }
         Ok(slices)
@@ -117,7 +118,7 @@ impl Shared {
         let mut key_checked = false;
         for batch in commits.chunks(READS) {
             let reads = batch.iter().map(|commit| {
-                let stripe = commit.stripe.clone().filter(|stripe| !stripe.slots.is_empty());
+                let stripe = commit.stripe.clone();
                 let shared = Rc::clone(self);
                 async move {
                     match stripe {

@@ -3,6 +3,8 @@
 
 mod damage;
 mod disk;
+mod flash;
+mod freeing;
 mod full;
 mod memory;
 mod order;

@@ -102,6 +102,7 @@ pub(super) fn controls() -> Vec<Control> {
             PiecePlace { group: 0, address: Some(address) },
             PiecePlace { group: 1, address: None },
         ],
+        unreferenced: vec![StripeId(5)],
     };
     vec![
         Control::HostStart { host, incarnation },
@@ -120,8 +121,10 @@ pub(super) fn controls() -> Vec<Control> {
                 epoch: Epoch(2),
                 struck: false,
                 in_footer: true,
+                has_pieces: true,
                 releases: vec![release],
                 entries: vec![entry],
+                references: vec![StripeId(7)],
                 run: Some(run),
             }],
         }),

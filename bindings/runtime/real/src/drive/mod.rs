@@ -11,6 +11,7 @@
 //!
 //! A crash leaves on the drive any part of the writes that were not flushed, in any order.
 
+pub mod memory;
 mod open;
 #[cfg(test)]
 mod tests;

@@ -405,8 +405,10 @@ impl FakeHost {
             epoch: Epoch(self.epoch),
             struck: false,
             in_footer: true,
+            has_pieces: false,
             releases: releases.collect(),
             entries: Vec::new(),
+            references: Vec::new(),
             run: None,
         };
         let vdisks = vec![part];

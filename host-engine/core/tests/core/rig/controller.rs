@@ -27,6 +27,9 @@ pub struct Pool {
     pub identities: BTreeSet<StripeId>,
     pub shards: BTreeMap<(StripeId, u8), Bytes>,
     pub stripes: BTreeMap<StripeId, GrantedStripe>,
+    /// Who may name a committed stripe, and since which commit.
+    pub holders: BTreeMap<StripeId, BTreeMap<VdiskId, Position>>,
+    pub freed: usize,
     pub commits: BTreeMap<StripeId, (Position, Vec<VdiskId>)>,
     pub map_commits: BTreeMap<VdiskId, Vec<MapCommit>>,
     pub pieces: BTreeMap<VdiskId, (Position, BTreeMap<u32, Address>)>,
@@ -59,6 +62,8 @@ impl Pool {
             identities: BTreeSet::new(),
             shards: BTreeMap::new(),
             stripes: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            freed: 0,
             commits: BTreeMap::new(),
             map_commits: BTreeMap::new(),
             pieces: BTreeMap::new(),
@@ -111,6 +116,8 @@ impl Pool {
         match last {
             Some(last) if identity.version <= last => return Ok(()),
             Some(last) if identity.version.sequence.0 == last.sequence.0 + 1 => {}
+            // What came between was released: a commit need not take the oldest first.
+            Some(_) if begins => {}
             Some(_) => return Err(Refusal::Gap),
             None if begins && newest => {}
             None => return Err(Refusal::Gap),
@@ -134,6 +141,10 @@ impl Pool {
         if let Some(known) = self.commits.get(&stripe) {
             return Ok(known.clone());
         }
+        let mut references = vdisks.iter().flat_map(|part| &part.references);
+        if !references.all(|reference| self.stripes.contains_key(reference)) {
+            return Err(Refusal::NoReference);
+        }
         let granted = self.grants.remove(&stripe);
         if granted.is_none() && !self.identities.remove(&stripe) {
             return Err(Refusal::NoGrant);
@@ -155,6 +166,19 @@ impl Pool {
         }
         let position = self.position();
         let mut struck = Vec::new();
+        for part in &vdisks {
+            let current = self.seals.get(&part.vdisk) == Some(&part.epoch);
+            if current
+                && granted.is_some()
+                && (part.in_footer || part.has_pieces || part.run.is_some())
+            {
+                self.holders.entry(stripe).or_default().insert(part.vdisk, position);
+            }
+            for reference in part.references.iter().filter(|_| current) {
+                let holders = self.holders.get_mut(reference).expect("checked before");
+                holders.insert(part.vdisk, position);
+            }
+        }
         for part in &mut vdisks {
             if self.seals.get(&part.vdisk) != Some(&part.epoch) {
                 struck.push(part.vdisk);
@@ -196,10 +220,33 @@ impl Pool {
                 }
                 let commits = self.map_commits.entry(part.vdisk).or_default();
                 commits.retain(|commit| commit.position > run.frontier);
+                let left = run.unreferenced.clone();
+                let frontier = run.frontier;
+                left.into_iter().for_each(|stripe| self.leave(part.vdisk, stripe, frontier));
             }
         }
         self.commits.insert(stripe, (position, struck.clone()));
         Ok((position, struck))
+    }
+
+    /// The vdisk leaves a stripe; one that nobody may name is freed.
+    fn leave(&mut self, vdisk: VdiskId, stripe: StripeId, frontier: Position) {
+        let Some(holders) = self.holders.get_mut(&stripe) else { return };
+        let position = *holders.get(&vdisk).expect("a vdisk leaves what it holds, once");
+        assert!(position <= frontier, "C21: a host knows what it put in after the frontier");
+        holders.remove(&vdisk);
+        if !holders.is_empty() {
+            return;
+        }
+        self.holders.remove(&stripe);
+        self.stripes.remove(&stripe);
+        self.shards.retain(|(of, _), _| *of != stripe);
+        self.freed += 1;
+        let mut pieces = self.pieces.values().flat_map(|(_, pieces)| pieces.values());
+        assert!(pieces.all(|address| address.stripe != stripe), "a current piece lies in it");
+        let mut commits = self.map_commits.values().flatten();
+        let opens = |commit: &MapCommit| commit.stripe.as_ref().is_some_and(|s| s.stripe == stripe);
+        assert!(!commits.any(opens), "C21: a commit that no run reflects is in it");
     }
 
     /// Parity is what it should be, the footer lists what is there.
@@ -232,7 +279,8 @@ impl Pool {
         offset: u32,
         length: u32,
     ) -> Result<Bytes, ShardFault> {
-        let place = self.stripes[&stripe].slots[usize::from(shard)];
+        let Some(found) = self.stripes.get(&stripe) else { return Err(ShardFault::Identity) };
+        let place = found.slots[usize::from(shard)];
         if self.lost.contains(&place.drive) {
             return Err(ShardFault::Lost);
         }
@@ -428,12 +476,23 @@ impl Controller {
                 let refused = None;
                 ControllerMessage::Map { request, frontier, pieces, commits, next, refused }
             }
+            HostMessage::ListStripes { request, vdisk, epoch, from } => {
+                assert_eq!(pool.seals.get(&vdisk), Some(&epoch));
+                let listed = pool.holders.range(from..).filter_map(|(stripe, holders)| {
+                    let (stripe, position) = (*stripe, *holders.get(&vdisk)?);
+                    Some(ListedStripe { stripe, position })
+                });
+                let mut stripes: Vec<ListedStripe> = listed.take(4).collect();
+                let next = (stripes.len() == 4).then(|| stripes.pop().unwrap().stripe);
+                ControllerMessage::Listed { request, stripes, next, refused: None }
+            }
             HostMessage::Locate { request, stripes } => {
                 let known = stripes.iter().filter_map(|stripe| pool.stripes.get(stripe).cloned());
                 ControllerMessage::Located { request, stripes: known.collect() }
             }
             HostMessage::Read { request, stripe, shard, offset, length, place } => {
-                assert_eq!(pool.stripes[&stripe].slots[usize::from(shard)], place);
+                let known = pool.stripes.get(&stripe);
+                assert!(known.is_none_or(|found| found.slots[usize::from(shard)] == place));
                 match pool.read(stripe, shard, offset, length) {
                     Ok(bytes) => {
                         let read = ControllerMessage::Read { request, result: Ok(()) };

@@ -4,10 +4,12 @@ pub mod controller;
 pub mod model;
 
 use cleave_codec::Keys;
+use cleave_format::flash::FlashId;
 use cleave_format::ids::*;
 use cleave_host_core::*;
+use cleave_runtime::executor::Priority;
 use cleave_runtime::links::PeerAddress;
-use cleave_runtime_sim::{Process, World};
+use cleave_runtime_sim::{Process, SimDrive, World};
 use controller::Pool;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -27,6 +29,8 @@ pub struct Rig {
     pub write_buffer: u64,
     pub memory: Option<u64>,
     pub destage: DestageConfig,
+    /// The host's flash, when it has any.
+    pub flash: Option<SimDrive>,
 }
 
 impl Rig {
@@ -47,6 +51,7 @@ impl Rig {
             write_buffer: 4 << 20,
             memory: None,
             destage,
+            flash: None,
         };
         rig.start_controller();
         rig
@@ -84,7 +89,23 @@ impl Rig {
         let turning = core.clone();
         process.set_turn(move || turning.turn());
         self.host = Some((process, core.clone()));
+        if let Some(drive) = self.flash.clone() {
+            self.add_flash(&drive);
+        }
         core
+    }
+
+    /// Gives the host a flash device.
+    pub fn add_flash(&self, drive: &SimDrive) {
+        let (process, core) = self.host.as_ref().unwrap();
+        let (flash, open) = (core.flash().clone(), process.open_drive(drive));
+        let (name, cluster) = (drive.name().to_owned(), self.pool.borrow().cluster);
+        let device = FlashId([self.incarnation as u8; 16]);
+        process.executor().spawn(Priority::Foreground, async move {
+            // A device that is not what it should be is a host without it.
+            let _ = flash.open(&name, open, cluster, device).await;
+        });
+        process.wake();
     }
 
     pub fn core(&self) -> HostCore {
@@ -101,7 +122,7 @@ impl Rig {
         let result: Rc<Cell<Option<T>>> = Rc::default();
         let (place, looking) = (Rc::clone(&result), Rc::new(Cell::new(false)));
         let done = Rc::clone(&looking);
-        process.executor().spawn(cleave_runtime::executor::Priority::Foreground, async move {
+        process.executor().spawn(Priority::Foreground, async move {
             place.set(Some(future.await));
             done.set(true);
         });

@@ -218,8 +218,16 @@ impl Model {
 
     /// Reads the whole disk after a crash, and takes what it shows for what is there.
     pub fn read_all(&mut self, rig: &Rig) {
+        self.read_in_steps(rig, 2048, Duration::ZERO);
+    }
+
+    /// Reads the whole disk block by block, with a pause after each.
+    pub fn read_slowly(&mut self, rig: &Rig, pause: Duration) {
+        self.read_in_steps(rig, 8, pause);
+    }
+
+    fn read_in_steps(&mut self, rig: &Rig, step: u64, pause: Duration) {
         let core = rig.core();
-        let step = 2048;
         let began = self.time;
         for first in (0..self.sectors).step_by(step as usize) {
             let count = step.min(self.sectors - first);
@@ -242,6 +250,29 @@ impl Model {
             let data = completion.data.unwrap();
             self.check(first, count, began, &data);
             self.settle(first, &data);
+            rig.world.run_for(pause);
+        }
+    }
+
+    /// Writes the whole disk in order, with content that does not shrink.
+    pub fn fill(&mut self, rig: &Rig) {
+        let core = rig.core();
+        for first in (0..self.sectors).step_by(128) {
+            let count = 128.min(self.sectors - first);
+            let (token, value) = (self.next, self.next * 2);
+            self.next += 1;
+            self.time += 1;
+            let mut data = Buffer::new(count as usize * SECTOR);
+            for (index, out) in data.chunks_exact_mut(SECTOR).enumerate() {
+                content(value, first + index as u64, out);
+            }
+            let operation = Operation::Write { offset: first * SECTOR as u64, data };
+            core.submit(GuestRequest { token, vdisk: DISK, operation }).expect("there is room");
+            let life = Life { value, taken: self.time, completed: None };
+            (first..first + count).for_each(|s| self.history.entry(s).or_default().push(life));
+            self.flying.insert(token, Flying::Write { first, count, value });
+            rig.host.as_ref().unwrap().0.wake();
+            assert!(rig.world.run_until(|| self.complete(&core) > 0, Duration::from_secs(60)));
         }
     }
 

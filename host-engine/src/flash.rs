@@ -1,0 +1,231 @@
+//! The host's flash devices, as the control thread knows them: added and retired while guests go on.
+//!
+//! ```text
+//! adding ── first core prepares ── every core adds its share ── every core has scanned it ──▶ in use
+//!    └────────────── refused ──────────▶ retired ◀── a core gives it up, or an operator ─────────┘
+//! ```
+//! A device that cannot be used is shown with the reason, and nothing else: the engine serves without it.
+//! What one core gives up is retired on all.
+
+use crate::core::OpenFailure;
+use crate::engine::Engine;
+use crate::messages::{Answer, CoreView, FlashOrder, Order};
+use cleave_control::flash::FlashPlace;
+use cleave_control::status::{Fill, FlashState, FlashStatus};
+use cleave_flash::DeviceStats;
+use cleave_format::flash::FlashId;
+use cleave_runtime::executor::Priority;
+use cleave_runtime::sync::Signal;
+use std::cell::{Cell, RefCell};
+use std::io::Read;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long another process may hold a device: a predecessor that ends.
+const HELD_MAX: Duration = Duration::from_secs(60);
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// How long a device may take to be let go when it is retired.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// A device.
+struct Device {
+    name: String,
+    place: FlashPlace,
+    state: Cell<FlashState>,
+    reason: RefCell<String>,
+    /// Cores that have their share in use.
+    ready: Cell<usize>,
+}
+
+/// All of them; see the module's page.
+#[derive(Default)]
+pub struct HostFlash {
+    devices: RefCell<Vec<Rc<Device>>>,
+    changed: Signal,
+}
+
+impl HostFlash {
+    fn find(&self, name: &str) -> Option<Rc<Device>> {
+        let devices = self.devices.borrow();
+        devices.iter().rev().find(|device| device.name == name).cloned()
+    }
+
+    /// A core has scanned its share.
+    pub fn ready(&self, name: &str, cores: usize) {
+        let Some(device) = self.find(name) else { return };
+        device.ready.set(device.ready.get() + 1);
+        if device.state.get() == FlashState::Adding && device.ready.get() == cores {
+            device.state.set(FlashState::InUse);
+            self.changed.notify();
+        }
+    }
+
+    /// What is known of each device.
+    pub fn shown(&self, views: &[CoreView]) -> Vec<FlashStatus> {
+        let devices = self.devices.borrow();
+        devices.iter().map(|device| device.shown(views)).collect()
+    }
+}
+
+impl Device {
+    fn shown(&self, views: &[CoreView]) -> FlashStatus {
+        let shares = views.iter().flat_map(|view| &view.flash.devices);
+        let own: Vec<&DeviceStats> = shares.filter(|share| *share.name == *self.name).collect();
+        let sum = |what: fn(&DeviceStats) -> u64| own.iter().map(|share| what(share)).sum();
+        let in_use = self.state.get() == FlashState::InUse;
+        FlashStatus {
+            device: self.name.clone(),
+            state: self.state.get(),
+            reason: self.reason.borrow().clone(),
+            space: match in_use {
+                true => {
+                    Fill { used: sum(|share| share.used), capacity: sum(|share| share.capacity) }
+                }
+                false => Fill::default(),
+            },
+            errors: sum(|share| share.errors + share.retired_places),
+            retired_places: sum(|share| share.retired_places),
+            bytes_written: sum(|share| share.bytes_written),
+        }
+    }
+
+    fn retired(&self, reason: &str) {
+        if self.state.replace(FlashState::Retired) != FlashState::Retired {
+            reason.clone_into(&mut self.reason.borrow_mut());
+        }
+    }
+}
+
+/// Adds a device; returns when it is in use, or why it is not.
+pub async fn add(engine: Rc<Engine>, text: String) -> Result<(), String> {
+    let place: FlashPlace = text.parse()?;
+    let name = place.to_string();
+    let flash = &engine.flash;
+    if flash.find(&name).is_some_and(|device| device.state.get() != FlashState::Retired) {
+        return Err(format!("{name} is in use already"));
+    }
+    let device = Rc::new(Device {
+        name: name.clone(),
+        place,
+        state: Cell::default(),
+        reason: RefCell::default(),
+        ready: Cell::new(0),
+    });
+    {
+        let mut devices = flash.devices.borrow_mut();
+        devices.retain(|device| device.name != name);
+        devices.push(Rc::clone(&device));
+    }
+    let outcome = match begin(&engine, &device).await {
+        Ok(()) => {
+            let settled = || match device.state.get() {
+                FlashState::Adding => None,
+                FlashState::InUse => Some(Ok(())),
+                FlashState::Retired => Some(Err(device.reason.borrow().clone())),
+            };
+            flash.changed.until(settled).await
+        }
+        Err(reason) => {
+            device.retired(&reason);
+            // Cores that have it already.
+            tell_all(&engine, |_| Order::RetireFlash { name: name.clone() }).await;
+            Err(reason)
+        }
+    };
+    match &outcome {
+        Ok(()) => tracing::info!(device = name, "flash is in use"),
+        Err(reason) => tracing::warn!(device = name, reason, "flash cannot be used"),
+    }
+    outcome
+}
+
+/// Has every core add its share.
+async fn begin(engine: &Engine, device: &Device) -> Result<(), String> {
+    let cores = engine.cores.borrow().clone();
+    let mut order = FlashOrder {
+        name: device.name.clone(),
+        place: device.place.clone(),
+        cluster: engine.config.cluster.parse().expect("the configuration was checked"),
+        device: FlashId::default(),
+        superblock: None,
+        cores: cores.len() as u32,
+    };
+    if !matches!(device.place, FlashPlace::Memory(_)) {
+        order.device = random_id()?;
+        let mut waited = Duration::ZERO;
+        order.superblock = loop {
+            let asked = cores[0].ask(Order::PrepareFlash(Box::new(order.clone())));
+            match asked.wait().await {
+                Some(Answer::FlashPrepared(Ok(superblock))) => break Some(superblock),
+                Some(Answer::FlashPrepared(Err(OpenFailure::Held(_)))) if waited < HELD_MAX => {
+                    engine.executor.sleep(TRY_AGAIN).await;
+                    waited += TRY_AGAIN;
+                }
+                Some(Answer::FlashPrepared(Err(
+                    OpenFailure::Held(reason) | OpenFailure::Refused(reason),
+                ))) => return Err(reason),
+                _ => return Err("the engine is stopping".to_owned()),
+            }
+        };
+    }
+    for core in &cores {
+        if matches!(device.place, FlashPlace::Memory(_)) {
+            // Each core's part is a device of its own.
+            order.device = random_id()?;
+        }
+        match core.ask(Order::AddFlash(Box::new(order.clone()))).wait().await {
+            Some(Answer::FlashAdded(Ok(()))) => {}
+            Some(Answer::FlashAdded(Err(reason))) => return Err(reason),
+            _ => return Err("the engine is stopping".to_owned()),
+        }
+    }
+    Ok(())
+}
+
+/// Retires a device; returns when it is not in use any more.
+pub async fn retire(engine: Rc<Engine>, text: String) -> Result<(), String> {
+    let place: FlashPlace = text.parse()?;
+    let name = place.to_string();
+    let found = engine.flash.find(&name);
+    let device = found.ok_or_else(|| format!("{name} is not flash of this host"))?;
+    device.retired("it was taken out");
+    engine.flash.changed.notify();
+    let gone = tell_all(&engine, |_| Order::RetireFlash { name: name.clone() });
+    let in_time = engine.executor.timeout(LET_GO, gone).await;
+    // An operator who took it out needs not be told that it is out.
+    engine.flash.devices.borrow_mut().retain(|other| !Rc::ptr_eq(other, &device));
+    tracing::info!(device = name, "flash was taken out");
+    in_time
+        .ok_or_else(|| format!("{name} is not used any more, but has not answered everything yet"))
+}
+
+/// A core gave a device up: the others do, too.
+pub fn given_up(engine: &Rc<Engine>, name: &str, reason: &str) {
+    let Some(device) = engine.flash.find(name) else { return };
+    if device.state.get() == FlashState::Retired {
+        return;
+    }
+    device.retired(reason);
+    engine.flash.changed.notify();
+    let (engine, name) = (Rc::clone(engine), name.to_owned());
+    engine.clone().executor.spawn(Priority::Foreground, async move {
+        tell_all(&engine, |_| Order::RetireFlash { name: name.clone() }).await;
+    });
+}
+
+/// Gives all cores an order, and waits for their answers.
+async fn tell_all(engine: &Engine, order: impl Fn(u16) -> Order) {
+    let cores = engine.cores.borrow().clone();
+    let asked: Vec<_> = cores.iter().map(|core| core.ask(order(core.core))).collect();
+    for answer in asked {
+        answer.wait().await;
+    }
+}
+
+/// A name that no device ever had.
+fn random_id() -> Result<FlashId, String> {
+    let mut bytes = [0; 16];
+    let source = std::fs::File::open("/dev/urandom");
+    let read = source.and_then(|mut source| source.read_exact(&mut bytes));
+    read.map(|()| FlashId(bytes)).map_err(|error| format!("no random bytes: {error}"))
+}
