@@ -44,8 +44,8 @@ const LIST: [(Second, u64); 13] = [
     (Second::FullDrive, 2),
     (Second::Misdirected, 3),
     (Second::LateWrites, 10),
-    (Second::LostDrives, 1),
-    (Second::ExchangedParts, 3),
+    (Second::LostDrives, 2),
+    (Second::ExchangedParts, 4),
 ];
 
 /// One more strike in the present episode.
