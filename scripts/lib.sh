@@ -19,7 +19,7 @@ TORTURE_PACKAGES=(iproute2 nftables util-linux e2fsprogs)
 # What the store of several machines is built and tested with.
 STORE_PACKAGES=(protobuf-compiler libprotobuf-dev etcd-server etcd-client)
 # What tests need beside: measurements that guard against regressions.
-TEST_PACKAGES=(valgrind "${STORE_PACKAGES[@]}" "${TORTURE_PACKAGES[@]}")
+TEST_PACKAGES=(valgrind strace binutils "${STORE_PACKAGES[@]}" "${TORTURE_PACKAGES[@]}")
 
 say() {
     printf '\n== %s\n' "$*"
