@@ -383,6 +383,11 @@ impl Map {
             + self.liveness.memory()
     }
 
+    /// Whether any entry of any vdisk names the stripe, or a plan does.
+    pub fn is_named(&self, stripe: StripeId) -> bool {
+        self.handles.is_named(stripe)
+    }
+
     /// Stripes that entries name.
     pub fn stripes(&self) -> usize {
         self.handles.len()

@@ -267,6 +267,12 @@ impl State {
         }
         self.map.left(id, &ended.unreferenced);
         self.stats.stripes_left += ended.unreferenced.len() as u64;
+        for stripe in &ended.unreferenced {
+            // Nothing here will read it again; another core's or a closed vdisk's reads would fetch it.
+            if !self.map.is_named(*stripe) {
+                self.flash.forget(*stripe);
+            }
+        }
         self.run = None;
         self.run_may_be_due = true;
         self.map.end_run(id);
