@@ -33,6 +33,8 @@ pub enum Planted {
     RunAheadOfItsFrontier,
     /// A commit may refer to a stripe that is freed (C19).
     ReferToFreed,
+    /// A vdisk that refers to a stripe is not listed for it (C19).
+    ReferWithoutHolding,
     /// A stripe is freed as soon as one vdisk names it no more, whoever else does (C20).
     FreeWhileReferenced,
     /// A stripe is freed that a commit after the run's frontier needs (C21).
@@ -44,7 +46,7 @@ pub enum Planted {
 }
 
 /// All of them.
-pub const ALL: [Planted; 17] = [
+pub const ALL: [Planted; 18] = [
     Planted::AcknowledgeBeforeMirrored,
     Planted::ReplayWithoutVersions,
     Planted::ReadWithoutChecks,
@@ -58,6 +60,7 @@ pub const ALL: [Planted; 17] = [
     Planted::ReuseSlotsEarly,
     Planted::RunAheadOfItsFrontier,
     Planted::ReferToFreed,
+    Planted::ReferWithoutHolding,
     Planted::FreeWhileReferenced,
     Planted::FreeAheadOfTheRun,
     Planted::PublishOutOfOrder,

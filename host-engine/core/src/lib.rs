@@ -9,6 +9,7 @@
 //! | `buffer` | records until they are released, and what a block's newest content is (C4) |
 //! | `read`, `pool`, `solve` | reads from buffer and pool; lost and damaged shards (C3) |
 //! | `map`, `handles` | where blocks lie (C2) |
+//! | `dedupe` | where content lies already (C19, C30) |
 //! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
@@ -21,6 +22,7 @@ mod buffer;
 mod close;
 mod config;
 mod core;
+mod dedupe;
 mod destage;
 mod error;
 mod handles;

@@ -5,6 +5,7 @@
 
 use crate::buffer::{Memory, RecordKey, WriteBuffer};
 use crate::config::HostCoreConfig;
+use crate::dedupe::Index;
 use crate::hash::Map as HashMap;
 use crate::log_client::LogClient;
 use crate::map::Map;
@@ -99,6 +100,7 @@ pub(crate) struct State {
     pub buffers: Vec<BufferPool>,
 
     pub map: Map,
+    pub index: Index,
     pub buffer: WriteBuffer,
     pub sequences: Sequences,
     pub log: LogClient,
@@ -151,6 +153,7 @@ pub(crate) fn class_index(class: Class) -> usize {
 impl State {
     pub fn new(config: Rc<HostCoreConfig>, links: Rc<dyn Links>) -> State {
         let pool = |pages: usize, kept| BufferPool::new(pages << 12, kept);
+        let index = Index::new(config.dedupe);
         State {
             config,
             links,
@@ -161,6 +164,7 @@ impl State {
             scratch: BytesMut::new(),
             buffers: vec![pool(1, 256), pool(4, 64), pool(16, 32), pool(64, 16), pool(256, 4)],
             map: Map::default(),
+            index,
             buffer: WriteBuffer::default(),
             sequences: Sequences::default(),
             log: LogClient::default(),
@@ -218,7 +222,8 @@ impl State {
     /// Memory that the buffer may take: small records take more of it than of the log.
     pub fn memory_limit(&self) -> Memory {
         let whole = self.config.memory;
-        let left = whole.saturating_sub(OTHER_MEMORY + self.map.memory() as u64);
+        let left =
+            whole.saturating_sub(OTHER_MEMORY + (self.map.memory() + self.index.memory()) as u64);
         let limit = left.clamp(whole / 4, whole / 8 * 5);
         Memory { content: limit - limit / 4, tables: limit / 4 }
     }
@@ -503,6 +508,8 @@ impl State {
             buffer_memory_limit: self.memory_limit().all(),
             map_memory: self.map.memory() as u64,
             map_stripes: self.map.stripes() as u64,
+            index_memory: self.index.memory() as u64,
+            index_entries: self.index.len().0 as u64,
             connected: self.ready(Class::Log).is_some(),
             appended: self.log.appended,
             appended_bytes: self.log.appended_bytes,
