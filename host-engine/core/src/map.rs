@@ -236,6 +236,11 @@ impl Map {
         self.liveness.forget(vdisk);
     }
 
+    /// Whether an entry of the vdisk names the stripe.
+    pub fn names(&self, vdisk: VdiskId, stripe: StripeId) -> bool {
+        self.handles.names(vdisk, stripe)
+    }
+
     /// The catalog lists the stripe for the vdisk, by a commit that the map reflects.
     pub fn listed(&mut self, vdisk: VdiskId, stripe: StripeId) {
         if !self.handles.names(vdisk, stripe) {

@@ -78,7 +78,12 @@ impl Cluster {
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
-            RefCell::new(Guest::new(vdisk.vdisk, vdisk.size, world.random(), journal.clone()))
+            let mut guest = Guest::new(vdisk.vdisk, vdisk.size, world.random(), journal.clone());
+            // Guests of half of all runs write the same, so that their disks refer to each other's stripes.
+            if plan.seed.is_multiple_of(2) {
+                guest.write_as(plan.seed);
+            }
+            RefCell::new(guest)
         };
         let guests: Vec<_> = plan.vdisks.iter().map(guest).collect();
         let drive = |number| world.create_drive(&format!("drive-{number}"), plan.drive_size);
