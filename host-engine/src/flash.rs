@@ -139,6 +139,20 @@ pub async fn add(engine: Rc<Engine>, text: String) -> Result<(), String> {
     outcome
 }
 
+/// Adds a device for somebody who waits: one that cannot be used is not shown further.
+pub async fn add_online(engine: Rc<Engine>, text: String) -> Result<(), String> {
+    let outcome = add(Rc::clone(&engine), text.clone()).await;
+    if outcome.is_err()
+        && let Ok(place) = text.parse::<FlashPlace>()
+    {
+        let refused = |device: &Rc<Device>| {
+            device.place == place && device.state.get() == FlashState::Retired
+        };
+        engine.flash.devices.borrow_mut().retain(|device| !refused(device));
+    }
+    outcome
+}
+
 /// Has every core add its share.
 async fn begin(engine: &Engine, device: &Device) -> Result<(), String> {
     let cores = engine.cores.borrow().clone();

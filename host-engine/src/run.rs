@@ -39,6 +39,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The part of the memory budget that the fingerprint index gets: of 1 GiB enough to recognise the newest 4 GiB.
+const DEDUPE_SHARE: u64 = 16;
 /// How long a predecessor of this engine may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(60);
 /// How long a control connection waits for an answer.
@@ -194,6 +196,7 @@ fn settings(
                     controllers: controllers.clone(),
                     write_buffer,
                     memory: config.memory_budget / u64::from(cores),
+                    dedupe: config.memory_budget / u64::from(cores) / DEDUPE_SHARE,
                     destage: DestageConfig::default(),
                 },
                 links: QuicConfig { mtu: config.mtu, ..QuicConfig::new(listen, identity.clone()) },

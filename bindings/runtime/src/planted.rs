@@ -88,6 +88,8 @@ bugs! {
     CommitTooFewShards breaks "C16";
     /// A commit may refer to a stripe that is freed.
     ReferToFreed breaks "C19";
+    /// A vdisk that refers to a stripe is not listed for it.
+    ReferWithoutHolding breaks "C19";
     /// A stripe is freed as soon as one vdisk names it no more, whoever else does.
     FreeWhileReferenced breaks "C20";
     /// A stripe is freed that a commit after the run's frontier needs.

@@ -24,6 +24,9 @@ pub struct HostCoreConfig {
     /// Bytes of memory that this core may use: the write buffer gets what maps, and stripes and reads on their way,
     /// leave of it, and never less than a quarter.
     pub memory: u64,
+    /// Bytes of it for the fingerprint index: 56 and a little for each block that can be recognised. 0: nothing is
+    /// recognised.
+    pub dedupe: u64,
     /// When destage writes stripes.
     pub destage: DestageConfig,
 }

@@ -14,6 +14,7 @@ mod pack;
 pub mod plan;
 
 use crate::core::Shared;
+use crate::dedupe::Lookup;
 use crate::runs::PlannedPiece;
 use crate::state::State;
 use crate::stats::Event;
@@ -28,7 +29,7 @@ use cleave_runtime::sync::{Outcome, Signal};
 use cleave_wire::{ControllerMessage, HostMessage, encode_header};
 use plan::Item;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ const STOCK: u16 = 2;
 pub(crate) struct Plan {
     pub items: Vec<Item>,
     pub pieces: Vec<PlannedPiece>,
+    /// Stripes that are pinned until it ended, because items refer to them (C19).
+    pub pins: BTreeSet<StripeId>,
 }
 
 /// Why a stripe was given up.
@@ -197,6 +200,9 @@ impl Destage {
     /// Begins a stripe, which goes on as a task of its own.
     async fn begin_stripe(self: &Rc<Destage>) -> Result<(), GivenUp> {
         let grant = self.grant().await?;
+        // More than a stripe's: what is recognised takes no room in it.
+        let bytes = 4 * grant.data_shards() * SHARD;
+        self.shared.fingerprint_what_waits(bytes).await;
         let plan = self.plan(&grant);
         self.send(grant, plan).await
     }
@@ -221,7 +227,7 @@ impl Destage {
             let mut state = self.shared.state.borrow_mut();
             let mut pieces = state.take_pieces(grant.data_shards() * SHARD);
             plan::place_objects(&mut pieces, |piece| (piece.frame.len(), &mut piece.offset));
-            let plan = Plan { items: Vec::new(), pieces };
+            let plan = Plan { items: Vec::new(), pieces, pins: BTreeSet::new() };
             state.take(&plan);
             plan
         };
@@ -261,7 +267,7 @@ impl Destage {
         let plan = {
             let mut state = self.shared.state.borrow_mut();
             let items = plan::choose_entries(&state.buffer);
-            let plan = Plan { items, pieces: Vec::new() };
+            let plan = Plan { items, pieces: Vec::new(), pins: BTreeSet::new() };
             state.take(&plan);
             plan
         };
@@ -274,11 +280,14 @@ impl Destage {
         let mut state = self.shared.state.borrow_mut();
         let mut pieces = state.take_pieces(capacity);
         let objects: Vec<usize> = pieces.iter().map(|piece| piece.frame.len()).collect();
-        let (items, offsets) = plan::choose(&state.buffer, &objects, capacity);
+        let State { buffer, vdisks, index, map, .. } = &mut *state;
+        let mut lookup = Lookup { vdisks, index, map, pins: BTreeSet::new() };
+        let (items, offsets) = plan::choose(buffer, grant.stripe, &objects, capacity, &mut lookup);
+        let pins = lookup.pins;
         for (piece, offset) in pieces.iter_mut().zip(offsets) {
             piece.offset = offset;
         }
-        let plan = Plan { items, pieces };
+        let plan = Plan { items, pieces, pins };
         state.take(&plan);
         plan
     }
@@ -462,6 +471,7 @@ impl State {
     /// The plan's stripe ended, one way or the other.
     fn unmark(&mut self, plan: &Plan) {
         plan.records().into_iter().for_each(|record| self.buffer.let_go(record));
+        plan.pins.iter().for_each(|stripe| self.map.unpin(*stripe));
         for vdisk in plan.vdisks() {
             if let Some(vdisk) = self.vdisks.get_mut(&vdisk) {
                 vdisk.in_stripes = vdisk.in_stripes.saturating_sub(1);

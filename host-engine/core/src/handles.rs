@@ -114,6 +114,11 @@ impl Handles {
         }
     }
 
+    /// Whether any entry or plan names the stripe.
+    pub fn is_named(&self, stripe: StripeId) -> bool {
+        self.by_stripe.contains_key(&stripe)
+    }
+
     /// Whether an entry of the vdisk names the stripe.
     pub fn names(&self, vdisk: VdiskId, stripe: StripeId) -> bool {
         let found = self.by_stripe.get(&stripe).map(|handle| &self.named[handle.0 as usize]);

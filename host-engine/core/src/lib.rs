@@ -10,6 +10,7 @@
 //! | `read`, `pool`, `solve` | reads from buffer, flash and pool; lost and damaged shards (C3) |
 //! | `ahead` | what a miss brings to flash beside what is wanted |
 //! | `map`, `handles` | where blocks lie (C2) |
+//! | `dedupe` | where content lies already (C19, C30) |
 //! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
@@ -23,6 +24,7 @@ mod buffer;
 mod close;
 mod config;
 mod core;
+mod dedupe;
 mod destage;
 mod error;
 mod handles;

@@ -236,6 +236,11 @@ impl Map {
         self.liveness.forget(vdisk);
     }
 
+    /// Whether an entry of the vdisk names the stripe.
+    pub fn names(&self, vdisk: VdiskId, stripe: StripeId) -> bool {
+        self.handles.names(vdisk, stripe)
+    }
+
     /// The catalog lists the stripe for the vdisk, by a commit that the map reflects.
     pub fn listed(&mut self, vdisk: VdiskId, stripe: StripeId) {
         if !self.handles.names(vdisk, stripe) {
@@ -381,6 +386,11 @@ impl Map {
             + self.versions_kept * 24
             + self.handles.memory()
             + self.liveness.memory()
+    }
+
+    /// Whether any entry of any vdisk names the stripe, or a plan does.
+    pub fn is_named(&self, stripe: StripeId) -> bool {
+        self.handles.is_named(stripe)
     }
 
     /// Stripes that entries name.

@@ -125,9 +125,15 @@ impl State {
                 || commits >= config.run_always
                 || dirty >= PIECES_MAX
                 || (commits >= config.run_after && worth_it));
-        let space = dead * u64::from(self.data_shards.max(1)) * SHARD as u64;
+        let stripe = u64::from(self.data_shards.max(1)) * SHARD as u64;
+        let space = dead * stripe;
+        // Written by itself, it takes whole stripes.
+        let whole = match self.map.mapped(id) {
+            0 => 0,
+            _ => cost.next_multiple_of(stripe),
+        };
         let waited = vdisk.dead_since.map_or(Duration::ZERO, |since| self.now.since(since));
-        let aged = waited >= config.age_after && space >= cost;
+        let aged = waited >= config.age_after && space > whole;
         // With a pool that is full any space is worth it.
         let needed = self.stats.shortage.is_some();
         if dead > 0 && (aged || needed) {
@@ -267,6 +273,12 @@ impl State {
         }
         self.map.left(id, &ended.unreferenced);
         self.stats.stripes_left += ended.unreferenced.len() as u64;
+        for stripe in &ended.unreferenced {
+            // Nothing here will read it again; another core's or a closed vdisk's reads would fetch it.
+            if !self.map.is_named(*stripe) {
+                self.flash.forget(*stripe);
+            }
+        }
         self.run = None;
         self.run_may_be_due = true;
         self.map.end_run(id);

@@ -6,6 +6,7 @@
 use crate::ahead::{Ahead, Window};
 use crate::buffer::{Memory, RecordKey, WriteBuffer};
 use crate::config::HostCoreConfig;
+use crate::dedupe::Index;
 use crate::hash::Map as HashMap;
 use crate::log_client::LogClient;
 use crate::map::Map;
@@ -107,6 +108,7 @@ pub(crate) struct State {
     pub buffers: Vec<BufferPool>,
 
     pub map: Map,
+    pub index: Index,
     pub buffer: WriteBuffer,
     pub sequences: Sequences,
     pub log: LogClient,
@@ -161,6 +163,7 @@ pub(crate) fn class_index(class: Class) -> usize {
 impl State {
     pub fn new(config: Rc<HostCoreConfig>, links: Rc<dyn Links>, flash: Flash) -> State {
         let pool = |pages: usize, kept| BufferPool::new(pages << 12, kept);
+        let index = Index::new(config.dedupe);
         State {
             config,
             links,
@@ -171,6 +174,7 @@ impl State {
             scratch: BytesMut::new(),
             buffers: vec![pool(1, 256), pool(4, 64), pool(16, 32), pool(64, 16), pool(256, 4)],
             map: Map::default(),
+            index,
             buffer: WriteBuffer::default(),
             sequences: Sequences::default(),
             log: LogClient::default(),
@@ -231,7 +235,7 @@ impl State {
     /// Memory that the buffer may take: small records take more of it than of the log.
     pub fn memory_limit(&self) -> Memory {
         let whole = self.config.memory;
-        let tables = self.map.memory() as u64 + self.flash.memory();
+        let tables = (self.map.memory() + self.index.memory()) as u64 + self.flash.memory();
         let left = whole.saturating_sub(OTHER_MEMORY + tables);
         let limit = left.clamp(whole / 4, whole / 8 * 5);
         Memory { content: limit - limit / 4, tables: limit / 4 }
@@ -522,6 +526,8 @@ impl State {
             buffer_memory_limit: self.memory_limit().all(),
             map_memory: self.map.memory() as u64,
             map_stripes: self.map.stripes() as u64,
+            index_memory: self.index.memory() as u64,
+            index_entries: self.index.len().0 as u64,
             connected: self.ready(Class::Log).is_some(),
             appended: self.log.appended,
             appended_bytes: self.log.appended_bytes,

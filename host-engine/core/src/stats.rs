@@ -106,6 +106,12 @@ pub struct CoreStats {
     pub runs: u64,
     /// See [`runs_begun`](CoreStats::runs_begun).
     pub pieces: u64,
+    /// Blocks whose content lay in the pool already: references in place of frames (C19).
+    pub deduplicated: u64,
+    /// Memory of the fingerprint index, and blocks that it knows.
+    pub index_memory: u64,
+    /// See [`index_memory`](CoreStats::index_memory).
+    pub index_entries: u64,
     /// Stripes that vdisks left, because nothing of theirs names them any more.
     pub stripes_left: u64,
     /// Requests that were not taken at first, because the write buffer was full.

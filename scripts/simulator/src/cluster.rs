@@ -5,6 +5,7 @@
 //! [`Cluster::may_crash`] is the line between what Cleave survives and what it says it does not.
 
 use crate::controller::ControllerEngine;
+use crate::flash::Flash;
 use crate::guest::Guest;
 use crate::host::{HOSTS, HostEngine};
 use crate::journal::Journal;
@@ -57,6 +58,8 @@ pub struct Cluster {
     pub abandoned: Option<HostEngine>,
     /// The controllers, while they run.
     pub controllers: [Option<ControllerEngine>; 2],
+    /// The hosts' flash, where they have any.
+    pub flash: Option<Flash>,
     /// Drives that were lost.
     pub lost: Cell<u16>,
     /// The role epoch whose vault images are both complete, while they count.
@@ -75,7 +78,12 @@ impl Cluster {
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
-            RefCell::new(Guest::new(vdisk.vdisk, vdisk.size, world.random(), journal.clone()))
+            let mut guest = Guest::new(vdisk.vdisk, vdisk.size, world.random(), journal.clone());
+            // Guests of half of all runs write the same, so that their disks refer to each other's stripes.
+            if plan.seed.is_multiple_of(2) {
+                guest.write_as(plan.seed);
+            }
+            RefCell::new(guest)
         };
         let guests: Vec<_> = plan.vdisks.iter().map(guest).collect();
         let drive = |number| world.create_drive(&format!("drive-{number}"), plan.drive_size);
@@ -84,6 +92,8 @@ impl Cluster {
         let vault = |name: &str| world.create_drive(&format!("vault-{name}"), capacity);
         let vaults = CONTROLLERS.map(vault);
         format(&world, &plan, &drives);
+        let hosts = HOSTS.len() - 1;
+        let flash = plan.flash.map(|size| Flash::new(&world, plan.seed, size, hosts));
         Cluster {
             plan,
             journal,
@@ -99,6 +109,7 @@ impl Cluster {
             other_host: 2,
             abandoned: None,
             controllers: [None, None],
+            flash,
             lost: Cell::new(0),
             images: Cell::new(None),
             world,
@@ -116,8 +127,14 @@ impl Cluster {
             &self.guests,
             journal,
             self.host_number,
+            self.flash.as_ref().map(|flash| flash.of(self.host_number)),
         );
         self.host = Some(host);
+    }
+
+    /// The number of the host whose guests run.
+    pub fn host_number(&self) -> u32 {
+        self.host_number
     }
 
     /// Crashes the host engine. `resume`: its guests live on (C24).

@@ -5,6 +5,7 @@
 
 use crate::cluster::Cluster;
 use crate::finale;
+use crate::flash;
 use crate::idle;
 use crate::kinds::Kind;
 use crate::plan::{CONTROLLERS, Plan, Scale};
@@ -165,6 +166,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     if cluster.second.below(cluster.plan.second_strike_one_in) == 0 {
         strikes::second(cluster);
     }
+    flash::strike(cluster);
     revive(cluster);
     cluster.world.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());

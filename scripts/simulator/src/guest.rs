@@ -132,6 +132,11 @@ impl Guest {
         }
     }
 
+    /// Its content is that of other guests with the same seed. Nothing may be written yet.
+    pub fn write_as(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+
     /// In words.
     pub fn describe(&self) -> String {
         format!(
@@ -308,6 +313,10 @@ impl Guest {
             self.budget -= 1;
             let request = self.workload.next();
             let content = match request {
+                // Content that was there before, here or on another disk: it is recognised, and referred to.
+                Request::Write(_) if self.writes > 0 && self.random.below(6) == 0 => {
+                    Content(1 + self.random.below(u64::from(self.writes.min(4))) as u32)
+                }
                 Request::Write(_) => {
                     self.writes += 1;
                     Content(self.writes)

@@ -12,11 +12,12 @@ use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{
     DirectStore, Outcome, StoreClient, StoreError, VdiskOwner, next_incarnation,
 };
+use cleave_format::flash::FlashId;
 use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
 use cleave_format::layout::BLOCK;
 use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, KnownStripes, OpenRequest};
 use cleave_runtime::executor::Priority;
-use cleave_runtime_sim::{Process, World};
+use cleave_runtime_sim::{Process, SimDrive, World};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -68,6 +69,7 @@ impl HostEngine {
         guests: &Rc<Vec<RefCell<Guest>>>,
         journal: &Journal,
         number: u32,
+        flash: Option<SimDrive>,
     ) -> HostEngine {
         let process = world.start_process(HOSTS[number as usize]);
         let direct = store.connect(&process);
@@ -86,7 +88,7 @@ impl HostEngine {
             buffer_limit: Cell::new(0),
             alarm: Cell::new(None),
         });
-        let starting = start(Rc::clone(&shared), process.clone(), client.clone());
+        let starting = start(Rc::clone(&shared), process.clone(), client.clone(), flash);
         process.executor().spawn(Priority::Foreground, starting);
         let (turning, world, own) = (Rc::clone(&shared), world.clone(), process.clone());
         let polled = client.clone();
@@ -139,6 +141,9 @@ impl HostEngine {
         let figures = [
             ("records mirrored", stats.records_mirrored),
             ("blocks read from the buffer", stats.reads_buffer),
+            ("blocks read from flash", stats.reads_flash),
+            ("blocks of flash that failed their check", stats.flash_checks_failed),
+            ("parts fetched to flash", stats.parts_fetched),
             ("blocks read from the pool", stats.reads_pool),
             ("ranges solved", stats.reads_solved),
             ("failed checks", stats.checks_failed),
@@ -148,6 +153,7 @@ impl HostEngine {
             ("map runs", stats.runs),
             ("map pieces", stats.pieces),
             ("stripes left", stats.stripes_left),
+            ("blocks deduplicated", stats.deduplicated),
             ("requests given back", stats.refused),
         ];
         figures.into_iter().for_each(|(what, count)| journal.reach(what, count));
@@ -219,7 +225,7 @@ impl HostEngine {
 }
 
 /// The shell's start: incarnation, core, and every vdisk taken and opened.
-async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
+async fn start(shared: Rc<Shared>, process: Process, client: StoreClient, flash: Option<SimDrive>) {
     let incarnation = match next_incarnation(&client).await {
         Ok(number) => Incarnation(number),
         Err(error) => return shared.journal.fail(format!("no incarnation: {error}")),
@@ -235,15 +241,37 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient) {
         write_buffer: plan.write_buffer,
         // What its stripes and reads take, and what small records take beside their bytes.
         memory: (64 << 20) + 2 * plan.write_buffer,
+        // Sometimes so little that most is forgotten.
+        dedupe: [0, 8 << 10, 1 << 20][plan.seed as usize % 3],
         destage: plan.destage.clone(),
     };
     shared.journal.note(format!("host engine begins incarnation {incarnation}"));
     let core = HostCore::new(process.links(), process.executor(), process.random(), config);
     *shared.core.borrow_mut() = Some(core.clone());
     shared.incarnation.set(incarnation);
+    if let Some(device) = flash {
+        add_flash(&shared, &process, &core, &device);
+    }
     for number in 0..shared.guests.len() {
         serve(&shared, &process, &client, &core, number, incarnation).await;
     }
+}
+
+/// Gives the engine its flash; without it, or with what is no flash any more, it serves as well.
+fn add_flash(shared: &Rc<Shared>, process: &Process, core: &HostCore, device: &SimDrive) {
+    let (name, cluster) = (device.name().to_owned(), shared.plan.cluster);
+    let mut id = FlashId([0x5f; 16]);
+    id.0[..8].copy_from_slice(&shared.incarnation.get().0.to_le_bytes());
+    let drive = match process.try_open_drive(device) {
+        Ok(drive) => drive,
+        Err(error) => return shared.journal.note(format!("no flash: {error}")),
+    };
+    let (flash, journal) = (core.flash().clone(), shared.journal.clone());
+    process.executor().spawn(Priority::Foreground, async move {
+        if let Err(error) = flash.open(&name, drive, cluster, id).await {
+            journal.note(format!("flash is not used: {error}"));
+        }
+    });
 }
 
 /// Takes a guest's vdisk and opens it.

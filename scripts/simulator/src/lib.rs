@@ -10,6 +10,7 @@
 //! | [`plan`] | what a seed stands for |
 //! | [`director`], [`strikes`], [`aimed`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
+//! | [`flash`] | the hosts' flash, and what strikes it |
 //! | [`finale`] | the end of a run: recovery, quiescence, reading everything back |
 //! | [`leaks`] | the judge of what the catalog lists and maps name |
 //! | [`pool`], [`nonces`] | the judges of catalogs, shards and frames at rest |
@@ -29,6 +30,7 @@ pub mod cluster;
 pub mod controller;
 pub mod director;
 pub mod finale;
+pub mod flash;
 pub mod guest;
 pub mod host;
 pub mod idle;

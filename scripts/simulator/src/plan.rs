@@ -57,6 +57,8 @@ pub struct Plan {
     pub victims: u16,
     /// The log's capacities.
     pub log: LogSettings,
+    /// Bytes of each host's flash, where hosts have any.
+    pub flash: Option<u64>,
     /// The write buffer's bytes.
     pub write_buffer: u64,
     /// When destage writes stripes.
@@ -112,6 +114,9 @@ impl Plan {
             Scale::Small => (8, 20),
             Scale::Usual => (4, pick_later(&[10, 30, 60, 180])),
         };
+        let of_flash = stream(seed, "flash");
+        // Half of the seeds have none: there every read meets the pool.
+        let flash = [0, 0, 0, 16, 24, 64][of_flash.below(6) as usize] * MIB;
         Plan {
             seed,
             cluster: ClusterId(cluster),
@@ -124,6 +129,7 @@ impl Plan {
                 record_bytes_max: pick(&[8, 16, 64]) * MIB,
                 control_bytes_max: pick(&[2, 4, 16]) * MIB,
             },
+            flash: (flash > 0).then_some(flash),
             write_buffer: pick(&[1, 2, 4, 16]) * MIB,
             destage: DestageConfig {
                 fill_percent: pick(&[10, 50, 80]),

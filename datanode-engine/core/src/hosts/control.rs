@@ -267,6 +267,9 @@ impl State {
         for part in &mut vdisks {
             let owner = active.resident.check_owner(part.vdisk, part.epoch, who.incarnation);
             part.struck = owner.is_err();
+            if is_planted(Planted::ReferWithoutHolding) {
+                part.references.clear();
+            }
         }
         let struck: Vec<VdiskId> =
             vdisks.iter().filter(|part| part.struck).map(|part| part.vdisk).collect();

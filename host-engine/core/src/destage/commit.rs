@@ -78,6 +78,7 @@ impl Destage {
             Err(refusal) => {
                 tracing::warn!(stripe = %grant.stripe, %refusal, "a commit was refused");
                 state.unprepare(&prepared);
+                state.forget_references(plan, refusal);
                 Err(GivenUp::Again)
             }
         }
@@ -96,7 +97,12 @@ impl Destage {
 
     /// Releases covered records.
     pub(super) async fn release(&self) -> Result<(), GivenUp> {
-        self.commit_without_stripe(&Plan { items: Vec::new(), pieces: Vec::new() }).await
+        self.commit_without_stripe(&Plan {
+            items: Vec::new(),
+            pieces: Vec::new(),
+            pins: BTreeSet::new(),
+        })
+        .await
     }
 
     /// Releases what a stripe holds before its commit, as nothing may: for a planted bug.
@@ -132,6 +138,7 @@ impl Destage {
                 }
                 Err(refusal) => {
                     state.unprepare(&prepared);
+                    state.forget_references(plan, refusal);
                     refusal
                 }
             }
@@ -194,8 +201,11 @@ impl State {
                     block: item.block,
                     blocks: item.blocks,
                     version: item.version,
-                    reference: None,
+                    reference: item.reference().map(|(address, _)| address),
                 }),
+            }
+            if let Some((address, _)) = item.reference().filter(|(a, _)| Some(a.stripe) != stripe) {
+                part.references.push(address.stripe);
             }
             let live = item.nodes().filter(|node| self.buffer.is_live(node)).count();
             *touched.entry(item.record).or_default() += live as u32;
@@ -237,6 +247,10 @@ impl State {
             run: None,
             log: self.log_identity,
         };
+        for part in vdisks.values_mut() {
+            part.references.sort_unstable();
+            part.references.dedup();
+        }
         self.prepare_run(plan, stripe, &mut vdisks, &mut prepared);
         prepared.vdisks = vdisks.into_values().collect();
         prepared
@@ -284,6 +298,18 @@ impl State {
         })
     }
 
+    /// A commit may have been refused for what it referred to: its content is planned anew without that.
+    fn forget_references(&mut self, plan: &Plan, refusal: Refusal) {
+        if refusal != Refusal::NoReference {
+            return;
+        }
+        for item in plan.items.iter().filter(|item| item.reference().is_some()) {
+            if let Some(fingerprint) = &item.fingerprint {
+                self.forget_fingerprint(item.vdisk, fingerprint);
+            }
+        }
+    }
+
     /// The commit was refused: its records wait for another one.
     fn unprepare(&mut self, prepared: &Prepared) {
         prepared.records.iter().for_each(|key| self.buffer.set_releasing(*key, false));
@@ -311,10 +337,15 @@ impl State {
             .collect();
         for item in plan.items.iter().filter(|item| current.contains(&item.vdisk)) {
             let oldest = self.buffer.oldest(item.vdisk, item.slice);
-            let frame = stripe.as_ref().filter(|_| !item.frame.is_empty()).map(|(stripe, _)| {
+            let own = stripe.as_ref().filter(|_| !item.frame.is_empty()).map(|(stripe, _)| {
                 let length = item.frame.len() as u32;
                 (Address { stripe: *stripe, offset: item.offset, length }, 0)
             });
+            if let (Some((address, _)), Some(fingerprint)) = (own, &item.fingerprint) {
+                self.learn_fingerprint(item.vdisk, fingerprint, address);
+            }
+            let frame = own.or(item.reference());
+            self.stats.deduplicated += u64::from(own.is_none() && frame.is_some());
             let change = MapChange {
                 slice: item.slice,
                 block: item.block,

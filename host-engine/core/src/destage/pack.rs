@@ -63,14 +63,19 @@ pub(super) async fn pack(
             }
             EntryKind::Zero => FooterContent::Zero { blocks },
             EntryKind::Discard => FooterContent::Discard { blocks },
-            EntryKind::Frame | EntryKind::Reference => {
-                let place = Place { offset: item.offset, length: item.frame.len() as u32 };
-                if let Err(error) = put(&mut section, grant, place, &item.frame) {
-                    quarantine(shared, item, &error);
-                    damaged = true;
+            EntryKind::Frame | EntryKind::Reference => match item.reference() {
+                Some((address, block_in_frame)) => {
+                    FooterContent::Reference { address, block_in_frame, fingerprint }
                 }
-                FooterContent::Frame { place, block_in_frame: 0, fingerprint }
-            }
+                None => {
+                    let place = Place { offset: item.offset, length: item.frame.len() as u32 };
+                    if let Err(error) = put(&mut section, grant, place, &item.frame) {
+                        quarantine(shared, item, &error);
+                        damaged = true;
+                    }
+                    FooterContent::Frame { place, block_in_frame: 0, fingerprint }
+                }
+            },
         };
         let (vdisk, version) = (item.vdisk, item.version);
         entries.push(FooterEntry { vdisk, block: item.slice.block(item.block), version, content });

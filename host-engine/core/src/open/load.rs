@@ -136,11 +136,6 @@ impl Shared {
                 if let Some((stripe, places, entries)) = footer? {
                     let of_it = entries.iter().filter(|entry| entry.vdisk == vdisk);
                     changes.extend(of_it.filter_map(|entry| change(stripe, entry)));
-                    let frame = changes.iter().find_map(|change: &MapChange| change.frame);
-                    if let Some((address, _)) = frame.filter(|_| !key_checked) {
-                        self.check_key(vdisk, Rc::clone(&places), address).await?;
-                        key_checked = true;
-                    }
                     self.apply_changes(vdisk, &changes, slices);
                     self.state.borrow_mut().map.learn(stripe, &places);
                 }
@@ -152,6 +147,14 @@ impl Shared {
                     frame: entry.reference.map(|address| (address, 0)),
                 });
                 let inline: Vec<MapChange> = inline.collect();
+                let frame = changes.iter().chain(&inline).find_map(|change| change.frame);
+                if let Some((address, _)) = frame.filter(|_| !key_checked)
+                    // In another stripe, where the block is a reference.
+                    && let Some(places) = self.locate(address.stripe).await
+                {
+                    self.check_key(vdisk, places, address).await?;
+                    key_checked = true;
+                }
                 self.apply_changes(vdisk, &inline, slices);
             }
         }
@@ -185,7 +188,7 @@ impl Shared {
     }
 
     /// The footer of a committed stripe.
-    async fn footer(
+    pub(super) async fn footer(
         self: &Rc<Shared>,
         vdisk: VdiskId,
         stripe: StripeId,

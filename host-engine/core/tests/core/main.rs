@@ -2,6 +2,7 @@
 //! host core promises.
 
 mod damage;
+mod dedupe;
 mod disk;
 mod flash;
 mod freeing;

@@ -3,6 +3,7 @@
 mod catalog;
 mod codec;
 mod control;
+mod flash;
 mod format;
 mod identity;
 mod nvme;
@@ -27,6 +28,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "format-address", run: format::address, seeds: format::address_seeds },
     Target { name: "format-control", run: format::control, seeds: format::control_seeds },
+    Target { name: "format-flash", run: flash::flash, seeds: flash::flash_seeds },
     Target { name: "format-footer", run: format::footer, seeds: format::footer_seeds },
     Target { name: "format-frame", run: format::frame, seeds: format::frame_seeds },
     Target { name: "format-map-piece", run: format::map_piece, seeds: format::map_piece_seeds },

@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::buffer::Record;
-use cleave_format::address::Address;
-use cleave_format::ids::{Epoch, Incarnation, Sequence, StripeId};
+use cleave_format::ids::{Epoch, Incarnation, Sequence};
 use cleave_format::layout::SHARD;
-use cleave_format::record::{Entry, RecordIdentity};
+use cleave_format::record::RecordIdentity;
 use cleave_runtime::time::Moment;
 use proptest::prelude::*;
+
+const STRIPE: StripeId = StripeId(77);
 
 fn record(disk: u64, slice: u32, sequence: u64, entries: &[Entry]) -> Record {
     let identity = RecordIdentity {
@@ -49,7 +50,7 @@ proptest! {
         }
         let capacity = SHARD / 2;
         let objects: Vec<usize> = objects.iter().map(|units| units * 16).collect();
-        let (items, offsets) = choose(&buffer, &objects, capacity);
+        let (items, offsets) = choose(&buffer, STRIPE, &objects, capacity, &mut NoDuplicates);
         let order = |item: &Item| (item.vdisk, item.slice, item.block);
         prop_assert!(items.is_sorted_by_key(order));
         let mut places: Vec<(u32, u32)> = items
@@ -85,15 +86,60 @@ fn covered_content_is_dropped_and_zeros_are_runs() {
     let second = buffer.insert(record(1, 0, 2, &[frame(9, 320), frame(15, 320)]), |_| true);
     buffer.mirrored(first);
     // A write that is not mirrored covers nothing yet.
-    assert_eq!(choose(&buffer, &[], SHARD).0.len(), 2);
+    assert_eq!(choose(&buffer, STRIPE, &[], SHARD, &mut NoDuplicates).0.len(), 2);
     buffer.mirrored(second);
-    let (items, _) = choose(&buffer, &[], SHARD);
+    let (items, _) = choose(&buffer, STRIPE, &[], SHARD, &mut NoDuplicates);
     let shape: Vec<(u16, u16, usize)> =
         items.iter().map(|item| (item.block, item.blocks, item.frame.len())).collect();
     assert_eq!(shape, [(9, 1, 320), (10, 5, 0), (15, 1, 320), (16, 14, 0)]);
     for item in &items {
         item.nodes().for_each(|node| buffer.set_planned(&node, true));
     }
-    assert!(choose(&buffer, &[], SHARD).0.is_empty(), "nothing is in two stripes");
+    assert!(
+        choose(&buffer, STRIPE, &[], SHARD, &mut NoDuplicates).0.is_empty(),
+        "nothing is in two stripes"
+    );
     assert_eq!(buffer.unplanned_weight(), 0);
+}
+
+/// Everything is in stripe 5, or nothing but itself.
+struct Known(bool);
+
+impl Duplicates for Known {
+    fn domain(&self, vdisk: VdiskId) -> Option<Domain> {
+        Some(vdisk.0 as Domain)
+    }
+
+    fn find(&mut self, _: Domain, fingerprint: &Fingerprint) -> Option<(Address, u8)> {
+        let offset = u32::from(fingerprint[0]) * 4096;
+        self.0.then_some((Address { stripe: StripeId(5), offset, length: 528 }, 0))
+    }
+}
+
+// C19, C30: what is there already takes no room; what comes twice is there once, in each key domain.
+#[test]
+fn content_that_is_known_becomes_a_reference() {
+    let mut buffer = WriteBuffer::default();
+    for (disk, sequence) in [(1, 1), (1, 2), (2, 3)] {
+        let entries = [frame(0, 528), frame(1, 1040)];
+        let key = buffer.insert(record(disk, sequence as u32, sequence, &entries), |_| true);
+        for entry in 0..2 {
+            buffer.set_fingerprint(key, entry, [entry as u8; 32]);
+        }
+        buffer.mirrored(key);
+    }
+    let (items, _) = choose(&buffer, STRIPE, &[], SHARD, &mut Known(true));
+    assert_eq!(items.len(), 6);
+    assert!(items.iter().all(|item| item.frame.is_empty()));
+    let offsets: Vec<u32> = items.iter().map(|item| item.reference().unwrap().0.offset).collect();
+    assert_eq!(offsets, [0, 4096, 0, 4096, 0, 4096]);
+    let (items, _) = choose(&buffer, STRIPE, &[], SHARD, &mut Known(false));
+    let frames: Vec<usize> = items.iter().map(|item| item.frame.len()).collect();
+    assert_eq!(frames, [528, 1040, 0, 0, 528, 1040]);
+    for (first, again) in [(0, 2), (1, 3)] {
+        let (offset, length) = (items[first].offset, items[first].frame.len() as u32);
+        let there = Address { stripe: STRIPE, offset, length };
+        assert_eq!(items[again].reference(), Some((there, 0)));
+        assert_eq!(items[first].reference(), None);
+    }
 }

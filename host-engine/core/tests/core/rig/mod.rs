@@ -83,6 +83,7 @@ impl Rig {
                 .to_vec(),
             write_buffer: self.write_buffer,
             memory: self.memory.unwrap_or((64 << 20) + 2 * self.write_buffer),
+            dedupe: 1 << 20,
             destage: self.destage.clone(),
         };
         let core = HostCore::new(process.links(), process.executor(), process.random(), config);
