@@ -46,7 +46,8 @@ pub fn lose_everything(cluster: &mut Cluster) {
     let second = Rc::clone(&cluster.second);
     cluster.journal.fault(Kind::PowerOfAll, "everything loses its power at once");
     let Some(host) = &cluster.host else { return };
-    let unreleased: Vec<_> = (0..cluster.guests.len()).map(|guest| host.unreleased(guest)).collect();
+    let unreleased: Vec<_> =
+        (0..cluster.guests.len()).map(|guest| host.unreleased(guest)).collect();
     cluster.end_abandoned();
     cluster.crash_host(false);
     [0, 1].into_iter().for_each(|number| cluster.crash_controller(number, true));
@@ -67,7 +68,8 @@ pub fn lose_everything(cluster: &mut Cluster) {
 pub fn look(cluster: &Cluster) {
     if let Some(host) = cluster.host.as_ref().filter(|_| cluster.plan.loses_everything) {
         for (number, guest) in cluster.guests.iter().enumerate() {
-            guest.borrow_mut().durable_but(&host.unreleased(number));
+            let unreleased = host.unreleased(number);
+            guest.borrow_mut().durable_but(&unreleased);
         }
     }
 }
