@@ -53,13 +53,13 @@ fn play_history<D: Database>(
 ) {
     let mut before: Vec<u8> = Vec::new();
     for (name, step) in history {
-        let name = format!("{kind}: {name}");
+        let subject = format!("crash: {kind}: {name}");
         let file = MemoryStorage::new();
         file.replace(before);
         // It is created here; a file gets its name only when that is over.
         drop(D::on(&file).expect("it opens"));
-        if name.contains(only) {
-            play_step::<D>(&name, &file.bytes(), step, extent, tally);
+        if subject.contains(only) {
+            play_step::<D>(&subject, &file.bytes(), step, extent, tally);
         }
         // On to the next step, with a clean close between.
         let mut database = D::on(&file).expect("it opens");
@@ -70,18 +70,17 @@ fn play_history<D: Database>(
 }
 
 fn play_step<D: Database>(
-    name: &str,
+    subject: &str,
     before: &[u8],
     step: &D::Step,
     extent: Extent,
     tally: &mut Tally,
 ) {
-    let subject = format!("crash: {name}");
-    let Some((operations, old, new)) = tally.play(&subject, "no cut", || whole::<D>(before, step))
+    let Some((operations, old, new)) = tally.play(subject, "no cut", || whole::<D>(before, step))
     else {
         return;
     };
-    tally.count(&subject, "operations", operations);
+    tally.count(subject, "operations", operations);
     for place in extent.places(operations, FEW) {
         let number = place + 1;
         for remains in Remains::all(number) {
@@ -90,10 +89,10 @@ fn play_step<D: Database>(
                 let case = format!(
                     "cut at operation {number} of {operations} and {recovery} of the recovery, {remains:?} remains"
                 );
-                let played = tally.play(&subject, &case, || {
+                let played = tally.play(subject, &case, || {
                     cut::<D>(before, step, number, recovery, remains, &old, &new)
                 });
-                tally.count(&subject, "cuts", 1);
+                tally.count(subject, "cuts", 1);
                 // Sampled, the recovery is cut at some operations only.
                 recovery += if extent == Extent::Sampled { 5 } else { 1 };
                 if played != Some(true) {
@@ -203,11 +202,10 @@ impl Database for RedbStore {
 
 /// A restore of a whole dump: nothing of it counts before its last transaction.
 fn play_restore(extent: Extent, only: &str, tally: &mut Tally) {
-    const NAME: &str = "catalog: restore of a dump";
-    if !NAME.contains(only) {
+    let subject = "crash: catalog: restore of a dump".to_owned();
+    if !subject.contains(only) {
         return;
     }
-    let subject = format!("crash: {NAME}");
     let source = MemoryStorage::new();
     let mut catalog = Catalog::on(&source).expect("it is created");
     for (_, step) in catalog_history() {
@@ -293,6 +291,8 @@ pub fn catalog_history() -> Vec<(&'static str, Vec<(Position, Control)>)> {
         epoch: Epoch(1),
         struck: false,
         in_footer: true,
+        has_pieces: false,
+        references: Vec::new(),
         releases: vec![release(1, 4)],
         entries: Vec::new(),
         run,
@@ -321,6 +321,7 @@ pub fn catalog_history() -> Vec<(&'static str, Vec<(Position, Control)>)> {
     let run = MapRun {
         frontier: Position(6),
         pieces: vec![PiecePlace { group: 0, address: Some(address) }],
+        unreferenced: vec![StripeId(1)],
     };
     let at = |position, control| (Position(position), control);
     vec![
@@ -341,7 +342,21 @@ pub fn catalog_history() -> Vec<(&'static str, Vec<(Position, Control)>)> {
             vec![at(5, commit(1, slots(1), vec![part(vdisk, None), part(VdiskId(2), None)]))],
         ),
         ("commit without a stripe", vec![at(6, commit(2, Vec::new(), vec![inline]))]),
-        ("map run", vec![at(8, commit(3, slots(3), vec![part(vdisk, Some(run))]))]),
+        (
+            "map run",
+            vec![at(
+                8,
+                commit(
+                    3,
+                    slots(3),
+                    vec![CommitVdisk {
+                        has_pieces: true,
+                        references: vec![StripeId(1)],
+                        ..part(vdisk, Some(run))
+                    }],
+                ),
+            )],
+        ),
         (
             "loss of a drive",
             vec![at(

@@ -22,10 +22,10 @@ const SIZE: u64 = 40 << 20;
 /// Plays it.
 pub fn run(_: Extent, only: &str, tally: &mut Tally) {
     for (name, used) in [("formatting a new drive", false), ("formatting a used drive", true)] {
-        if !name.contains(only) {
+        let subject = format!("crash: {name}");
+        if !subject.contains(only) {
             continue;
         }
-        let subject = format!("crash: {name}");
         let operations = tally.play(&subject, "no cut", || play(used, None));
         let Some(operations) = operations else { continue };
         tally.count(&subject, "operations", operations);

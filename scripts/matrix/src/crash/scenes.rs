@@ -204,18 +204,20 @@ fn all_started(rig: &mut Rig, forgiven: bool) {
 
 /// Plays the scenes.
 pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
-    for scene in SCENES.iter().filter(|scene| scene.name.contains(only)) {
+    for scene in SCENES {
         for machine in scene.machines {
-            play_machine(scene, *machine, extent, tally);
+            let subject = format!("crash: {}, {machine:?}", scene.name);
+            if subject.contains(only) {
+                play_machine(&subject, scene, *machine, extent, tally);
+            }
         }
     }
 }
 
-fn play_machine(scene: &Scene, machine: Machine, extent: Extent, tally: &mut Tally) {
-    let subject = format!("crash: {}, {machine:?}", scene.name);
-    let whole = tally.play(&subject, "no cut", || play(scene, machine, None));
+fn play_machine(subject: &str, scene: &Scene, machine: Machine, extent: Extent, tally: &mut Tally) {
+    let whole = tally.play(subject, "no cut", || play(scene, machine, None));
     let Some(operations) = whole else { return };
-    tally.count(&subject, "operations", operations);
+    tally.count(subject, "operations", operations);
     let places = extent.places(operations, FEW);
     for (index, place) in places.iter().enumerate() {
         let number = place + 1;
@@ -225,8 +227,8 @@ fn play_machine(scene: &Scene, machine: Machine, extent: Extent, tally: &mut Tal
                 continue;
             }
             let name = format!("cut at operation {number} of {operations}, {remains:?} remains");
-            tally.play(&subject, &name, || play(scene, machine, Some((number, remains))));
-            tally.count(&subject, "cuts", 1);
+            tally.play(subject, &name, || play(scene, machine, Some((number, remains))));
+            tally.count(subject, "cuts", 1);
         }
     }
 }
