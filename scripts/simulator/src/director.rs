@@ -21,7 +21,12 @@ const EPISODE: Duration = Duration::from_secs(900);
 
 /// Runs a seed from beginning to end.
 pub fn run(seed: u64, scale: Scale, aloud: bool) -> Report {
-    let mut cluster = Cluster::new(Plan::draw(seed, scale), aloud);
+    run_plan(Plan::draw(seed, scale), aloud)
+}
+
+/// Runs what a seed stands for, or something like it.
+pub fn run_plan(plan: Plan, aloud: bool) -> Report {
+    let mut cluster = Cluster::new(plan, aloud);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(&mut cluster)));
     if let Err(panic) = outcome {
         let text = panic.downcast_ref::<String>().cloned();

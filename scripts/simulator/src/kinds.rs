@@ -130,6 +130,11 @@ impl Kind {
         self != Kind::HostStopped
     }
 
+    /// Whether seeds bring it: one kind waits for what it finds to be mended.
+    pub fn is_expected(self) -> bool {
+        self != Kind::LogLost
+    }
+
     /// What the world counts of it; `None` for kinds that the run's director counts.
     pub fn counted(self, counters: &Counters) -> Option<u64> {
         Some(match self {

@@ -38,8 +38,8 @@ pub mod journal;
 #[cfg(feature = "planted-bugs")]
 pub mod judges;
 pub mod kinds;
-pub mod log_loss;
 pub mod leaks;
+pub mod log_loss;
 pub mod nonces;
 pub mod plan;
 pub mod pool;
@@ -49,6 +49,6 @@ pub mod store;
 pub mod strikes;
 pub mod workload;
 
-pub use director::run;
-pub use plan::Scale;
+pub use director::{run, run_plan};
+pub use plan::{Plan, Scale};
 pub use report::Report;
