@@ -223,7 +223,8 @@ fn play_machine(subject: &str, scene: &Scene, machine: Machine, extent: Extent, 
         let number = place + 1;
         for (way, remains) in Remains::all(number).into_iter().enumerate() {
             // Sampled, each way has its turn.
-            if extent == Extent::Sampled && (index + scene.name.len() + way) % 5 != 0 {
+            let turn = (index + scene.name.len() + way).is_multiple_of(5);
+            if extent == Extent::Sampled && !turn {
                 continue;
             }
             let name = format!("cut at operation {number} of {operations}, {remains:?} remains");

@@ -26,14 +26,16 @@ const SECTOR: usize = 512;
 /// Bits that are flipped of a structure when they are sampled, and lengths that it is cut to.
 const FEW: u64 = 4096;
 
+/// Reads bytes as what they should be.
+type Read = Box<dyn Fn(&[u8]) -> Result<(), FormatError>>;
+
 /// Something at rest.
 struct Structure {
     name: &'static str,
     good: Vec<u8>,
     /// Valid pieces of the same kind: of other places, owners and generations.
     others: Vec<Vec<u8>>,
-    /// Reads it as what it should be.
-    read: Box<dyn Fn(&[u8]) -> Result<(), FormatError>>,
+    read: Read,
 }
 
 /// Plays every layout.
