@@ -78,15 +78,15 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let store = StoreClient::new(Rc::new(store));
 
     let owner = Owner { cluster: config.cluster.parse()?, datanode: DatanodeId(config.datanode) };
-    let mut nvme = NvmeDrives::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>);
+    let nvme = NvmeDrives::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>);
     let drives = match config.controller {
-        0 => open_all(&reactor, &mut nvme, owner, &config.drives)?,
+        0 => open_all(&reactor, &nvme, owner, &config.drives)?,
         // The active's alone: two writers of one drive would need more than a lock (C15).
         _ => Vec::new(),
     };
     let nvme = Rc::new(nvme);
     if !nvme.is_empty() {
-        for event in nvme.events() {
+        for event in nvme.drives().iter().filter_map(|drive| drive.event()) {
             reactor.watch(event.as_raw_fd());
         }
         reactor.executor().spawn(Priority::Foreground, beat(reactor.executor().clone()));

@@ -62,7 +62,7 @@ impl From<DriveProblem> for Trouble {
 /// (C15). NVMe controllers that are driven from here go to `nvme`. Blocks.
 pub fn open_all(
     reactor: &Reactor,
-    nvme: &mut NvmeDrives,
+    nvme: &NvmeDrives,
     owner: Owner,
     drives: &[DriveConfig],
 ) -> Result<Vec<ConfiguredDrive>, DriveFault> {
@@ -86,7 +86,7 @@ pub fn open_all(
 
 fn open(
     reactor: &Reactor,
-    nvme: &mut NvmeDrives,
+    nvme: &NvmeDrives,
     owner: Owner,
     drive: DriveId,
     uuid: &str,

@@ -7,7 +7,7 @@
 //! A device that cannot be used is shown with the reason, and nothing else: the engine serves without it.
 //! What one core gives up is retired on all.
 
-use crate::core::OpenFailure;
+use crate::core::{NvmeParts, OpenFailure};
 use crate::engine::Engine;
 use crate::messages::{Answer, CoreView, FlashOrder, Order};
 use cleave_control::flash::FlashPlace;
@@ -163,6 +163,7 @@ async fn begin(engine: &Engine, device: &Device) -> Result<(), String> {
         device: FlashId::default(),
         superblock: None,
         cores: cores.len() as u32,
+        parts: NvmeParts::default(),
     };
     if !matches!(device.place, FlashPlace::Memory(_)) {
         order.device = random_id()?;

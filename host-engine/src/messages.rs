@@ -2,7 +2,7 @@
 //!
 //! Every order has a number, which its answer repeats; reports come by themselves.
 
-use crate::core::OpenFailure;
+use crate::core::{NvmeParts, OpenFailure};
 use crate::measure::Measures;
 use cleave_codec::Keys;
 use cleave_control::flash::FlashPlace;
@@ -75,6 +75,8 @@ pub struct FlashOrder {
     pub superblock: Option<Box<FlashSuperblock>>,
     /// Cores that share it.
     pub cores: u32,
+    /// From the first core to the others, when it is an NVMe namespace.
+    pub parts: NvmeParts,
 }
 
 /// A vdisk to be served, by whoever took its epoch in the store.

@@ -1,8 +1,9 @@
 //! A namespace as a drive of the engines: the completion contract of `cleave_runtime::drives`.
 //!
 //! Invariants:
-//! - A drive is one core's: it owns a queue pair, and shares its controller only with drives of the
-//!   same core, any of which turns it.
+//! - A drive is one core's: it owns a queue pair. Its controller is turned by drives of the core that has
+//!   it ([`NvmeDrive::open`]); drives of other cores ([`NvmeDrive::beside`]) have only the pair, and
+//!   make progress through resets as long as that core turns.
 //! - Buffers from [`Drive::buffer`] are mapped and move without a copy; others are copied once.
 //! - After a flush failed, or the controller was reset with writes in its volatile cache that were
 //!   completed and not flushed, every later flush fails: nobody knows what of them is left, and a
@@ -17,7 +18,9 @@ use crate::controller::Controller;
 use crate::dma::{DmaPool, MappedBuffer, MappedPool, Purpose};
 use crate::error::{Error, IoError};
 use crate::namespace::Namespace;
-use crate::queue::{Completion, Operation, QueuePair, Refused, Request};
+use crate::queue::{
+    Completion, Operation, PairRings, PairState, QueuePair, Refused, Request, Shared,
+};
 use crate::spec::completion::Status;
 use cleave_runtime::Token;
 use cleave_runtime::buffer::{Buffer, PAGE};
@@ -27,6 +30,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// How a drive is used.
 #[derive(Clone, Debug)]
@@ -63,7 +67,25 @@ pub struct NvmeDrive {
     armed: Cell<bool>,
     namespace: Namespace,
     clock: Rc<dyn Clock>,
-    controller: Rc<Controller>,
+    shared: Arc<Shared>,
+    /// On the core that has it.
+    controller: Option<Rc<Controller>>,
+}
+
+/// What a drive of another core than the controller's is made from: goes there.
+#[derive(Debug)]
+pub struct DrivePart {
+    namespace: Namespace,
+    /// Taken by the drive.
+    rings: Option<PairRings>,
+}
+
+impl Drop for DrivePart {
+    fn drop(&mut self) {
+        if let Some(rings) = self.rings.take() {
+            rings.discard();
+        }
+    }
 }
 
 impl NvmeDrive {
@@ -78,16 +100,46 @@ impl NvmeDrive {
         number: u32,
         options: &DriveOptions,
     ) -> Result<NvmeDrive, Error> {
+        let part = NvmeDrive::part(controller, number, options).await?;
+        let mut drive = NvmeDrive::beside(part, clock, options)?;
+        drive.controller = Some(Rc::clone(controller));
+        Ok(drive)
+    }
+
+    /// Prepares a drive for another core. Progress needs the controller to be turned meanwhile.
+    ///
+    /// # Errors
+    /// There is no such namespace, or no queue pair for it.
+    pub async fn part(
+        controller: &Controller,
+        number: u32,
+        options: &DriveOptions,
+    ) -> Result<DrivePart, Error> {
         let namespace = controller.namespace(number).ok_or_else(|| {
             Error::Unsupported(format!("{} has no usable namespace {number}", controller.name()))
         })?;
-        let memory = controller.transport().memory();
+        let rings = Some(controller.create_pair(options.depth).await?);
+        Ok(DrivePart { namespace, rings })
+    }
+
+    /// The drive of a core that does not have the controller.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn beside(
+        mut part: DrivePart,
+        clock: Rc<dyn Clock>,
+        options: &DriveOptions,
+    ) -> Result<NvmeDrive, Error> {
+        let namespace = part.namespace;
+        let rings = part.rings.take().expect("a part has its rings until it is used");
+        let shared = Arc::clone(&rings.shared);
+        let memory = shared.transport.memory();
         let mut pools = Vec::new();
         for (bytes, count) in &options.buffers {
             let pool = MappedPool::new(memory, *bytes, *count);
             pools.push(Rc::new(pool.map_err(Error::system("memory for buffers"))?));
         }
-        let rings = controller.create_pair(options.depth).await?;
         let pair: QueuePair<MappedBuffer> = QueuePair::new(rings, u32::from(options.depth) * 2);
         let event = pair.event().map(|event| event.try_clone_to_owned());
         let event = event.transpose().map_err(Error::system("an eventfd"))?;
@@ -102,10 +154,11 @@ impl NvmeDrive {
             flush_failed: RefCell::default(),
             written: Cell::new(0),
             durable: Cell::new(0),
-            resets: Cell::new(controller.resets()),
+            resets: Cell::new(shared.phase().resets),
             namespace,
             clock,
-            controller: Rc::clone(controller),
+            shared,
+            controller: None,
         })
     }
 
@@ -114,9 +167,14 @@ impl NvmeDrive {
         &self.namespace
     }
 
-    /// The controller.
-    pub fn controller(&self) -> &Rc<Controller> {
-        &self.controller
+    /// Which controller it is of.
+    pub fn name(&self) -> &str {
+        self.shared.transport.name()
+    }
+
+    /// The controller, on the core that has it.
+    pub fn controller(&self) -> Option<&Rc<Controller>> {
+        self.controller.as_ref()
     }
 
     /// Requests submitted and not yet completed.
@@ -146,7 +204,7 @@ impl NvmeDrive {
         match pair.arm(true) {
             Ok(armed) => self.armed.set(armed),
             // Then the core stays awake instead.
-            Err(error) => tracing::debug!(name = self.controller.name(), "no interrupt: {error}"),
+            Err(error) => tracing::debug!(name = self.name(), "no interrupt: {error}"),
         }
     }
 
@@ -157,7 +215,7 @@ impl NvmeDrive {
         }
         // The kernel masks a vector that it is asked to; if not, it costs interrupts and nothing else.
         if let Err(error) = self.pair.borrow_mut().arm(false) {
-            tracing::debug!(name = self.controller.name(), "still armed: {error}");
+            tracing::debug!(name = self.name(), "still armed: {error}");
         }
         if let Some(event) = &self.event {
             // Empty, or it would end the next sleep, too.
@@ -197,7 +255,7 @@ impl NvmeDrive {
     }
 
     fn memory(&self) -> &DmaPool {
-        self.controller.transport().memory()
+        self.shared.transport.memory()
     }
 
     /// A range in blocks of the namespace, if it is whole pages within it.
@@ -256,8 +314,9 @@ impl NvmeDrive {
             }
         };
         // During a reset requests wait; what was outstanding is aborted.
-        let over = self.controller.is_gone() || self.controller.is_given_up();
-        let paused = !self.controller.is_live() && !over;
+        let state = self.shared.phase().state;
+        let over = state == PairState::Gone || self.shared.is_given_up();
+        let paused = state != PairState::Live && !over;
         if paused || !self.pair.borrow().has_room() {
             return Err(request);
         }
@@ -307,7 +366,7 @@ impl NvmeDrive {
     }
 
     fn explain(&self, error: IoError) -> DriveError {
-        let name = self.controller.name();
+        let name = self.name();
         let number = self.namespace.number();
         match error {
             IoError::Lost => DriveError::Lost(format!("{name} is gone")),
@@ -321,12 +380,12 @@ impl NvmeDrive {
 
     /// After a reset of a controller with a volatile cache, completed writes may be lost.
     fn notice_reset(&self) {
-        let resets = self.controller.resets();
+        let resets = self.shared.phase().resets;
         if self.resets.replace(resets) == resets {
             return;
         }
         if self.namespace.is_cached() && self.written.get() > self.durable.get() {
-            let name = self.controller.name();
+            let name = self.name();
             let text = format!("{name} was reset before completed writes were flushed");
             self.flush_failed.borrow_mut().get_or_insert(DriveError::Io(text));
         }
@@ -348,7 +407,9 @@ impl Drive for NvmeDrive {
     }
 
     fn poll(&self, completions: &mut Vec<DriveCompletion>) {
-        self.controller.turn();
+        if let Some(controller) = &self.controller {
+            controller.turn();
+        }
         let mut polled = self.polled.borrow_mut();
         self.pair.borrow_mut().poll(self.clock.now(), &mut polled);
         self.notice_reset();
@@ -367,15 +428,17 @@ impl Drive for NvmeDrive {
     }
 
     fn probe(&self) -> Result<(), DriveError> {
-        let name = self.controller.name();
-        if !self.controller.answers() {
+        let name = self.name();
+        if !self.shared.answers() {
             return Err(DriveError::Lost(format!("{name} is gone")));
         }
-        if self.controller.is_given_up() {
+        if self.shared.is_given_up() {
             return Err(DriveError::Lost(format!("{name} cannot be stopped, and is given up")));
         }
+        // Namespaces are watched where the controller is.
+        let Some(controller) = &self.controller else { return Ok(()) };
         let number = self.namespace.number();
-        match self.controller.namespace(number) {
+        match controller.namespace(number) {
             Some(namespace) if namespace == self.namespace => Ok(()),
             Some(_) => Err(DriveError::Lost(format!("{name} namespace {number} was changed"))),
             None => Err(DriveError::Lost(format!("{name} namespace {number} was taken away"))),

@@ -1,24 +1,27 @@
-//! The controllers and drives of one core: opened while it starts, turned while it runs, armed when
-//! it sleeps.
+//! The controllers and drives of one core: opened, turned while it runs, armed when it sleeps, let go.
 //!
-//! Invariants: a controller is opened once, whatever number of its namespaces are drives, and belongs
-//! to the core that opened it. A drive's interrupt is armed only while its core sleeps, and only
-//! when it has requests in flight: a core that is awake, or has nothing to wait for, costs no system
-//! call. What cannot interrupt (a controller without an IOMMU, or one that is being reset) keeps its core
-//! awake while there is something to wait for ([`NvmeDrives::must_poll`]).
+//! Invariants: a controller is taken once, whatever number of its namespaces are drives, and belongs
+//! to the core that took it; other cores get queue pairs of it ([`NvmeDrives::share`]). A drive's interrupt is armed
+//! only while its core sleeps, and only when it has requests in flight: a core that is awake, or has nothing
+//! to wait for, costs no system call. What cannot interrupt (a controller without an IOMMU, or one that is
+//! starting or being reset) keeps its core awake while there is something to wait for
+//! ([`NvmeDrives::must_poll`]).
 //!
 //! Someone must call [`NvmeDrives::turn`] every [`HEARTBEAT`] also while nothing happens: that is how
 //! commands that are out of time, removed controllers and their events are noticed.
 
 use crate::controller::{Controller, ControllerEvent, ControllerOptions};
-use crate::drive::{DriveOptions, NvmeDrive};
+use crate::drive::{DriveOptions, DrivePart, NvmeDrive};
 use crate::error::Error;
 use crate::place::Place;
 use crate::transport::{OpenOptions, PciAddress, open};
 use cleave_runtime::time::Clock;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// How often an idle core turns its controllers.
@@ -28,119 +31,205 @@ pub const HEARTBEAT: Duration = Duration::from_millis(250);
 pub struct NvmeDrives {
     clock: Rc<dyn Clock>,
     /// With how it was taken.
-    controllers: BTreeMap<PciAddress, (bool, Rc<Controller>)>,
-    drives: Vec<Rc<NvmeDrive>>,
+    controllers: RefCell<BTreeMap<PciAddress, (bool, Rc<Controller>)>>,
+    drives: RefCell<Vec<Rc<NvmeDrive>>>,
+    /// Something is being opened.
+    opening: Cell<usize>,
 }
 
 impl NvmeDrives {
     /// None yet.
     pub fn new(clock: Rc<dyn Clock>) -> NvmeDrives {
-        NvmeDrives { clock, controllers: BTreeMap::new(), drives: Vec::new() }
+        NvmeDrives {
+            clock,
+            controllers: RefCell::default(),
+            drives: RefCell::default(),
+            opening: Cell::new(0),
+        }
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.drives.is_empty()
+        self.drives.borrow().is_empty()
     }
 
     /// The drives.
-    pub fn drives(&self) -> &[Rc<NvmeDrive>] {
-        &self.drives
+    pub fn drives(&self) -> Vec<Rc<NvmeDrive>> {
+        self.drives.borrow().clone()
     }
 
-    /// Takes the controller, unless it was taken for another namespace, and opens the drive. Blocks: to
-    /// be called while the core starts. `idle` is called while it waits, and lets the clock go on.
+    /// Takes the controller, unless it was taken for another namespace, and opens the drive. Progress needs
+    /// [`turn`](NvmeDrives::turn) to be called meanwhile. Waits for no other process.
     ///
     /// # Errors
-    /// The controller cannot be taken or brought up, or has no such namespace that can be used.
-    pub fn open(
-        &mut self,
+    /// The controller is held, cannot be taken or brought up, or has no such namespace that can be used.
+    pub async fn open(&self, place: Place, options: &DriveOptions) -> Result<Rc<NvmeDrive>, Error> {
+        let _opening = Opening::new(&self.opening);
+        let controller = self.controller(place, Duration::ZERO).await?;
+        self.open_on(&controller, place, options).await
+    }
+
+    async fn open_on(
+        &self,
+        controller: &Rc<Controller>,
+        place: Place,
+        options: &DriveOptions,
+    ) -> Result<Rc<NvmeDrive>, Error> {
+        let clock = Rc::clone(&self.clock);
+        let drive = NvmeDrive::open(controller, clock, place.namespace, options).await?;
+        let drive = Rc::new(drive);
+        self.drives.borrow_mut().push(Rc::clone(&drive));
+        Ok(drive)
+    }
+
+    /// Prepares a drive of the same namespace for another core, which adopts it.
+    ///
+    /// # Errors
+    /// The controller was not taken here, or has no queue pair left.
+    pub async fn share(&self, place: Place, options: &DriveOptions) -> Result<DrivePart, Error> {
+        let _opening = Opening::new(&self.opening);
+        let found = self.controllers.borrow().get(&place.address).map(|(_, it)| Rc::clone(it));
+        let controller = found.ok_or(Error::Absent)?;
+        NvmeDrive::part(&controller, place.namespace, options).await
+    }
+
+    /// The drive that another core shared.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn adopt(&self, part: DrivePart, options: &DriveOptions) -> Result<Rc<NvmeDrive>, Error> {
+        let drive = Rc::new(NvmeDrive::beside(part, Rc::clone(&self.clock), options)?);
+        self.drives.borrow_mut().push(Rc::clone(&drive));
+        Ok(drive)
+    }
+
+    /// Opens a drive, and blocks until it is: for a core that is starting, or a program without one. Waits a
+    /// while for another process. `idle` is called while it waits, and lets the clock go on.
+    ///
+    /// # Errors
+    /// As for [`open`](NvmeDrives::open).
+    pub fn open_now(
+        &self,
         place: Place,
         options: &DriveOptions,
         mut idle: impl FnMut(),
     ) -> Result<Rc<NvmeDrive>, Error> {
-        let controller = self.controller(place, &mut idle)?;
-        let clock = Rc::clone(&self.clock);
-        let opened = NvmeDrive::open(&controller, clock, place.namespace, options);
-        let drive = Rc::new(controller.run(opened, &mut idle)?);
-        self.drives.push(Rc::clone(&drive));
-        Ok(drive)
+        let opened = async {
+            let controller = self.controller(place, OpenOptions::default().wait).await?;
+            self.open_on(&controller, place, options).await
+        };
+        let mut opened = pin!(opened);
+        loop {
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(result) = opened.as_mut().poll(&mut context) {
+                return result;
+            }
+            self.turn();
+            idle();
+        }
     }
 
     /// The controller of a place, taken and started.
-    ///
-    /// # Errors
-    /// As for [`open`](NvmeDrives::open).
-    pub fn controller(
-        &mut self,
-        place: Place,
-        mut idle: impl FnMut(),
-    ) -> Result<Rc<Controller>, Error> {
-        if let Some((without_iommu, known)) = self.controllers.get(&place.address) {
+    async fn controller(&self, place: Place, wait: Duration) -> Result<Rc<Controller>, Error> {
+        if let Some((without_iommu, known)) = self.controllers.borrow().get(&place.address) {
             if *without_iommu != place.without_iommu {
                 let text = format!("{} is named with an IOMMU and without one", place.address);
                 return Err(Error::Unsupported(text));
             }
             return Ok(Rc::clone(known));
         }
-        let taken = OpenOptions { without_iommu: place.without_iommu, ..OpenOptions::default() };
+        let without_iommu = place.without_iommu;
+        let taken = OpenOptions { without_iommu, wait, ..OpenOptions::default() };
         let transport = open(place.address, &taken)?;
         let clock = Rc::clone(&self.clock);
         let controller = Controller::new(transport, clock, ControllerOptions::default());
-        controller.run(controller.start(), &mut idle)?;
         let controller = Rc::new(controller);
-        self.controllers.insert(place.address, (place.without_iommu, Rc::clone(&controller)));
+        // Known from here on, so that it is turned; nobody else finds it, since opening is one at a time.
+        let entry = (without_iommu, Rc::clone(&controller));
+        self.controllers.borrow_mut().insert(place.address, entry);
+        if let Err(error) = controller.start().await {
+            self.controllers.borrow_mut().remove(&place.address);
+            return Err(error);
+        }
         Ok(controller)
     }
 
-    fn controllers(&self) -> impl Iterator<Item = &Rc<Controller>> {
-        self.controllers.values().map(|(_, controller)| controller)
+    fn each_controller(&self, mut what: impl FnMut(&Rc<Controller>) -> bool) -> bool {
+        let controllers = self.controllers.borrow();
+        controllers.values().fold(false, |any, (_, controller)| what(controller) | any)
     }
 
     /// Turns all controllers: for turns in which no drive is polled. True when there was anything.
     pub fn turn(&self) -> bool {
-        self.controllers().fold(false, |any, controller| controller.turn() | any)
+        self.each_controller(|controller| controller.turn())
     }
 
     /// What happened to controllers since this was asked last, with their names.
     pub fn take_events(&self) -> Vec<(String, ControllerEvent)> {
         let mut taken = Vec::new();
-        for controller in self.controllers() {
+        self.each_controller(|controller| {
             for event in controller.take_events() {
                 taken.push((controller.name(), event));
             }
-        }
+            false
+        });
         taken
-    }
-
-    /// The files that become readable when something completes while the core sleeps: to be watched.
-    pub fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.drives.iter().filter_map(|drive| drive.event())
     }
 
     /// The core is about to sleep: what is in flight shall end its sleep. It polls once more after this.
     pub fn arm(&self) {
-        self.drives.iter().for_each(|drive| drive.arm());
+        self.drives.borrow().iter().for_each(|drive| drive.arm());
     }
 
     /// The core is awake again.
     pub fn disarm(&self) {
-        self.drives.iter().for_each(|drive| drive.disarm());
+        self.drives.borrow().iter().for_each(|drive| drive.disarm());
     }
 
     /// Whether the core must stay awake: something is on its way that no interrupt announces.
     pub fn must_poll(&self) -> bool {
-        self.drives.iter().any(|drive| drive.must_poll())
-            || self.controllers().any(|controller| controller.is_working())
+        self.opening.get() > 0
+            || self.drives.borrow().iter().any(|drive| drive.must_poll())
+            || self.each_controller(|controller| controller.is_working())
+    }
+
+    /// Lets go of a drive that nobody else uses any more, and of its controller after its last drive on this
+    /// core: it is stopped at once, so what was written must have been flushed.
+    pub fn close(&self, drive: Rc<NvmeDrive>) {
+        self.drives.borrow_mut().retain(|other| !Rc::ptr_eq(other, &drive));
+        let Some(controller) = drive.controller().map(Rc::clone) else { return };
+        drop(drive);
+        let used = |drive: &Rc<NvmeDrive>| {
+            drive.controller().is_some_and(|other| Rc::ptr_eq(other, &controller))
+        };
+        if !self.drives.borrow().iter().any(used) {
+            self.controllers.borrow_mut().retain(|_, (_, other)| !Rc::ptr_eq(other, &controller));
+        }
     }
 
     /// Tells all controllers that power may go, and stops them. Drives must have been flushed. Blocks.
     pub fn shut_down(&self, mut idle: impl FnMut()) {
-        for (name, (_, controller)) in &self.controllers {
+        for (name, (_, controller)) in &*self.controllers.borrow() {
             // It is stopped all the same, and what was flushed is durable.
             if let Err(error) = controller.run(controller.shut_down(), &mut idle) {
                 tracing::warn!(%name, "{error}");
             }
         }
+    }
+}
+
+/// Counts what is being opened.
+struct Opening<'a>(&'a Cell<usize>);
+
+impl Opening<'_> {
+    fn new(count: &Cell<usize>) -> Opening<'_> {
+        count.set(count.get() + 1);
+        Opening(count)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }

@@ -1,4 +1,5 @@
-"""A whole cluster in a guest, with its drives on the userspace driver, that serves a verified workload."""
+"""A whole cluster in a guest, with its drives and its flash on the userspace driver, that serves a verified
+workload."""
 
 import json
 import os
@@ -7,10 +8,10 @@ import tempfile
 
 if __package__ == "nvme":
     from guest import Guest, GuestError
-    from nvme.scenarios import ADDRESS, FOLDER, MIB, Controller, Namespace
+    from nvme.scenarios import ADDRESS, FOLDER, MIB, SECOND, Controller, Namespace
 else:
     from ..guest import Guest, GuestError
-    from .scenarios import ADDRESS, FOLDER, MIB, Controller, Namespace
+    from .scenarios import ADDRESS, FOLDER, MIB, SECOND, Controller, Namespace
 
 PROGRAMS = ["cleave", "cleave-host", "cleave-datanode", "cleave-verify"]
 # Formats differ, as drives of one pool may: 4 KiB and 512 bytes, with and without protection information.
@@ -20,6 +21,7 @@ NAMESPACES = [
     Namespace(megabytes=256, options=",ms=8,pi=1"),
     Namespace(megabytes=256),
 ]
+FLASH_MEGABYTES = 256
 WRITTEN = "48M"
 COMMAND = """set -e
 devices.sh hugepages 64
@@ -48,27 +50,30 @@ verify() {{
     tail -n 1 /tmp/verify
 }}
 if cleave nvme bench {flag} {address} --write; then echo "data would be lost without consent"; exit 1; fi
-start --vdisk v:64M --host-memory 96M --log-size 32M
+start --flash {flash} --vdisk v:64M --host-memory 96M --log-size 32M
 verify --bytes {written} --save /tmp/saved
 cleave --dir /tmp/c status
 cleave --dir /tmp/c stats --json >/tmp/stats
+cleave --dir /tmp/c status --json >/tmp/status
 if cleave nvme identify {flag} {address}; then echo "a controller that is in use was taken"; exit 1; fi
 # What the idle owner of the drives takes of a processor, in ticks.
-process() {{ cleave --dir /tmp/c status | sed -n 's/.*datanode-1-a running, process \\([0-9]*\\).*/\\1/p'; }}
+engine() {{ cleave --dir /tmp/c status | sed -n "s/.*$1 running, process \\([0-9]*\\).*/\\1/p"; }}
 used() {{ awk '{{ print $14 + $15 }}' "/proc/$1/stat"; }}
 sleep 3
-active=$(process)
+active=$(engine datanode-1-a)
 before=$(used "$active")
 sleep 10
 echo "idle: $(($(used "$active") - before)) ticks of 10 ms in 10 s"
-# The drives' owner dies and comes back, while it is written to.
+# The owners of the drives and of the flash die and come back, while they are used.
 cleave-verify --socket /tmp/c/vhost/v.sock --depth 16 --bytes 16M --load /tmp/saved --save /tmp/saved2 \\
     >/tmp/verify 2>&1 &
 verifier=$!
 sleep 1
-kill -9 "$(process)"
+kill -9 "$(engine datanode-1-a)"
 sleep 1
 cleave --dir /tmp/c restart datanode-1-a
+kill -9 "$(engine host-1)"
+cleave --dir /tmp/c restart host-1
 wait $verifier || {{ tail -n 40 /tmp/verify /tmp/errors /tmp/c/log/*; exit 1; }}
 tail -n 1 /tmp/verify
 stop
@@ -78,6 +83,8 @@ verify --bytes 0 --load /tmp/saved2
 stop
 echo STATISTICS
 cat /tmp/stats
+echo STATUS
+cat /tmp/status
 """
 
 
@@ -85,7 +92,7 @@ class Cluster:
     """A guest in which `cleave dev` runs on namespaces of its controller."""
 
     def __init__(self, iommu):
-        self.controller = Controller(NAMESPACES, iommu=iommu)
+        self.controller = Controller(NAMESPACES, iommu=iommu, second=FLASH_MEGABYTES)
 
     def command(self):
         """What the guest runs."""
@@ -96,6 +103,7 @@ class Cluster:
             flag="" if self.controller.iommu else "--unsafe-without-iommu",
             address=ADDRESS,
             drives=" ".join(f"--drive {scheme}:{ADDRESS}/{number}" for number in numbers),
+            flash=f"{scheme}:{SECOND}",
             written=WRITTEN,
         )
 
@@ -117,13 +125,18 @@ class Cluster:
                 status, output = guest.run(seconds)
                 if status != 0:
                     raise GuestError(f"exit status {status}\n{output}")
-        said, statistics = output.split("STATISTICS", 1)
+        said, rest = output.split("STATISTICS", 1)
+        statistics, status = rest.split("STATUS", 1)
         controllers = json.loads(statistics)["controllers"]
         drives = [drive for controller in controllers for drive in controller["drives"]]
         written = sum(drive["write"]["bytes"] for drive in drives)
         if written < 8 * MIB:
             raise GuestError(f"only {written} bytes went to the drives\n{output}")
-        return f"{said}{written >> 20} MiB went to the drives"
+        flash = [device for host in json.loads(status)["hosts"] for device in host["flash"]["devices"]]
+        if len(flash) != 1 or flash[0]["state"] != "in_use" or flash[0]["bytes_written"] < MIB:
+            raise GuestError(f"flash was not used: {flash}\n{output}")
+        kept = flash[0]["bytes_written"]
+        return f"{said}{written >> 20} MiB went to the drives, {kept >> 20} MiB to flash"
 
 
 def stripped(program, folder):

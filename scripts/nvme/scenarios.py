@@ -19,6 +19,7 @@ else:
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 ADDRESS = "0000:00:05.0"
+SECOND = "0000:00:06.0"
 # The kernel's driver would probe namespaces, and meet the injected errors first.
 WITHOUT_KERNEL_DRIVER = "initcall_blacklist=nvme_init"
 IOMMU = "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"
@@ -65,16 +66,25 @@ class Namespace:
 class Controller:
     """QEMU's controller and its namespaces, over images in a folder."""
 
-    def __init__(self, namespaces, options="", iommu=True):
+    def __init__(self, namespaces, options="", iommu=True, second=0):
+        """`second`: MiB of the one namespace of another controller, at `SECOND`; 0 for none."""
         self.namespaces = namespaces
         self.options = options
         self.iommu = iommu
+        self.second = second
 
     def arguments(self, folder):
         """QEMU's arguments; makes the images."""
         arguments = ["-device", IOMMU] if self.iommu else []
         arguments += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
         arguments += ["-device", f"nvme,id=nvme0,serial=EXERCISE,addr=5{self.options}"]
+        if self.second:
+            with open(f"{folder}/second", "wb") as file:
+                file.truncate(self.second * MIB)
+            medium = f"driver=file,filename={folder}/second,node-name=second,discard=unmap"
+            arguments += ["-blockdev", medium]
+            sizes = "logical_block_size=4096,physical_block_size=4096"
+            arguments += ["-device", f"nvme,drive=second,serial=SECOND,addr=6,{sizes}"]
         for number, namespace in enumerate(self.namespaces, 1):
             with open(image(folder, number), "wb") as file:
                 file.truncate(namespace.megabytes * MIB)
@@ -113,8 +123,11 @@ class Controller:
     def take(self):
         """The command by which the guest takes the controller from the kernel; twice, which changes
         nothing."""
-        take = f"devices.sh take {ADDRESS} {'vfio-pci' if self.iommu else 'none'}"
-        return f"{take}\n{take}"
+        driver = "vfio-pci" if self.iommu else "none"
+        lines = [f"devices.sh take {ADDRESS} {driver}"] * 2
+        if self.second:
+            lines.append(f"devices.sh take {SECOND} {driver}")
+        return "\n".join(lines)
 
 
 def image(folder, number):

@@ -54,11 +54,11 @@ impl Medium for FileMedium {
 /// Opens a namespace as a drive. Lost: the device is not there, or does not work.
 pub(super) fn open(
     reactor: &Reactor,
-    nvme: &mut NvmeDrives,
+    nvme: &NvmeDrives,
     place: Place,
 ) -> Result<Rc<NvmeDrive>, Trouble> {
     let options = DriveOptions { depth: DEPTH, buffers: BUFFERS.into() };
-    nvme.open(place, &options, || idle(reactor)).map_err(|error| match error {
+    nvme.open_now(place, &options, || idle(reactor)).map_err(|error| match error {
         Error::System { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             Trouble::Lost(format!("there is no PCI device {}", place.address))
         }

@@ -53,8 +53,8 @@ impl Bench {
     fn open(&self) -> Result<Result<OpenDrive, String>, DriveFault> {
         let config = DriveConfig { id: 3, uuid: "AB".repeat(16), path: self.path() };
         let clock = Rc::clone(self.reactor.clock()) as Rc<dyn Clock>;
-        let mut nvme = NvmeDrives::new(clock);
-        let opened = open_all(&self.reactor, &mut nvme, OWNER, &[config])?;
+        let nvme = NvmeDrives::new(clock);
+        let opened = open_all(&self.reactor, &nvme, OWNER, &[config])?;
         Ok(opened.into_iter().next().unwrap().open)
     }
 

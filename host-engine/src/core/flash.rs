@@ -25,7 +25,7 @@ pub enum OpenFailure {
     Refused(String),
 }
 
-/// Opens a device for a core: the one place where the name of a device becomes a drive.
+/// Opens a device that is no NVMe namespace for a core.
 fn open_drive(
     reactor: &Reactor,
     place: &FlashPlace,
@@ -46,21 +46,32 @@ fn open_drive(
             let own = usize::try_from(size / u64::from(cores)).unwrap_or(usize::MAX);
             Ok(Rc::new(MemoryDrive::new(reactor, own)))
         }
-        FlashPlace::Nvme(name) => Err(OpenFailure::Refused(format!(
-            "{name}: this version drives no NVMe controllers for flash; name its block device"
-        ))),
+        FlashPlace::Nvme(_) => unreachable!("namespaces are opened by their driver"),
     }
 }
 
 impl Core<'_> {
     /// Opens a device and finds out what it is, or makes it one of this cluster's.
     pub(super) fn prepare_flash(&mut self, number: u64, order: FlashOrder) {
-        let drive = match open_drive(self.reactor, &order.place, order.cores, true) {
-            Ok(drive) => drive,
-            Err(failure) => return self.tell(number, Answer::FlashPrepared(Err(failure))),
+        let opened = match &order.place {
+            FlashPlace::Nvme(_) => None,
+            place => match open_drive(self.reactor, place, order.cores, true) {
+                Ok(drive) => Some(drive),
+                Err(failure) => return self.tell(number, Answer::FlashPrepared(Err(failure))),
+            },
         };
         let (flash, finished) = (self.core.flash().clone(), self.finished.clone());
+        let nvme = Rc::clone(&self.nvme);
         self.executor.spawn(Priority::Foreground, async move {
+            let drive: Rc<dyn Drive> = match (opened, &order.place) {
+                (None, FlashPlace::Nvme(text)) => match nvme.open(text, &order).await {
+                    Ok(drive) => drive,
+                    Err(failure) => {
+                        return finished.push(Finished::FlashRefused { number, failure });
+                    }
+                },
+                (opened, _) => opened.expect("what is no namespace was opened above"),
+            };
             let prepared = flash.prepare(&drive, order.cluster, order.device).await;
             let result = prepared.map_err(|error| OpenFailure::Refused(error.to_string()));
             finished.push(Finished::FlashPrepared { number, name: order.name, drive, result });
@@ -92,13 +103,14 @@ impl Core<'_> {
     }
 
     fn try_add_flash(&mut self, order: FlashOrder) -> Result<(), String> {
-        let FlashOrder { name, place, cluster, device, superblock, cores } = order;
+        let FlashOrder { name, place, cluster, device, superblock, cores, parts } = order;
         let reason = |failure| match failure {
             OpenFailure::Held(reason) | OpenFailure::Refused(reason) => reason,
         };
-        let drive = match self.prepared_flash.remove(&name) {
-            Some(drive) => drive,
-            None => open_drive(self.reactor, &place, cores, false).map_err(reason)?,
+        let drive: Rc<dyn Drive> = match (self.prepared_flash.remove(&name), &place) {
+            (Some(drive), _) => drive,
+            (None, FlashPlace::Nvme(_)) => self.nvme.adopt(&name, &parts).map_err(reason)?,
+            (None, _) => open_drive(self.reactor, &place, cores, false).map_err(reason)?,
         };
         let flash = self.core.flash().clone();
         let Some(superblock) = superblock else {
@@ -124,7 +136,7 @@ impl Core<'_> {
         let finished = self.finished.clone();
         self.executor.spawn(Priority::Foreground, async move {
             flash.gone(&name).await;
-            finished.push(Finished::FlashRetired { number });
+            finished.push(Finished::FlashRetired { number, name });
         });
     }
 

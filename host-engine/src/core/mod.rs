@@ -19,11 +19,13 @@
 
 mod background;
 mod flash;
+mod nvme;
 mod requests;
 mod serving;
 mod thread;
 
 pub use flash::OpenFailure;
+pub use nvme::NvmeParts;
 #[cfg(test)]
 pub use thread::ScriptedCore;
 pub use thread::{CoreHandle, CoreSettings, start};
@@ -45,6 +47,7 @@ use cleave_runtime::ring::{Consumer, Producer, Refused};
 use cleave_runtime::sync::Queue;
 use cleave_runtime_real::reactor::{Reactor, Turn};
 use cleave_vhost_user::{Disk, Request};
+use nvme::CoreNvme;
 use requests::{Taken, split};
 use serving::Serving;
 use slab::Slab;
@@ -85,8 +88,13 @@ enum Finished {
         name: String,
         reason: String,
     },
+    FlashRefused {
+        number: u64,
+        failure: OpenFailure,
+    },
     FlashRetired {
         number: u64,
+        name: String,
     },
     FlashClosed,
 }
@@ -106,6 +114,8 @@ struct Core<'r> {
     finished: Queue<Finished>,
     /// Drives that were prepared and not added yet.
     prepared_flash: BTreeMap<String, Rc<dyn Drive>>,
+    /// Devices of flash that it drives itself.
+    nvme: Rc<CoreNvme>,
     /// Its flash is closed.
     flash_closed: bool,
     vdisks: Slab<Serving>,
@@ -139,6 +149,7 @@ struct Core<'r> {
 impl Turn for Core<'_> {
     fn turn(&mut self) -> bool {
         let mut worked = std::mem::take(&mut self.wakeful);
+        worked |= self.nvme.turn(self.reactor);
         worked |= self.take_commands();
         worked |= self.take_finished();
         worked |= self.take_requests();
@@ -154,6 +165,7 @@ impl Turn for Core<'_> {
     }
 
     fn arm(&mut self) {
+        self.nvme.arm();
         for (_, serving) in &mut self.vdisks {
             let Some(disk) = &mut serving.disk else { continue };
             self.wakeful |= !disk.arm();
@@ -161,6 +173,7 @@ impl Turn for Core<'_> {
     }
 
     fn disarm(&mut self) {
+        self.nvme.disarm();
         let disks = self.vdisks.iter_mut().filter_map(|(_, serving)| serving.disk.as_mut());
         disks.for_each(Disk::disarm);
     }
@@ -421,7 +434,13 @@ impl Core<'_> {
                 Finished::FlashFailed { name, reason } => {
                     self.report(Report::FlashRetired { name, reason });
                 }
-                Finished::FlashRetired { number } => self.tell(number, Answer::FlashRetired),
+                Finished::FlashRefused { number, failure } => {
+                    self.tell(number, Answer::FlashPrepared(Err(failure)));
+                }
+                Finished::FlashRetired { number, name } => {
+                    self.nvme.close(self.reactor, &name);
+                    self.tell(number, Answer::FlashRetired);
+                }
                 Finished::FlashClosed => self.flash_closed = true,
                 Finished::Deleted { number, vdisk, result } => {
                     self.remove(vdisk);

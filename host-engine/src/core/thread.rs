@@ -1,6 +1,7 @@
 //! A core's thread, and the control thread's end of it.
 
 use super::background::BackgroundShare;
+use super::nvme::CoreNvme;
 use super::{Core, Finished};
 use crate::error::HostEngineError;
 use crate::measure::Measures;
@@ -13,6 +14,7 @@ use cleave_runtime::links::Links;
 use cleave_runtime::random::{Random, SplitMix};
 use cleave_runtime::ring::{Consumer, Producer, Refused, ring};
 use cleave_runtime::sync::{Outcome, Promise, Queue, promise};
+use cleave_runtime::time::Clock;
 use cleave_runtime_real::doorbell::EventDoorbell;
 use cleave_runtime_real::error::Error;
 use cleave_runtime_real::quic::{QuicConfig, QuicLinks};
@@ -117,6 +119,7 @@ fn run(
     let number = config.core;
     let core = HostCore::new(links, executor.clone(), random, config);
     let ended = Rc::new(Cell::new(false));
+    let nvme = Rc::new(CoreNvme::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>));
     let buffers = WRITE_BUFFERS.map(|(bytes, kept)| BufferPool::new(bytes, kept));
     let application = Core {
         reactor,
@@ -129,6 +132,7 @@ fn run(
         unreported: VecDeque::new(),
         finished: Queue::<Finished>::default(),
         prepared_flash: BTreeMap::new(),
+        nvme: Rc::clone(&nvme),
         flash_closed: false,
         vdisks: Slab::new(),
         places: BTreeMap::new(),
@@ -150,6 +154,7 @@ fn run(
         times: Vec::new(),
     };
     reactor.run(application, || ended.get());
+    nvme.shut_down(reactor);
 }
 
 impl CoreHandle {

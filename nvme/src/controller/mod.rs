@@ -139,8 +139,6 @@ struct Inner {
     started: Cell<bool>,
     /// Commands that the controller was asked to abort.
     aborts: Cell<u64>,
-    /// It may still reach memory, and nothing more can be done about it.
-    given_up: Cell<bool>,
     /// Notified each turn.
     ticks: Signal,
     looked: Cell<Moment>,
@@ -181,7 +179,6 @@ impl Controller {
             fault: RefCell::default(),
             started: Cell::new(false),
             aborts: Cell::new(0),
-            given_up: Cell::new(false),
             ticks: Signal::new(),
         });
         let working = Rc::new(Cell::new(false));
@@ -289,7 +286,7 @@ impl Controller {
     /// Whether something is under way that only turns bring further, and no interrupt announces: a
     /// reset, an abort, the reading of a log.
     pub fn is_working(&self) -> bool {
-        self.working.get() && !self.inner.given_up.get()
+        self.working.get() && !self.inner.shared.is_given_up()
     }
 
     /// Whether the controller was given up.
@@ -299,12 +296,12 @@ impl Controller {
 
     /// Whether it can be neither stopped nor kept from memory: what it was told of is never freed.
     pub fn is_given_up(&self) -> bool {
-        self.inner.given_up.get()
+        self.inner.shared.is_given_up()
     }
 
     /// Whether the device answers at all: one read of a register.
     pub fn answers(&self) -> bool {
-        !self.is_gone() && !self.inner.status().is_absent()
+        self.inner.shared.answers()
     }
 
     /// Makes the controller be reset; what is outstanding is completed as aborted.

@@ -131,7 +131,7 @@ impl Inner {
                 if self.shared.phase().state == PairState::Stopping {
                     // Not even memory could be taken from it: nothing that it was told of is freed.
                     self.tell(ControllerEvent::Gone(last.clone()));
-                    self.given_up.set(true);
+                    self.shared.give_up();
                     std::future::pending::<()>().await;
                 }
                 // It may still work on what it was told before: it must not reach memory again.

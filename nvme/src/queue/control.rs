@@ -3,6 +3,7 @@
 
 use crate::dma::DmaBuffer;
 use crate::error::Violation;
+use crate::spec::registers::{ControllerStatus, STATUS};
 use crate::transport::Transport;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,11 +28,28 @@ pub(crate) struct Phase {
 pub(crate) struct Shared {
     pub(crate) transport: Arc<dyn Transport>,
     phase: AtomicU32,
+    /// The controller may still reach memory, and nothing more can be done about it.
+    given_up: AtomicBool,
 }
 
 impl Shared {
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Shared {
-        Shared { transport, phase: AtomicU32::new(PairState::Stopped as u32) }
+        let phase = AtomicU32::new(PairState::Stopped as u32);
+        Shared { transport, phase, given_up: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Whether the device answers at all: one read of a register.
+    pub(crate) fn answers(&self) -> bool {
+        let status = ControllerStatus(self.transport.registers().read(STATUS));
+        self.phase().state != PairState::Gone && !status.is_absent()
     }
 
     pub(crate) fn phase(&self) -> Phase {

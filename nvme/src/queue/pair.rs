@@ -24,6 +24,7 @@ use crate::error::IoError;
 use crate::spec::completion::Status;
 use cleave_runtime::time::Moment;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -45,6 +46,12 @@ pub struct PairRings {
     pub(crate) lists: DmaBuffer,
     pub(crate) shared: Arc<Shared>,
     pub(crate) control: Arc<PairControl>,
+}
+
+impl fmt::Debug for PairRings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PairRings({}, queue {})", self.shared.transport.name(), self.queue)
+    }
 }
 
 impl PairRings {

@@ -61,6 +61,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-flash",
             "cleave-format",
             "cleave-host-core",
+            "cleave-nvme",
             "cleave-process",
             "cleave-runtime",
             "cleave-runtime-real",

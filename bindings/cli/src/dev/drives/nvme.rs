@@ -32,10 +32,10 @@ impl Taken {
         Taken { clock, nvme }
     }
 
-    fn open(&mut self, place: Place) -> Result<Rc<NvmeDrive>> {
+    fn open(&self, place: Place) -> Result<Rc<NvmeDrive>> {
         let options = DriveOptions { depth: 1, buffers: vec![(BEGINNING, 1)] };
         let clock = Rc::clone(&self.clock);
-        Ok(self.nvme.open(place, &options, || idle(&clock))?)
+        Ok(self.nvme.open_now(place, &options, || idle(&clock))?)
     }
 
     fn complete(
@@ -46,7 +46,7 @@ impl Taken {
         buffer: Option<Buffer>,
     ) -> Result<Option<Buffer>> {
         let (result, buffer) = drive.complete(operation, buffer, || idle(&self.clock));
-        let path = PathBuf::from(drive.controller().name());
+        let path = PathBuf::from(drive.name());
         result.map_err(|error| Error::Drive { number, path, reason: error.to_string() })?;
         Ok(buffer)
     }
@@ -64,7 +64,7 @@ fn idle(clock: &RealClock) {
 
 /// Formats the namespaces, durably.
 pub fn create(owner: Owner, places: &[Place], erase: bool) -> Result<Vec<Drive>> {
-    let mut taken = Taken::new();
+    let taken = Taken::new();
     let mut drives = Vec::new();
     for (number, place) in (0..).zip(places) {
         let opened = taken.open(*place)?;
@@ -98,7 +98,7 @@ pub fn create(owner: Owner, places: &[Place], erase: bool) -> Result<Vec<Drive>>
 
 /// Looks at the drives of a cluster that exists. The numbers of those whose controllers are missing.
 pub fn check_all(owner: Owner, drives: &[(&Drive, Place)]) -> Result<Vec<u16>> {
-    let mut taken = Taken::new();
+    let taken = Taken::new();
     let mut missing = Vec::new();
     for (drive, place) in drives {
         if !place.address.path().exists() {
