@@ -16,8 +16,10 @@ BUILD_PACKAGES=(gcc libc6-dev)
 GUEST_PACKAGES=(python3 qemu-system-x86 qemu-utils busybox-static fio e2fsprogs)
 # What torture does to networks and drives.
 TORTURE_PACKAGES=(iproute2 nftables util-linux e2fsprogs)
+# What the store of several machines is built and tested with.
+STORE_PACKAGES=(protobuf-compiler libprotobuf-dev etcd-server etcd-client)
 # What tests need beside: measurements that guard against regressions.
-TEST_PACKAGES=(valgrind "${TORTURE_PACKAGES[@]}")
+TEST_PACKAGES=(valgrind strace binutils "${STORE_PACKAGES[@]}" "${TORTURE_PACKAGES[@]}")
 
 say() {
     printf '\n== %s\n' "$*"

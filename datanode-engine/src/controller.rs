@@ -24,12 +24,14 @@ use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::vault::vault_capacity;
 use cleave_datanode_core::{DataNode, GRANTS_KEPT, Settings, World};
 use cleave_format::ids::{ClusterId, DatanodeId};
+use cleave_nvme::owner::{HEARTBEAT, NvmeDrives};
 use cleave_process::arguments::Launch;
 use cleave_process::ask::{Asker, Questions, questions};
 use cleave_process::machine::{processors, spin};
 use cleave_process::stop::Stop;
-use cleave_runtime::executor::Priority;
+use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::PeerAddress;
+use cleave_runtime::time::Clock;
 use cleave_runtime_real::drive::{DriveOptions, FileDrive};
 use cleave_runtime_real::huge;
 use cleave_runtime_real::identity::Identity;
@@ -37,6 +39,7 @@ use cleave_runtime_real::quic::{QuicConfig, QuicLinks};
 use cleave_runtime_real::reactor::{Reactor, ReactorConfig, Turn};
 use std::cell::{Cell, RefCell};
 use std::error::Error;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -75,11 +78,19 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let store = StoreClient::new(Rc::new(store));
 
     let owner = Owner { cluster: config.cluster.parse()?, datanode: DatanodeId(config.datanode) };
+    let mut nvme = NvmeDrives::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>);
     let drives = match config.controller {
-        0 => open_all(&reactor, owner, &config.drives)?,
+        0 => open_all(&reactor, &mut nvme, owner, &config.drives)?,
         // The active's alone: two writers of one drive would need more than a lock (C15).
         _ => Vec::new(),
     };
+    let nvme = Rc::new(nvme);
+    if !nvme.is_empty() {
+        for event in nvme.events() {
+            reactor.watch(event.as_raw_fd());
+        }
+        reactor.executor().spawn(Priority::Foreground, beat(reactor.executor().clone()));
+    }
     let log = log_settings(config.nvlog_capacity);
     vault_file::prepare(
         &config.vault,
@@ -129,12 +140,18 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
         stop: stop.clone(),
         stopping: false,
         node: Rc::clone(&node),
+        nvme: Rc::clone(&nvme),
+        armed: false,
         executor: reactor.executor().clone(),
         failure: Rc::clone(&failure),
         over: Rc::default(),
     };
     let over = Rc::clone(&shell.over);
     reactor.run(shell, || over.get());
+    nvme.shut_down(|| {
+        reactor.clock().refresh();
+        std::thread::yield_now();
+    });
     match failure.take().or_else(|| node.failure().map(ControllerError::Failed)) {
         Some(failure) => Err(failure.into()),
         None => {
@@ -200,6 +217,14 @@ async fn check_cluster(
     }
 }
 
+/// Keeps a core from sleeping for long while it has NVMe controllers, so that it sees when commands are out
+/// of time and when one is gone.
+async fn beat(executor: Executor) {
+    loop {
+        executor.sleep(HEARTBEAT).await;
+    }
+}
+
 /// What the reactor runs.
 struct Shell {
     control: Rc<Control>,
@@ -207,14 +232,22 @@ struct Shell {
     stop: Stop,
     stopping: bool,
     node: Rc<DataNode>,
-    executor: cleave_runtime::executor::Executor,
+    nvme: Rc<NvmeDrives>,
+    /// The core is about to sleep.
+    armed: bool,
+    executor: Executor,
     failure: Rc<RefCell<Option<ControllerError>>>,
     over: Rc<Cell<bool>>,
 }
 
 impl Turn for Shell {
     fn turn(&mut self) -> bool {
-        let mut worked = self.node.turn();
+        let mut worked = self.nvme.turn();
+        for (name, event) in self.nvme.take_events() {
+            tracing::warn!(%name, "NVMe controller: {event}");
+        }
+        worked |= self.node.turn();
+        worked |= self.armed && self.nvme.must_poll();
         while let Some((question, reply)) = self.asked.next() {
             worked = true;
             let control = Rc::clone(&self.control);
@@ -235,6 +268,16 @@ impl Turn for Shell {
             self.over.set(true);
         }
         worked
+    }
+
+    fn arm(&mut self) {
+        self.nvme.arm();
+        self.armed = true;
+    }
+
+    fn disarm(&mut self) {
+        self.nvme.disarm();
+        self.armed = false;
     }
 }
 

@@ -5,20 +5,23 @@
 //! goes on without it. One damaged copy of the superblock is written anew from the other, as the
 //! next generation (C17): a crash while it is written leaves the intact copy.
 
+mod medium;
+
 use crate::error::{DriveFault, DriveProblem};
 use cleave_control::config::DriveConfig;
 use cleave_datanode_core::drives::OpenDrive;
 use cleave_format::FormatError;
 use cleave_format::ids::{ClusterId, DatanodeId, DriveId};
 use cleave_format::superblock::{COPIES, DriveIdentity, SUPERBLOCK, Superblock, choose};
+use cleave_nvme::owner::NvmeDrives;
+use cleave_nvme::place::Place;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::drives::Drive;
 use cleave_runtime_real::drive::{DriveOptions, FileDrive};
 use cleave_runtime_real::error::Error;
 use cleave_runtime_real::reactor::Reactor;
-use std::fs::{File, OpenOptions};
+use medium::{FileMedium, Medium, NvmeMedium};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -56,15 +59,16 @@ impl From<DriveProblem> for Trouble {
 }
 
 /// Opens all drives of the configuration, alone among processes: waits for a predecessor's last I/O
-/// (C15). Blocks.
+/// (C15). NVMe controllers that are driven from here go to `nvme`. Blocks.
 pub fn open_all(
     reactor: &Reactor,
+    nvme: &mut NvmeDrives,
     owner: Owner,
     drives: &[DriveConfig],
 ) -> Result<Vec<ConfiguredDrive>, DriveFault> {
     let mut opened = Vec::with_capacity(drives.len());
     for DriveConfig { id, uuid, path } in drives {
-        let open = match open(reactor, owner, DriveId(*id), uuid, path) {
+        let open = match open(reactor, nvme, owner, DriveId(*id), uuid, path) {
             Ok(open) => Ok(open),
             Err(Trouble::Lost(reason)) => {
                 tracing::warn!(drive = id, path = %path.display(), "drive is lost: {reason}");
@@ -82,20 +86,34 @@ pub fn open_all(
 
 fn open(
     reactor: &Reactor,
+    nvme: &mut NvmeDrives,
     owner: Owner,
     drive: DriveId,
     uuid: &str,
     path: &Path,
 ) -> Result<OpenDrive, Trouble> {
-    look(path)?;
-    let opened = FileDrive::open(reactor, path, &DriveOptions::default()).map_err(refused)?;
-    // Held alone from here on, so that what is read now stays.
-    let superblock = superblock(path, owner, drive, uuid)?;
+    let place = Place::of_path(path).map_err(DriveProblem::Place)?;
+    let (opened, superblock): (Rc<dyn Drive>, _) = match place {
+        Some(place) => {
+            let opened = medium::open(reactor, nvme, place)?;
+            let medium = NvmeMedium { reactor, drive: &opened };
+            let superblock = superblock(&medium, path, owner, drive, uuid)?;
+            (opened, superblock)
+        }
+        None => {
+            look(path)?;
+            let opened = FileDrive::open(reactor, path, &DriveOptions::default());
+            let opened = opened.map_err(refused)?;
+            // Held alone from here on, so that what is read now stays.
+            let superblock = superblock(&FileMedium::open(path)?, path, owner, drive, uuid)?;
+            (Rc::new(opened), superblock)
+        }
+    };
     if superblock.drive_size > opened.capacity() {
         let (before, now) = (superblock.drive_size, opened.capacity());
         return Err(Trouble::Lost(format!("it shrank from {before} to {now} bytes")));
     }
-    Ok(OpenDrive { drive: Rc::new(opened), superblock })
+    Ok(OpenDrive { drive: opened, superblock })
 }
 
 /// Whether there is anything to open.
@@ -130,16 +148,16 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// Reads, checks and, where one copy is damaged, repairs the superblock.
 fn superblock(
+    medium: &dyn Medium,
     path: &Path,
     owner: Owner,
     drive: DriveId,
     uuid: &str,
 ) -> Result<Superblock, Trouble> {
-    let lost = |error: io::Error| Trouble::Lost(format!("its superblock: {error}"));
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(lost)?;
     let mut copies = [[0; SUPERBLOCK]; COPIES];
     for (index, copy) in copies.iter_mut().enumerate() {
-        file.read_exact_at(copy, (index * SUPERBLOCK) as u64).map_err(lost)?;
+        let read = medium.read((index * SUPERBLOCK) as u64, copy);
+        read.map_err(|error| Trouble::Lost(format!("its superblock: {error}")))?;
     }
     let (newest, at) = choose(&copies[0], &copies[1]).map_err(|error| match error {
         FormatError::Magic(_) => DriveProblem::NotOurs,
@@ -153,7 +171,7 @@ fn superblock(
     if is_intact(&copies[1 - at], 1 - at) {
         return Ok(newest);
     }
-    repair(&file, newest, path)
+    repair(medium, newest, path)
 }
 
 fn is_intact(copy: &[u8], index: usize) -> bool {
@@ -162,11 +180,11 @@ fn is_intact(copy: &[u8], index: usize) -> bool {
 }
 
 /// Writes the next generation, which lives where the damaged copy is.
-fn repair(file: &File, intact: Superblock, path: &Path) -> Result<Superblock, Trouble> {
+fn repair(medium: &dyn Medium, intact: Superblock, path: &Path) -> Result<Superblock, Trouble> {
     let next = Superblock { generation: intact.generation + 1, ..intact };
-    let failed = |error: io::Error| Trouble::Fatal(DriveProblem::Repair(error));
-    file.write_all_at(&next.encode(), next.copy_offset()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
+    medium
+        .write(next.copy_offset(), &next.encode())
+        .map_err(|error| Trouble::Fatal(DriveProblem::Repair(error)))?;
     reached(Point::SuperblockWritten);
     tracing::warn!(path = %path.display(), "one copy of the superblock was damaged; it is repaired");
     Ok(next)

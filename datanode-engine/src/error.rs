@@ -47,6 +47,12 @@ pub enum DriveProblem {
     /// The runtime refuses it.
     #[error("{0}")]
     Open(cleave_runtime_real::error::Error),
+    /// The driver refuses it.
+    #[error("{0}")]
+    Nvme(cleave_nvme::error::Error),
+    /// It names a controller as nobody would.
+    #[error("{0}")]
+    Place(String),
     /// The intact copy could not be written over the other one.
     #[error("the damaged copy of its superblock cannot be repaired: {0}")]
     Repair(io::Error),

@@ -18,10 +18,12 @@ use cleave_control::status::VdiskServing;
 use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{Outcome, StoreError, VdiskOwner};
 use cleave_format::ids::{Epoch, VdiskId};
+use cleave_host_core::HostError;
 use cleave_process::lock::{KernelLock, holder};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::sync::Signal;
 use cleave_vhost_user::DiskConfig;
+use cleave_wire::Refusal;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -179,6 +181,14 @@ async fn step(
         without_device: deleting,
     };
     match vdisk.core.ask(Order::Open(Box::new(order))).wait().await {
+        Some(Answer::Opened(Err(error)))
+            if deleting && is_sealed(&error) && is_owner(engine, vdisk.id, epoch).await? =>
+        {
+            // Not because of a newer owner: the log has the deletion already, of a process that died before
+            // anybody learned of it (C28).
+            tracing::info!(vdisk = vdisk.name, "was deleted before");
+            return Ok(true);
+        }
         Some(Answer::Opened(opened)) => opened?,
         _ => return Err(OpenError::Stopping.into()),
     }
@@ -206,6 +216,17 @@ async fn step(
     }
     vdisk.epoch.set(0);
     outcome.map(|()| false)
+}
+
+/// Whether the log does not accept this owner.
+fn is_sealed(error: &OpenError) -> bool {
+    matches!(error, OpenError::Vdisk(HostError::Refused { refusal: Refusal::Sealed, .. }))
+}
+
+/// Whether the store has this epoch as the newest one.
+async fn is_owner(engine: &Engine, vdisk: VdiskId, epoch: Epoch) -> Result<bool, StoreError> {
+    let found = engine.store.get_record::<VdiskOwner>(&owner_key(vdisk.0)).await?;
+    Ok(found.is_some_and(|(owner, _)| owner.epoch == epoch.0))
 }
 
 /// Serves until something else is wanted.

@@ -12,7 +12,9 @@ use cleave_runtime::time::Moment;
 use std::time::Duration;
 
 /// Polls between two looks at the clock: reading it costs about as much as a poll that finds nothing.
-const POLLS: u32 = 16;
+const POLLS: u64 = 16;
+/// Polls that find nothing, measured beforehand.
+const IDLE_POLLS: u64 = 4096;
 
 /// When it is enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub struct BenchReport {
     pub processor: Duration,
     /// Writes to the controller's registers.
     pub doorbells: u64,
+    /// Polls that found nothing, and had nothing to submit: waiting.
+    pub empty_polls: u64,
+    /// What such a poll takes.
+    pub empty_poll: Duration,
 }
 
 impl BenchReport {
@@ -110,13 +116,24 @@ pub fn bench(
         places,
         submitted: 0,
         done: 0,
+        empty_polls: 0,
     };
     for _ in 0..options.depth {
         let memory = controller.transport().memory().allocate(options.bytes);
         run.free.push(memory.map_err(Error::system("memory for requests"))?);
     }
+    let mut at = now();
+    let idle = at;
+    for _ in 0..IDLE_POLLS / POLLS {
+        (0..POLLS).try_for_each(|_| run.turn(false, at)).map_err(BenchError::Request)?;
+        controller.turn();
+        at = now();
+    }
+    let empty_poll = at.since(idle) / IDLE_POLLS as u32;
+    run.empty_polls = 0;
+    let doorbells = run.pair.doorbells();
     let (begin, used) = (now(), processor_time());
-    let mut at = begin;
+    at = begin;
     loop {
         for _ in 0..POLLS {
             let more = match options.until {
@@ -129,7 +146,9 @@ pub fn bench(
                     requests: run.done,
                     elapsed: now().since(begin),
                     processor: processor_time().saturating_sub(used),
-                    doorbells: run.pair.doorbells(),
+                    doorbells: run.pair.doorbells() - doorbells,
+                    empty_polls: run.empty_polls,
+                    empty_poll,
                 });
             }
         }
@@ -149,10 +168,12 @@ struct Run {
     places: u64,
     submitted: u64,
     done: u64,
+    empty_polls: u64,
 }
 
 impl Run {
     fn turn(&mut self, more: bool, now: Moment) -> Result<(), IoError> {
+        let before = (self.submitted, self.done);
         while more && let Some(memory) = self.free.pop() {
             let (first, blocks) = (self.random.below(self.places) * self.blocks, self.blocks);
             let operation = match self.writes {
@@ -172,6 +193,7 @@ impl Run {
             self.done += 1;
             self.free.push(completion.memory);
         }
+        self.empty_polls += u64::from(before == (self.submitted, self.done));
         Ok(())
     }
 }
@@ -206,6 +228,7 @@ mod tests {
             // Up to the depth more are on their way when it is enough.
             assert!((100..104).contains(&report.requests), "{report:?}");
             assert!(report.doorbells > 0 && report.rate() > 0.0);
+            assert!(report.empty_polls > 0 && !report.empty_poll.is_zero());
         }
         let until = Until::Span(Duration::from_millis(5));
         let options = BenchOptions { depth: 2, bytes: 8192, writes: false, until };

@@ -104,11 +104,13 @@ impl NvmeDrives {
 
     /// What happened to controllers since this was asked last, with their names.
     pub fn take_events(&self) -> Vec<(String, ControllerEvent)> {
-        let of = |controller: &Rc<Controller>| {
-            let name = controller.name();
-            controller.take_events().into_iter().map(move |event| (name.clone(), event))
-        };
-        self.controllers().flat_map(of).collect()
+        let mut taken = Vec::new();
+        for controller in self.controllers() {
+            for event in controller.take_events() {
+                taken.push((controller.name(), event));
+            }
+        }
+        taken
     }
 
     /// The files that become readable when something completes while the core sleeps: to be watched.
@@ -133,7 +135,7 @@ impl NvmeDrives {
     }
 
     /// Tells all controllers that power may go, and stops them. Drives must have been flushed. Blocks.
-    pub fn shut_down(self, mut idle: impl FnMut()) {
+    pub fn shut_down(&self, mut idle: impl FnMut()) {
         for (name, (_, controller)) in &self.controllers {
             // It is stopped all the same, and what was flushed is durable.
             if let Err(error) = controller.run(controller.shut_down(), &mut idle) {

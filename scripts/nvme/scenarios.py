@@ -324,7 +324,7 @@ def _both_ways(iommu):
     }
 
 
-SCENARIOS = {
+EXERCISES = {
     f"{way}-{name}": exercise
     for way, iommu in (("iommu", True), ("physical", False))
     for name, exercise in _both_ways(iommu).items()

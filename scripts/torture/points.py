@@ -174,7 +174,7 @@ def active_points(crashes, parts):
     """The active controller; it is down before and after."""
 
     def restart_host():
-        crashes.kill(HOST)
+        parts.kill(HOST)
         parts.start_part(HOST)
 
     for point in (
@@ -196,10 +196,16 @@ def active_points(crashes, parts):
         "catalog.applied",
     ):
         crashes.die(ACTIVE, point, nth=20 if point in ("log.appended", "log.held") else 1)
-    # A host says hello to the active by a new incarnation, and seals.
+    # A host says hello to the active by a new incarnation, and seals. The guest sleeps meanwhile, as above.
+    crashes.start(ACTIVE)
+    crashes.load.until_attached()
+    crashes.load.pause_guest()
+    crashes.kill(ACTIVE)
     for point in ("log.host-start.appended", "log.seal.appended"):
         crashes.die(ACTIVE, point, restart_host)
+    crashes.load.resume_guest()
     crashes.start(ACTIVE)
+    crashes.load.until_attached()
     _deletion(crashes, parts, ACTIVE, "log.delete.appended")
     crashes.kill(ACTIVE)
 

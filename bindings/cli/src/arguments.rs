@@ -1,12 +1,14 @@
 //! The command line. Values are checked while it is parsed, so that nothing has happened when one is wrong.
 
 use crate::image::Format;
+use crate::nvme::NvmeCommand;
 use clap::{Args, Parser, Subcommand};
 use cleave_control::config::{DRIVES_MAX, DRIVES_MIN, MEMORY_BYTES_MIN, NVLOG_BYTES_MIN};
 use cleave_control::names::parse_vdisk;
 use cleave_control::size::{format_size, parse_size, parse_vdisk_size};
 use cleave_format::flash::FLASH_SIZE_MIN;
 use cleave_format::superblock::DRIVE_SIZE_MIN;
+use cleave_nvme::place::Place;
 use std::path::PathBuf;
 
 /// Cleave: split block storage for KVM.
@@ -41,6 +43,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// NVMe controllers that are driven from userspace; needs no cluster.
+    #[command(subcommand)]
+    Nvme(NvmeCommand),
     /// Create, list, change and attach vdisks.
     #[command(subcommand)]
     Vdisk(VdiskCommand),
@@ -126,6 +131,13 @@ pub struct DevOptions {
     /// Size of each drive; files are sparse [default: 16G]
     #[arg(long, value_name = "SIZE", value_parser = drive_size)]
     pub drive_size: Option<u64>,
+    /// Use these NVMe namespaces as drives, driven from userspace, in place of files: at least 3, as
+    /// nvme:PCI-ADDRESS/NAMESPACE.
+    #[arg(long = "drive", value_name = "PLACE", conflicts_with_all = ["drives", "drive_size", "memory_drives"])]
+    pub places: Vec<Place>,
+    /// With --drive, when the cluster is created: erase namespaces that are not empty.
+    #[arg(long, requires = "places")]
+    pub erase_drives: bool,
     /// Keep drives in memory: nothing survives the end of this command.
     #[arg(long)]
     pub memory_drives: bool,

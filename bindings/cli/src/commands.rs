@@ -28,7 +28,9 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
     let dir = dir.ok_or(Error::NoDirectory)?;
     let dir = std::path::absolute(&dir).map_err(crate::error::file("find", &dir))?;
     match command {
-        Command::Dev(_) => unreachable!("dev is not a command to a running cluster"),
+        Command::Dev(_) | Command::Nvme(_) => {
+            unreachable!("this is not a command to a running cluster")
+        }
         Command::Status { json } => match ask(&dir, &Request::Status {})? {
             Reply::Status(status) if json => print_json(&status),
             Reply::Status(status) => print(&text::status(&status)),
@@ -167,7 +169,8 @@ fn print_json<T: Serialize>(value: &T) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value).expect("answers are plain data")))
 }
 
-fn print(text: &str) -> Result<()> {
+/// Prints to standard output.
+pub fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever read it has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -49,6 +49,8 @@ pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
         drives: options.drives,
         drive_size: options.drive_size,
         memory_drives: options.memory_drives,
+        places: options.places.clone(),
+        erase: options.erase_drives,
         encrypted: options.encrypt,
         key_file: options.key_file.as_deref().map(absolute).transpose()?,
         host_memory: options.host_memory,

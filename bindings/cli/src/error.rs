@@ -113,6 +113,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An NVMe controller.
+    #[error("{0}")]
+    Nvme(#[from] cleave_nvme::error::Error),
+    /// A measurement of one.
+    #[error("{0}")]
+    Bench(#[from] cleave_nvme::bench::BenchError),
     /// An engine that does not exist.
     #[error("{name} is no engine of this cluster; there are {known}")]
     UnknownEngine {

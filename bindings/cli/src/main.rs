@@ -6,6 +6,7 @@
 //! | [`dev`] | the supervisor of a cluster on one machine |
 //! | [`commands`] | what an operator asks a running cluster |
 //! | [`image`] | import and export of images |
+//! | [`nvme`] | NVMe controllers, driven from userspace |
 //! | [`error`] | every failure: one line, and what to do |
 //!
 //! Only a cluster's supervisor writes in its directory; commands speak to it over its control socket.
@@ -16,6 +17,7 @@ mod commands;
 mod dev;
 mod error;
 mod image;
+mod nvme;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let dir = arguments.dir;
     let result = match arguments.command {
         Command::Dev(options) => dev::run(dir, &options),
+        Command::Nvme(command) => nvme::run(command),
         command => commands::run(dir, command),
     };
     match result {

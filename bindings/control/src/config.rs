@@ -150,7 +150,7 @@ pub struct DriveConfig {
     pub id: u16,
     /// Its identity, as in its superblock: 32 hexadecimal digits.
     pub uuid: String,
-    /// A raw disk or a file.
+    /// A raw disk or a file, or `nvme:PCI-ADDRESS/NAMESPACE` for one that is driven from userspace.
     pub path: PathBuf,
 }
 
@@ -295,7 +295,7 @@ impl DatanodeConfig {
         for drive in &self.drives {
             let field = format!("drives, id {}", drive.id);
             check_hex(&field, &drive.uuid)?;
-            check_path(&field, &drive.path)?;
+            check_drive(&field, &drive.path)?;
             let new = [
                 ids.insert(drive.id),
                 uuids.insert(drive.uuid.to_ascii_lowercase()),
@@ -369,6 +369,13 @@ fn check_path(field: &str, path: &Path) -> Result<(), (String, String)> {
         return wrong(field, format!("{path:?} is not an absolute path"));
     }
     Ok(())
+}
+
+/// What follows the scheme is the driver's to understand.
+fn check_drive(field: &str, path: &Path) -> Result<(), (String, String)> {
+    let schemes = ["nvme:", "nvme-unsafe:"];
+    let named = |text: &str| schemes.iter().any(|scheme| text.starts_with(scheme));
+    if path.to_str().is_some_and(named) { Ok(()) } else { check_path(field, path) }
 }
 
 fn check_socket(field: &str, path: &Path) -> Result<(), (String, String)> {

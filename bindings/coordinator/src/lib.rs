@@ -15,11 +15,14 @@
 //! | [`hub`] | many clients of one [`RedbStore`]: operations in, answers and watch events out |
 //! | [`server`], [`socket`] | the hub behind a Unix socket, and [`SocketStore`] at its other end |
 //! | [`listener`] | Unix sockets of mode 0600 |
+//! | `conformance` | what every store must do, as one suite |
 //! | [`direct`] | [`DirectStore`]: the hub without a socket, for the simulator |
 
 #![forbid(unsafe_code)]
 
 pub mod client;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod contract;
 pub mod direct;
 pub mod encoding;

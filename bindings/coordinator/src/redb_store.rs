@@ -194,7 +194,10 @@ impl RedbStore {
         transaction: &Transaction,
     ) -> Result<Result<Answer, StoreError>, redb::Error> {
         let answer = |outcome| Ok(Ok(Answer::Transacted(outcome)));
-        let write = self.database().begin_write()?;
+        let mut write = self.database().begin_write()?;
+        // In two phases, so that after a crash rot is not taken for a transaction that was cut short: what was
+        // acknowledged is never rolled back.
+        write.set_two_phase_commit(true);
         let revision = self.revision + 1;
         let mut effective = Vec::new();
         {
@@ -317,12 +320,33 @@ fn create_file(path: &Path, options: &OpenOptions) -> Result<(), OpenError> {
 }
 
 fn open_backend(backend: impl StorageBackend, path: &Path) -> Result<(Database, u64), OpenError> {
+    guarded(|| open_unguarded(backend, path))
+        .unwrap_or_else(|reason| Err(OpenError::Damaged { path: path.to_owned(), reason }))
+}
+
+/// Opens a file that may be damaged: on some damage redb panics. The thread's name tells a daemon, which ends at any
+/// other panic, that this one is expected.
+fn guarded<T: Send>(open: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("opening a database".to_owned());
+        let opening = thread.spawn_scoped(scope, open).map_err(|error| error.to_string())?;
+        opening.join().map_err(|_| "its pages contradict each other".to_owned())
+    })
+}
+
+fn open_unguarded(backend: impl StorageBackend, path: &Path) -> Result<(Database, u64), OpenError> {
     let mut builder = redb::Builder::new();
-    let database = builder
+    let mut database = builder
         .set_cache_size(CACHE_BYTES)
         .create_with_backend(backend)
         .map_err(|error| cannot_open(error, path))?;
     let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
+    // Every page against its checksum, which redb compares by itself only after a crash.
+    match database.check_integrity() {
+        Ok(true) => {}
+        Ok(false) => return Err(damaged("its pages do not match their checksums".to_owned())),
+        Err(error) => return Err(cannot_open(error, path)),
+    }
     match prepare(&database) {
         Ok(Ok(revision)) => Ok((database, revision)),
         Ok(Err(reason)) => Err(damaged(reason)),

@@ -1,6 +1,13 @@
-//! One suite for every way to a store, run over the direct store and over the socket.
+//! The suite over the direct store and over the socket, and what is particular to them.
 
-mod conformance;
 mod faults;
 mod sockets;
 mod world;
+
+mod direct {
+    crate::store_conformance!(super::world::Direct::new());
+}
+
+mod socket {
+    crate::store_conformance!(super::world::Sockets::new());
+}

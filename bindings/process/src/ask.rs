@@ -16,10 +16,10 @@ const WAITING_MAX: usize = 64;
 type Asked<Q, A> = (Q, Reply<A>);
 
 /// The asking end.
-pub struct Asker<Q, A>(Mutex<Producer<Asked<Q, A>>>);
+pub struct Asker<Q: Send, A: Send>(Mutex<Producer<Asked<Q, A>>>);
 
 /// The core's end.
-pub struct Questions<Q, A>(Consumer<Asked<Q, A>>);
+pub struct Questions<Q: Send, A: Send>(Consumer<Asked<Q, A>>);
 
 /// For the answer to one question.
 pub struct Reply<A>(SyncSender<A>);

@@ -93,9 +93,16 @@ fn fatal(name: &str, error: &dyn Error) -> String {
     format!("{name}: {}\n", lines.join(" "))
 }
 
+/// Threads of this name are joined by somebody who takes their panic for damage of the file that they open: the
+/// databases of catalog and store.
+const OPENING: &str = "opening a database";
+
 fn end_on_panic(name: &'static str) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
+        if thread.name() == Some(OPENING) {
+            return;
+        }
         let line = format!(
             "{name}: bug in thread {}: {}\n",
             thread.name().unwrap_or("unnamed"),

@@ -9,18 +9,21 @@
 //! A wake goes through a mutex that only foreign threads can contend for. Per-I/O work is not done
 //! in tasks (DESIGN rule 6).
 
+use crate::atomic;
 use crate::time::{Clock, Moment};
+use inbox::{Inbox, Queued};
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::Duration;
+
+mod inbox;
 
 /// Which run queue a task waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,17 +57,16 @@ struct TaskName {
 }
 
 /// Where wakes arrive, also from other threads.
-struct Inbox {
-    woken: Mutex<Vec<TaskName>>,
-    any: AtomicBool,
-    home: ThreadId,
+struct Home {
+    inbox: Inbox<TaskName>,
+    thread: ThreadId,
     doorbell: Arc<dyn Doorbell>,
 }
 
 struct TaskWaker {
     name: TaskName,
-    queued: AtomicBool,
-    inbox: Arc<Inbox>,
+    queued: Queued,
+    home: Arc<Home>,
 }
 
 impl Wake for TaskWaker {
@@ -73,14 +75,10 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.queued.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let inbox = &self.inbox;
-        inbox.woken.lock().unwrap_or_else(PoisonError::into_inner).push(self.name);
-        inbox.any.store(true, Ordering::SeqCst);
-        if std::thread::current().id() != inbox.home {
-            inbox.doorbell.ring();
+        let home = &self.home;
+        let queued = home.inbox.wake(&self.queued, self.name);
+        if queued && std::thread::current().id() != home.thread {
+            home.doorbell.ring();
         }
     }
 }
@@ -116,7 +114,7 @@ impl Ord for Timer {
 
 struct Inner {
     clock: Rc<dyn Clock>,
-    inbox: Arc<Inbox>,
+    home: Arc<Home>,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     foreground: RefCell<VecDeque<TaskName>>,
@@ -132,15 +130,10 @@ pub struct Executor(Rc<Inner>);
 impl Executor {
     /// An executor whose home is the calling thread.
     pub fn new(clock: Rc<dyn Clock>, doorbell: Arc<dyn Doorbell>) -> Executor {
-        let inbox = Inbox {
-            woken: Mutex::default(),
-            any: AtomicBool::new(false),
-            home: std::thread::current().id(),
-            doorbell,
-        };
+        let home = Home { inbox: Inbox::new(), thread: std::thread::current().id(), doorbell };
         Executor(Rc::new(Inner {
             clock,
-            inbox: Arc::new(inbox),
+            home: Arc::new(home),
             slots: RefCell::default(),
             free: RefCell::default(),
             foreground: RefCell::default(),
@@ -170,8 +163,7 @@ impl Executor {
         });
         let slot = &mut slots[index as usize];
         let name = TaskName { index, generation: slot.generation, priority };
-        let waker =
-            TaskWaker { name, queued: AtomicBool::new(false), inbox: Arc::clone(&inner.inbox) };
+        let waker = TaskWaker { name, queued: Queued::new(), home: Arc::clone(&inner.home) };
         let waker = Arc::new(waker);
         slot.future = Some(Box::pin(future));
         slot.waker = Some(Arc::clone(&waker));
@@ -193,12 +185,7 @@ impl Executor {
             let Some(Reverse(timer)) = due else { break };
             timer.waker.wake();
         }
-        if inner.inbox.any.swap(false, Ordering::SeqCst) {
-            let mut woken = inner.inbox.woken.lock().unwrap_or_else(PoisonError::into_inner);
-            for name in woken.drain(..) {
-                self.queue(name.priority).borrow_mut().push_back(name);
-            }
-        }
+        inner.home.inbox.take(|name| self.queue(name.priority).borrow_mut().push_back(name));
     }
 
     fn queue(&self, priority: Priority) -> &RefCell<VecDeque<TaskName>> {
@@ -216,7 +203,7 @@ impl Executor {
     /// Whether a wake has arrived that [`gather`](Executor::gather) has not seen. Read with
     /// sequential consistency, for the arm-check-sleep protocol.
     pub fn woken(&self) -> bool {
-        self.0.inbox.any.load(Ordering::SeqCst)
+        self.0.home.inbox.any()
     }
 
     /// When the next timer is due.
@@ -241,7 +228,7 @@ impl Executor {
                 _ => return true,
             }
         };
-        waker.queued.store(false, Ordering::Release);
+        waker.queued.begin_poll();
         let outcome = future.as_mut().poll(&mut Context::from_waker(&Waker::from(waker)));
         let mut slots = inner.slots.borrow_mut();
         let slot = &mut slots[name.index as usize];

@@ -16,21 +16,26 @@
 //! | [`executor`] | local tasks, timers, wakes from other threads |
 //! | [`hash`] | a hasher without random order |
 //! | [`ring`] | bounded single-producer rings between cores |
+//! | [`sleep`] | the flag by which a core's wakers see it sleep |
 //! | [`sync`] | local channels and gates for tasks of one core |
 //! | [`random`] | randomness as an input |
 //! | [`planted`] | bugs that judges of tests must find |
 //! | [`crash_points`] | places at which tests make real processes die |
 
+mod atomic;
 pub mod buffer;
 pub mod crash_points;
 pub mod drives;
 pub mod executor;
 pub mod hash;
 pub mod links;
+#[cfg(test)]
+mod loomed;
 pub mod message;
 pub mod planted;
 pub mod random;
 pub mod ring;
+pub mod sleep;
 pub mod sync;
 pub mod time;
 

@@ -83,12 +83,16 @@ impl Catalog {
         name: &Path,
         owner: Owner,
     ) -> Result<Catalog, CatalogError> {
-        let database = redb::Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(storage)
-            .map_err(|error| not_opened(error, name))?;
-        let applied = prepare(&database, name, owner)?;
-        Ok(Catalog { database, applied, restoring: None })
+        let opened = guarded(|| {
+            let mut database = redb::Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(storage)
+                .map_err(|error| not_opened(error, name))?;
+            check_pages(&mut database, name)?;
+            let applied = prepare(&database, name, owner)?;
+            Ok(Catalog { database, applied, restoring: None })
+        });
+        opened.unwrap_or_else(|reason| Err(damaged(name, &reason)))
     }
 
     /// Position of the last record applied; 0 when there was none. Everything up to it is durable.
@@ -126,6 +130,37 @@ fn not_opened(error: DatabaseError, path: &Path) -> CatalogError {
             CatalogError::Open { path, error }
         }
         other => CatalogError::Damaged { path, reason: other.to_string() },
+    }
+}
+
+/// Opens a file that may be damaged: on some damage redb panics. The thread's name tells a daemon, which ends at any
+/// other panic, that this one is expected.
+fn guarded<T: Send>(open: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("opening a database".to_owned());
+        let opening = thread.spawn_scoped(scope, open).map_err(|error| error.to_string())?;
+        opening.join().map_err(|_| "its pages contradict each other".to_owned())
+    })
+}
+
+fn damaged(path: &Path, reason: &str) -> CatalogError {
+    let reason = format!(
+        "{reason}; move the file away, and this controller copies the catalog of the other one"
+    );
+    CatalogError::Damaged { path: path.to_owned(), reason }
+}
+
+/// Compares every page with its checksum, which redb does by itself only after a crash: rot would be read as rows.
+fn check_pages(database: &mut Database, name: &Path) -> Result<(), CatalogError> {
+    match database.check_integrity() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(damaged(name, "its pages do not match their checksums")),
+        Err(DatabaseError::Storage(StorageError::Io(error)))
+            if error.kind() != io::ErrorKind::InvalidData =>
+        {
+            Err(CatalogError::Open { path: name.to_owned(), error })
+        }
+        Err(error) => Err(damaged(name, &error.to_string())),
     }
 }
 

@@ -446,7 +446,7 @@ impl State {
         hosts.into_iter().map(|((host, incarnation), count)| (host, incarnation, count)).collect()
     }
 
-    /// Sends what waited for the mirror: acknowledgements, one a lane, and replies.
+    /// Sends what waited for the mirror: acknowledgements, one a lane; and what waited for the catalogs.
     pub fn acknowledge(&mut self) -> bool {
         let mirrored = match is_planted(Planted::AcknowledgeBeforeMirrored) {
             true => u64::MAX,
@@ -467,12 +467,9 @@ impl State {
             }
         }
         let mut replies = Vec::new();
-        while active.replies.front().is_some_and(|reply| reply.0.0 <= mirrored) {
-            replies.extend(active.replies.pop_front());
-        }
         let synced = self.mirror.trimmable();
-        while active.durable_replies.front().is_some_and(|reply| reply.0 <= synced) {
-            replies.extend(active.durable_replies.pop_front());
+        while active.replies.front().is_some_and(|reply| reply.0 <= synced) {
+            replies.extend(active.replies.pop_front());
         }
         let any = !through.is_empty() || !replies.is_empty();
         for (connection, lane, number) in through {

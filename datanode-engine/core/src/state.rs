@@ -174,11 +174,10 @@ pub(crate) struct Active {
     pub requests: Slab<HostRequest>,
     /// Appends to be acknowledged, in the order of their positions.
     pub acks: VecDeque<Ack>,
-    /// Replies that wait for a position to be mirrored, in order.
+    /// Replies that wait until both catalogs have synced a position, in order. What they say holds even after the
+    /// log was lost and an operator ordered an empty one: who owns a vdisk, that it was deleted, which stripes
+    /// a host may name (C3), and that records are committed, which the host drops from then on (C7).
     pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
-    /// Replies that wait until both catalogs have synced a position, in order: who owns a vdisk, and that it was
-    /// deleted, holds even after the log was lost and an operator ordered an empty one.
-    pub durable_replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,

@@ -1,8 +1,10 @@
 //! Each way in which a drive can be another one, damaged or gone.
 
 use super::*;
+use cleave_runtime::time::Clock;
 use cleave_runtime_real::reactor::ReactorConfig;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 
 const OWNER: Owner = Owner { cluster: ClusterId([7; 16]), datanode: DatanodeId(1) };
 const SIZE: u64 = 32 << 20;
@@ -50,7 +52,9 @@ impl Bench {
 
     fn open(&self) -> Result<Result<OpenDrive, String>, DriveFault> {
         let config = DriveConfig { id: 3, uuid: "AB".repeat(16), path: self.path() };
-        let opened = open_all(&self.reactor, OWNER, &[config])?;
+        let clock = Rc::clone(self.reactor.clock()) as Rc<dyn Clock>;
+        let mut nvme = NvmeDrives::new(clock);
+        let opened = open_all(&self.reactor, &mut nvme, OWNER, &[config])?;
         Ok(opened.into_iter().next().unwrap().open)
     }
 

@@ -329,6 +329,11 @@ impl WriteBuffer {
         None
     }
 
+    /// All records, in no particular order.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().map(|(_, record)| record)
+    }
+
     /// Mirrored records with content that is in no stripe yet, oldest first.
     pub fn queue(&self) -> impl Iterator<Item = (RecordKey, &Record)> {
         self.queue.values().map(|index| {

@@ -4,6 +4,7 @@
 //! turns nothing happens. Dropping all handles and clearing the executor ends the core; what it
 //! acknowledged is in the log.
 
+use crate::buffer::Record;
 use crate::config::HostCoreConfig;
 use crate::request::{GuestCompletion, GuestError, GuestRequest, Operation};
 use crate::state::{Asked, ClassLink, Reply, State, class_index};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use cleave_erasure::{Encoder, Solver};
 use cleave_flash::{Flash, FlashRead};
 use cleave_format::ids::{Position, StripeId, VdiskId};
+use cleave_format::layout::SLICE_BLOCKS;
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
@@ -206,6 +208,22 @@ impl HostCore {
         let mapped_blocks = state.map.mapped(vdisk);
         let stats = found.stats.clone();
         Some(VdiskStats { commits_after_frontier, size, epoch, mapped_blocks, ..stats })
+    }
+
+    /// Blocks of the vdisk that unreleased records change, in order, each once: what is not destaged. For judges;
+    /// it looks at everything.
+    pub fn unreleased(&self, vdisk: VdiskId) -> BTreeSet<u64> {
+        let state = self.0.state.borrow();
+        let records = state.buffer.records().filter(|record| record.identity.vdisk == vdisk);
+        let of_record = |record: &Record| {
+            let first = u64::from(record.identity.slice.0) * u64::from(SLICE_BLOCKS);
+            let entries = record.entries.iter().map(move |entry| {
+                let from = first + u64::from(entry.entry.block);
+                from..from + u64::from(entry.entry.blocks)
+            });
+            entries.flatten().collect::<Vec<u64>>()
+        };
+        records.flat_map(of_record).collect()
     }
 
     /// What the core knows of a vdisk's stripes: for judges, because it looks at all of them.

@@ -9,10 +9,8 @@ use cleave_coordinator::{
     Answer as StoreAnswer, DirectServer, Hub, Operation, RedbStore, StoreClient, Transaction,
 };
 use cleave_format::ids::Incarnation;
-use cleave_host_core::HostError;
 use cleave_runtime::executor::{Executor, NoDoorbell, Priority};
 use cleave_runtime::time::{Clock, Moment};
-use cleave_wire::Refusal;
 use std::sync::Arc;
 
 const HOST: u32 = 1;
@@ -254,6 +252,27 @@ fn a_vdisk_is_deleted_once_the_log_says_so() {
     assert_eq!(bench.serving(5), None);
     bench.record("data", None);
     bench.idle();
+}
+
+// C28: the log has a deletion of which its process could not tell any more.
+#[test]
+fn a_deletion_is_over_when_the_log_refuses_the_newest_owner() {
+    for newer in [false, true] {
+        let bench = Bench::new();
+        bench.record("data", Some(&VdiskRecord { state: VdiskState::Deleting, ..vdisk(5) }));
+        let Command { number, order: Order::Open(order) } = bench.command() else { panic!() };
+        assert_eq!((order.epoch, order.without_device), (Epoch(1), true));
+        if newer {
+            let owner = VdiskOwner { epoch: 2, host: 9, incarnation: Some(9) };
+            let value = cleave_coordinator::encoding::encode(&owner);
+            let transaction = Transaction::new().put(owner_key(5), value);
+            bench.server.execute(Operation::Transact(transaction)).unwrap();
+        }
+        let refused = HostError::Refused { vdisk: VdiskId(5), refusal: Refusal::Sealed };
+        bench.answer(number, Answer::Opened(Err(refused.into())));
+        let serving = newer.then_some(VdiskServing::Failed);
+        assert_eq!(bench.serving(5), serving, "a newer owner may not have deleted it");
+    }
 }
 
 // C8

@@ -40,6 +40,7 @@ use cleave_runtime::sync::Signal;
 use cleave_runtime::time::{Clock, Moment};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -88,6 +89,16 @@ pub enum ControllerEvent {
     Reset(String),
     /// It is given up, for this reason.
     Gone(String),
+}
+
+impl fmt::Display for ControllerEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ControllerEvent::Reported(event) => write!(f, "it reports {:?}", event.kind()),
+            ControllerEvent::Reset(why) => write!(f, "it was reset: {why}"),
+            ControllerEvent::Gone(why) => write!(f, "it is given up: {why}"),
+        }
+    }
 }
 
 /// See the module's page.

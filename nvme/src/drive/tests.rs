@@ -199,3 +199,42 @@ fn a_dropped_drive_leaves_no_mapping_behind() {
     let again = open(&rig);
     assert_eq!(one(&rig, &again, DriveOperation::Flush), Ok(()));
 }
+
+#[test]
+fn a_core_without_interrupts_stays_awake_while_something_is_to_come() {
+    let rig = Rig::new(ModelOptions::default());
+    let drive = open(&rig);
+    assert!(drive.event().is_none() && !drive.must_poll());
+    request(&drive, DriveOperation::Read { offset: 0 }, Some(drive.buffer(4096)));
+    drive.arm();
+    assert!(drive.must_poll());
+    drive.disarm();
+    assert_eq!(wait(&rig, &drive, 1)[0].result, Ok(()));
+    assert!(!drive.must_poll());
+    rig.model.inject(Fault::NeverReady);
+    rig.controller.reset("the test wants it");
+    rig.controller.turn();
+    assert!(rig.controller.is_working());
+    while !rig.controller.is_gone() {
+        rig.tick();
+        drive.poll(&mut Vec::new());
+    }
+    rig.tick();
+    assert!(!rig.controller.is_working() && !drive.must_poll());
+}
+
+#[test]
+fn a_request_that_is_waited_for_leaves_others_to_the_next_poll() {
+    let rig = Rig::new(ModelOptions::default());
+    let drive = open(&rig);
+    request(&drive, DriveOperation::Read { offset: 4096 }, Some(drive.buffer(4096)));
+    let mut written = drive.buffer(4096);
+    written.fill(7);
+    let write = DriveOperation::Write { offset: 8192 };
+    let (result, buffer) = drive.complete(write, Some(written), || rig.tick());
+    assert!(result.is_ok() && buffer.is_some_and(|buffer| buffer.iter().all(|byte| *byte == 7)));
+    let (result, buffer) = drive.complete(DriveOperation::Flush, None, || rig.tick());
+    assert!(result.is_ok() && buffer.is_none());
+    let others = wait(&rig, &drive, 1);
+    assert_eq!((others[0].token, others[0].result.clone()), (9, Ok(())));
+}

@@ -77,6 +77,14 @@ impl PciAddress {
         kind.is_ok_and(|kind| kind.trim() != "identity")
     }
 
+    /// Model and serial number, where the kernel's driver has read them.
+    pub fn described(&self) -> Option<(String, String)> {
+        let mut entries = fs::read_dir(self.path().join("nvme")).ok()?;
+        let folder = entries.next()?.ok()?.path();
+        let read = |name| fs::read_to_string(folder.join(name)).ok();
+        Some((read("model")?.trim().to_owned(), read("serial")?.trim().to_owned()))
+    }
+
     /// The NUMA node that it is attached to, where there is more than one.
     pub fn numa_node(&self) -> Option<u32> {
         let text = fs::read_to_string(self.path().join("numa_node")).ok()?;

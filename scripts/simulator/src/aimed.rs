@@ -5,27 +5,30 @@
 //! damage on drives that may be harmed, and processes that the director brings back.
 
 use crate::cluster::Cluster;
-use crate::director::time_of;
+use crate::director::{RECOVERY, revive, time_of};
 use crate::kinds::Kind;
 use crate::plan::CONTROLLERS;
 use crate::strikes::keep_busy;
+use cleave_format::frame::{self, FRAME_HEADER};
 use cleave_format::layout::{PART, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::superblock::FIRST_SLOT;
 use cleave_runtime_sim::SimDrive;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How long guests write until a shard must be on its way.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long guests may take for what overtakes a late write.
+/// How long guests may take for a round of requests, until they get more to do.
 const OVERTAKING: Duration = Duration::from_secs(3);
-/// Places that a strike looks at for something to exchange.
-const LOOKS: u64 = 40;
 /// How long a host must be away at least for its grants to end.
 const GRANTS_END: u64 = 62;
 
 /// Writes to a drive take very long, and meanwhile what they were written for ends: the host dies, or its
 /// grants do; or stripes that came later are committed first, and then the host dies (C2, C15).
 pub fn late_writes(cluster: &mut Cluster) {
+    if !well(cluster) {
+        return;
+    }
     let second = std::rc::Rc::clone(&cluster.second);
     let number = second.below(cluster.drives.len() as u64) as usize;
     let drive = cluster.drives[number].clone();
@@ -66,6 +69,9 @@ pub fn late_writes(cluster: &mut Cluster) {
 
 /// All drives that may be lost are lost at once, with shards on their way to them.
 pub fn lose_drives(cluster: &mut Cluster) {
+    if !well(cluster) {
+        return;
+    }
     let lost = usize::from(cluster.lost.get());
     let doomed = &cluster.drives[lost..usize::from(cluster.plan.victims)];
     if doomed.is_empty() {
@@ -88,8 +94,8 @@ pub fn exchange_parts(cluster: &Cluster) {
         return;
     }
     let drive = &cluster.drives[cluster.second.below(victims) as usize];
-    for _ in 0..1 + cluster.second.below(4) {
-        if let Some((one, other)) = parts(cluster, drive) {
+    for _ in 0..1 + cluster.second.below(6) {
+        if let Some((one, other)) = alike(cluster, drive) {
             cluster.journal.fault(
                 Kind::ExchangedParts,
                 format!("{}: {PART} bytes at {one} and {other} trade places", drive.name()),
@@ -99,26 +105,43 @@ pub fn exchange_parts(cluster: &Cluster) {
     }
 }
 
-/// The same part of two slots with something in it.
-fn parts(cluster: &Cluster, drive: &SimDrive) -> Option<(u64, u64)> {
-    let pages = drive.stored_pages();
-    let slot_of = |page: u64| Some(page.checked_sub(FIRST_SLOT)? / SLOT as u64);
-    let draw = || pages[cluster.second.below(pages.len() as u64) as usize];
-    let last = drive.capacity().checked_sub(SLOT as u64)?;
-    for _ in 0..LOOKS.min(pages.len() as u64) {
-        let (Some(one), Some(other)) = (slot_of(draw()), slot_of(draw())) else { continue };
-        let part = cluster.second.below((SHARD / PART) as u64) * PART as u64;
-        let place = |slot: u64| FIRST_SLOT + slot * SLOT as u64;
-        if one != other && place(one.max(other)) <= last {
-            let start = SLOT_HEADER as u64 + part;
-            return Some((place(one) + start, place(other) + start));
+/// Where two parts begin with frames of the same length, one of which could pass for the other.
+fn alike(cluster: &Cluster, drive: &SimDrive) -> Option<(u64, u64)> {
+    let pages = drive.stored_pages().into_iter();
+    let slots: BTreeSet<u64> =
+        pages.filter_map(|page| Some(page.checked_sub(FIRST_SLOT)? / SLOT as u64)).collect();
+    let mut places: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    for slot in slots {
+        let shard = FIRST_SLOT + slot * SLOT as u64 + SLOT_HEADER as u64;
+        for place in (0..SHARD).step_by(PART).map(|part| shard + part as u64) {
+            if place + PART as u64 <= drive.capacity()
+                && let Ok(length) = frame::frame_length(&drive.peek(place, FRAME_HEADER))
+            {
+                places.entry(length).or_default().push(place);
+            }
         }
     }
-    None
+    places.retain(|_, places| places.len() > 1);
+    let pick = |count: usize| cluster.second.below(count as u64) as usize;
+    if places.is_empty() {
+        return None;
+    }
+    let mut found = places.values().nth(pick(places.len()))?.clone();
+    let one = found.swap_remove(pick(found.len()));
+    Some((one, found[pick(found.len())]))
+}
+
+/// Brings back what an earlier strike took away: nothing is on its way in a cluster that lies in pieces.
+fn well(cluster: &mut Cluster) -> bool {
+    revive(cluster);
+    cluster.until("well before an aimed strike", RECOVERY, |c| c.serves() && c.mirrored())
 }
 
 /// Lets guests write until something holds. Whether it does.
 fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
-    keep_busy(cluster);
-    cluster.reaches(PATIENCE, holds)
+    let rounds = PATIENCE.as_secs() / OVERTAKING.as_secs();
+    (0..rounds).any(|_| {
+        keep_busy(cluster);
+        cluster.reaches(OVERTAKING, &holds)
+    })
 }

@@ -9,7 +9,7 @@ use crate::flash;
 use crate::idle;
 use crate::kinds::Kind;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{host, report::Report, strikes};
+use crate::{host, log_loss, report::Report, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -41,6 +41,9 @@ fn play(cluster: &mut Cluster) {
     }
     cluster.start_host();
     cluster.until("the first start", RECOVERY, |c| c.serves() && c.mirrored());
+    if cluster.plan.loses_everything {
+        cluster.guests.iter().for_each(|guest| guest.borrow_mut().remember());
+    }
     for episode in 0..cluster.plan.episodes {
         if cluster.journal.failed() {
             return;
@@ -167,6 +170,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     revive(cluster);
     cluster.world.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());
+    log_loss::look(cluster);
     if cluster.random.below(3) == 0 {
         cluster.pass(some_time(cluster, Duration::from_secs(600)));
     }

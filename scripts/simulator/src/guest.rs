@@ -16,7 +16,7 @@ use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::random::Random;
 use cleave_verify::content::{Content, SECTOR, ZEROS, fill, recognise};
 use cleave_verify::model::{Change, Model, Moment};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -45,6 +45,9 @@ pub struct Guest {
     sectors: u64,
     seed: u64,
     model: Model,
+    /// By sector, contents since it was known to be durable, oldest first; none are kept where nothing is to be
+    /// lost.
+    history: Option<Vec<Vec<Content>>>,
     workload: Workload,
     random: Rc<dyn Random>,
     journal: Journal,
@@ -83,6 +86,7 @@ impl Guest {
             sectors,
             seed: random.next_u64(),
             model: Model::zeros(sectors, true),
+            history: None,
             workload,
             depth: [1, 4, 16, 32, 64][random.below(5) as usize],
             in_flight: BTreeMap::new(),
@@ -106,6 +110,31 @@ impl Guest {
     /// Its content is that of other guests with the same seed. Nothing may be written yet.
     pub fn write_as(&mut self, seed: u64) {
         self.seed = seed;
+    }
+
+    /// Remembers older contents from now on: everything that is not durable may be lost once.
+    pub fn remember(&mut self) {
+        self.history = Some(vec![vec![ZEROS]; self.sectors as usize]);
+    }
+
+    /// All blocks but these are durable as they are; nothing is in flight.
+    pub fn durable_but(&mut self, unreleased: &BTreeSet<u64>) {
+        let Some(history) = &mut self.history else { return };
+        for (block, sectors) in (0..).zip(history.chunks_mut(BLOCK_SECTORS as usize)) {
+            if !unreleased.contains(&block) {
+                sectors.iter_mut().for_each(|contents| drop(contents.drain(..contents.len() - 1)));
+            }
+        }
+    }
+
+    /// What these blocks hold was not durable, and nobody has it any more; the guest has died.
+    pub fn doubt(&mut self, unreleased: &BTreeSet<u64>) {
+        let history = self.history.as_ref().expect("older contents are remembered");
+        for block in unreleased {
+            for sector in block * BLOCK_SECTORS..(block + 1) * BLOCK_SECTORS {
+                self.model.doubt(sector, &history[sector as usize]);
+            }
+        }
     }
 
     /// In words.
@@ -180,6 +209,9 @@ impl Guest {
     pub fn grow(&mut self, size: u64) {
         self.sectors = size / SECTOR as u64;
         self.model.grow(self.sectors);
+        if let Some(history) = &mut self.history {
+            history.resize(self.sectors as usize, vec![ZEROS]);
+        }
         self.workload.grow(self.sectors);
     }
 
@@ -190,6 +222,9 @@ impl Guest {
         self.next_token = vdisk.0 << 40;
         self.seed = self.random.next_u64();
         self.model = Model::zeros(self.sectors, true);
+        if self.history.is_some() {
+            self.remember();
+        }
         self.check = None;
     }
 
@@ -328,6 +363,10 @@ impl Guest {
     fn begun(&mut self, token: Token, request: Request, content: Content) {
         let judged = match (&request, request.changes()) {
             (_, Some(sectors)) => {
+                if let Some(history) = &mut self.history {
+                    let changed = &mut history[sectors.start as usize..sectors.end as usize];
+                    changed.iter_mut().for_each(|contents| contents.push(content));
+                }
                 let change = self.model.change();
                 self.model.begin(change, sectors, content, true);
                 Judged::Change(change)

@@ -19,6 +19,7 @@ use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, KnownStripes,
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::{Process, SimDrive, World};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -198,6 +199,13 @@ impl HostEngine {
         self.process.wake();
     }
 
+    /// Blocks of a guest's vdisk that are not destaged.
+    pub fn unreleased(&self, number: usize) -> BTreeSet<u64> {
+        let vdisk = self.shared.guests[number].borrow().vdisk();
+        let core = self.shared.core.borrow();
+        core.as_ref().map_or_else(BTreeSet::new, |core| core.unreleased(vdisk))
+    }
+
     /// Grows a guest's vdisk by so many blocks, at once: its shell tells the guest.
     pub fn grow_vdisk(&self, number: usize, blocks: u64) {
         let shared = &self.shared;
@@ -331,6 +339,10 @@ impl Shared {
                 Event::Fenced { vdisk } if self.abandoned.get() => {
                     self.journal.note(format!("the abandoned engine is fenced off vdisk {vdisk}"));
                     self.journal.reach("fenced vdisks", 1);
+                }
+                Event::LogReplaced { records } => {
+                    self.journal.note(format!("{records} records are sent to another log"));
+                    self.journal.reach("records sent to another log", records as u64);
                 }
                 Event::Shortage { reason } => self.journal.note(format!("shortage: {reason}")),
                 event => self.journal.fail(format!("the core reports {event:?}")),

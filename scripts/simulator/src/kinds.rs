@@ -45,6 +45,10 @@ kinds! {
     ControllersStopped = "clean stops of both controllers",
     /// The host engine stops cleanly.
     HostStopped = "clean stops of the host",
+    /// Both controllers lose the log, an operator orders an empty one, and the host resends (C7).
+    LogLost = "logs lost whole",
+    /// Every machine loses its power at once, and what was not destaged is lost.
+    PowerOfAll = "power losses of everything",
     /// The store's process dies, with whatever its disk has not synced, and starts again.
     StoreCrash = "store crashes",
     /// The store is away from one process.

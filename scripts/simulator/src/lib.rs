@@ -1,6 +1,6 @@
 //! The simulated cluster: the production cores of both engines in one deterministic process.
 //!
-//! One host engine, two controllers, drives, vaults, catalogs, the coordinator store and guests, all
+//! Host engines, two controllers, drives, vaults, catalogs, the coordinator store and guests, all
 //! on the simulated runtime; everything follows from one seed, and the same seed gives the same trace hash. A
 //! run draws a cluster, plays episodes of requests in each of which something strikes, calms down, and
 //! hands over to the judges.
@@ -20,8 +20,8 @@
 //! | [`journal`], [`kinds`], [`report`] | what happened, the kinds of faults, and how it ended |
 //! | [`budget`], [`seeds`] | running many seeds, among them those that once failed |
 //!
-//! What is not struck: both controllers at once without a vault, more than two drives, the store's own
-//! disk. Cleave does not survive the first two, and the third is tested where the store lives.
+//! What is not struck: a log and the host that holds its records too, more than two drives of a stripe, the
+//! whole disk of the store or of a catalog. Cleave does not survive these.
 #![forbid(unsafe_code)]
 
 pub mod aimed;
@@ -39,6 +39,7 @@ pub mod journal;
 pub mod judges;
 pub mod kinds;
 pub mod leaks;
+pub mod log_loss;
 pub mod nonces;
 pub mod plan;
 pub mod pool;

@@ -75,6 +75,8 @@ pub struct Plan {
     pub background_faults: bool,
     /// How far the clocks of processes may be off, in parts per million.
     pub clock_drift_ppm_max: u64,
+    /// Everything loses its power at once, now and then.
+    pub loses_everything: bool,
     /// One episode in so many meets a strike of the second list too.
     pub second_strike_one_in: u64,
     /// After one episode in so many the cluster idles.
@@ -144,6 +146,7 @@ impl Plan {
             requests,
             background_faults: random.below(3) > 0,
             clock_drift_ppm_max,
+            loses_everything: stream(seed, "power losses of everything").below(3) == 0,
             second_strike_one_in: pick_later(&[2, 3, 6]),
             idle_one_in,
             idle_max: Duration::from_secs(60 * idle_minutes),

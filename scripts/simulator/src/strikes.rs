@@ -7,6 +7,7 @@ use crate::aimed;
 use crate::cluster::Cluster;
 use crate::director::{crash_controller, revive, time_of};
 use crate::kinds::Kind;
+use crate::log_loss;
 use crate::plan::CONTROLLERS;
 use cleave_runtime_sim::{SimDrive, Span};
 use std::rc::Rc;
@@ -30,9 +31,11 @@ enum Second {
     LateWrites,
     LostDrives,
     ExchangedParts,
+    LostLog,
+    LostEverything,
 }
 
-const LIST: [(Second, u64); 13] = [
+const LIST: [(Second, u64); 15] = [
     (Second::SlowDrive, 3),
     (Second::HungDrive, 3),
     (Second::FailedRequests, 2),
@@ -44,8 +47,10 @@ const LIST: [(Second, u64); 13] = [
     (Second::FullDrive, 2),
     (Second::Misdirected, 3),
     (Second::LateWrites, 10),
-    (Second::LostDrives, 1),
-    (Second::ExchangedParts, 3),
+    (Second::LostDrives, 2),
+    (Second::ExchangedParts, 4),
+    (Second::LostLog, 4),
+    (Second::LostEverything, 4),
 ];
 
 /// One more strike in the present episode.
@@ -75,6 +80,8 @@ pub fn second(cluster: &mut Cluster) {
         Second::LateWrites => aimed::late_writes(cluster),
         Second::LostDrives => aimed::lose_drives(cluster),
         Second::ExchangedParts => aimed::exchange_parts(cluster),
+        Second::LostLog => log_loss::lose_log(cluster),
+        Second::LostEverything => log_loss::lose_everything(cluster),
     }
 }
 

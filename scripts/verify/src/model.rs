@@ -164,6 +164,32 @@ impl Model {
         }
     }
 
+    /// Everything that was not durable is gone: the sector holds its present content or one of these, which
+    /// were its contents before. Nothing may be in flight there.
+    pub fn doubt(&mut self, sector: u64, older: &[Content]) {
+        let now = self.tick();
+        let settled = self.settled[sector as usize];
+        let version = |content, change| Version {
+            content,
+            change,
+            begun: now,
+            ended: Some(now),
+            certain: false,
+            superseded: None,
+        };
+        let versions = self.open.entry(sector).or_insert_with(|| vec![version(settled, 0)]);
+        assert!(versions.iter().all(|version| version.ended.is_some()), "nothing is in flight");
+        for content in older {
+            if versions.iter().all(|version| version.content != *content) {
+                self.changes += 1;
+                versions.push(version(*content, self.changes));
+            }
+        }
+        // An old content that was superseded may be back.
+        versions.iter_mut().for_each(|version| version.superseded = None);
+        self.settle(sector);
+    }
+
     /// A read begins.
     pub fn begin_read(&mut self) -> Moment {
         let now = self.tick();

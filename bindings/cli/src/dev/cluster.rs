@@ -19,6 +19,7 @@ use cleave_coordinator::{
     Answer, Operation, Outcome, RedbStore, StoreError, StoreServer, Transaction,
 };
 use cleave_format::ids::{ClusterId, DatanodeId};
+use cleave_nvme::place::Place;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime_real::identity::ClusterCa;
 use std::fs::{self, File};
@@ -131,14 +132,16 @@ impl Cluster {
         };
         let owner = Owner { cluster: id, datanode: DatanodeId(DATANODE_ID) };
         let (count, size) = (settings.drives, settings.drive_size);
-        let (drives, memory) = if settings.memory_drives {
+        let (drives, memory) = if !asked.places.is_empty() {
+            (drives::nvme::create(owner, &asked.places, asked.erase)?, Vec::new())
+        } else if settings.memory_drives {
             drives::create_memory(owner, count, size)?
         } else {
             (drives::create_files(&directory, owner, count, size)?, Vec::new())
         };
         reached(Point::DevDrives);
         let mut store = RedbStore::open(&directory.store())?;
-        put_records(&mut store, &record, &drives, size)?;
+        put_records(&mut store, &record, &drives)?;
         reached(Point::DevRecords);
         settings.save(&directory)?;
         reached(Point::DevSettings);
@@ -176,20 +179,33 @@ impl Cluster {
         })?;
         let owner = Owner { cluster, datanode: DatanodeId(DATANODE_ID) };
         let drives = recorded_drives(&mut store)?;
-        let mut missing = Vec::new();
-        for drive in &drives {
-            if !drives::check_file(owner, drive)? {
-                let (number, path) = (drive.number, drive.path.display());
-                eprintln!(
-                    "cleave: drive {number} ({path}) is missing; the pool goes on without it"
-                );
-                missing.push(number);
-            }
+        let missing = missing_drives(owner, &drives)?;
+        for drive in drives.iter().filter(|drive| missing.contains(&drive.number)) {
+            let (number, path) = (drive.number, drive.path.display());
+            eprintln!("cleave: drive {number} ({path}) is missing; the pool goes on without it");
         }
         settings.save(&directory)?;
         let store = StoreServer::start(&directory.store_socket(), store)?;
         Ok(Cluster { directory, settings, record, drives, missing, store, _memory: Vec::new() })
     }
+}
+
+/// Checks all drives; the numbers of those that are missing.
+fn missing_drives(owner: Owner, drives: &[Drive]) -> Result<Vec<u16>> {
+    let (mut missing, mut namespaces) = (Vec::new(), Vec::new());
+    for drive in drives {
+        let number = drive.number;
+        let wrong = |reason| Error::Drive { number, path: drive.path.clone(), reason };
+        match Place::of_path(&drive.path).map_err(wrong)? {
+            Some(place) => namespaces.push((drive, place)),
+            None if drives::check_file(owner, drive)? => {}
+            None => missing.push(number),
+        }
+    }
+    if !namespaces.is_empty() {
+        missing.extend(drives::nvme::check_all(owner, &namespaces)?);
+    }
+    Ok(missing)
 }
 
 /// Both controllers must be able to write the log's image at any time, beside one that is still valid.
@@ -247,12 +263,7 @@ fn check_key(directory: &Directory, settings: &Settings, record: &ClusterRecord)
     Ok(())
 }
 
-fn put_records(
-    store: &mut RedbStore,
-    record: &ClusterRecord,
-    drives: &[Drive],
-    capacity: u64,
-) -> Result<()> {
+fn put_records(store: &mut RedbStore, record: &ClusterRecord, drives: &[Drive]) -> Result<()> {
     let mut transaction =
         Transaction::new().require(CLUSTER_KEY, 0).put(CLUSTER_KEY, to_value(record));
     for drive in drives {
@@ -260,7 +271,7 @@ fn put_records(
             uuid: drive.uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
             datanode: DATANODE_ID,
             path: drive.path.clone(),
-            capacity,
+            capacity: drive.size,
             state: DriveRecordState::Configured,
         };
         transaction = transaction.put(drive_key(drive.number), to_value(&record));
@@ -284,7 +295,8 @@ fn recorded_drives(store: &mut RedbStore) -> Result<Vec<Drive>> {
         let number = key[DRIVES.len()..].parse().map_err(|_| wrong("it is no drive's number"))?;
         // The text of 128 random bits has the same form as a cluster's.
         let uuid: ClusterId = record.uuid.parse().map_err(|_| wrong("its uuid is malformed"))?;
-        drives.push(Drive { number, uuid: uuid.0, path: record.path });
+        let (path, size) = (record.path, record.capacity);
+        drives.push(Drive { number, uuid: uuid.0, path, size });
     }
     drives.sort_by_key(|drive| drive.number);
     Ok(drives)

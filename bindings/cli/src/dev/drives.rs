@@ -1,8 +1,11 @@
-//! The drives of a cluster on one machine: sparse files, or memory held by this process.
+//! The drives of a cluster on one machine: sparse files, memory held by this process, or NVMe namespaces
+//! ([`nvme`]).
 //!
 //! Formatting writes superblock generation 0, flushes, then 1, as the format demands. A drive that
 //! is missing at a later start is lost, not an error: the pool goes on without it. One that is
 //! another cluster's, or damaged, is an error, because using it would destroy something.
+
+pub mod nvme;
 
 use crate::dev::directory::{Directory, sync_folder};
 use crate::error::{Error, Result, file, system};
@@ -25,6 +28,8 @@ pub struct Drive {
     pub uuid: [u8; 16],
     /// Where it is.
     pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// Whose the drives are.
@@ -78,6 +83,23 @@ pub fn create_memory(owner: Owner, count: u16, size: u64) -> Result<(Vec<Drive>,
 }
 
 fn format(owner: Owner, number: u16, path: PathBuf, file: &File, size: u64) -> Result<Drive> {
+    let refused = |error: io::Error| Error::File { what: "format", path: path.clone(), error };
+    let (drive, superblocks) = superblocks(owner, number, &path, size)?;
+    file.set_len(size).map_err(refused)?;
+    for superblock in superblocks {
+        file.write_all_at(&superblock.encode(), superblock.copy_offset()).map_err(refused)?;
+        file.sync_all().map_err(refused)?;
+    }
+    Ok(drive)
+}
+
+/// A new drive, and what is to be written there, one durably after the other.
+fn superblocks(
+    owner: Owner,
+    number: u16,
+    path: &Path,
+    size: u64,
+) -> Result<(Drive, Vec<Superblock>)> {
     let uuid = random()?;
     let identity = DriveIdentity {
         cluster: owner.cluster,
@@ -85,30 +107,33 @@ fn format(owner: Owner, number: u16, path: PathBuf, file: &File, size: u64) -> R
         drive: DriveId(number),
         uuid,
     };
-    let mut superblock = Superblock::for_size(identity, size).ok_or_else(|| {
+    let first = Superblock::for_size(identity, size).ok_or_else(|| {
         let reason = format!("{size} bytes are too few for a drive");
-        Error::Drive { number, path: path.clone(), reason }
+        Error::Drive { number, path: path.to_owned(), reason }
     })?;
-    let refused = |error: io::Error| Error::File { what: "format", path: path.clone(), error };
-    file.set_len(size).map_err(refused)?;
-    for generation in 0..COPIES as u64 {
-        superblock.generation = generation;
-        file.write_all_at(&superblock.encode(), superblock.copy_offset()).map_err(refused)?;
-        file.sync_all().map_err(refused)?;
-    }
-    Ok(Drive { number, uuid, path })
+    let generations = (0..COPIES as u64).map(|generation| Superblock { generation, ..first });
+    let drive = Drive { number, uuid, path: path.to_owned(), size };
+    Ok((drive, generations.collect()))
 }
 
 /// Looks at a drive file of a cluster that exists. `false`: it is missing.
 pub fn check_file(owner: Owner, drive: &Drive) -> Result<bool> {
-    let Drive { number, path, .. } = drive;
-    let wrong = |reason: String| Error::Drive { number: *number, path: path.clone(), reason };
+    let path = &drive.path;
     let opened = match File::open(path) {
         Ok(opened) => opened,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(file("open", path)(error)),
     };
     let copies = read_copies(&opened, path)?;
+    let length = opened.metadata().map_err(file("look at", path))?.len();
+    check(owner, drive, &copies, length)?;
+    Ok(true)
+}
+
+/// Whether what the drive holds, and its length, are those of this drive.
+fn check(owner: Owner, drive: &Drive, copies: &[Vec<u8>; COPIES], length: u64) -> Result<()> {
+    let Drive { number, path, .. } = drive;
+    let wrong = |reason: String| Error::Drive { number: *number, path: path.clone(), reason };
     let superblock = match choose(&copies[0], &copies[1]) {
         Ok((superblock, _)) => superblock,
         Err(FormatError::Magic(_)) => {
@@ -144,13 +169,12 @@ pub fn check_file(owner: Owner, drive: &Drive) -> Result<bool> {
         let reason = format!("it is drive {} of this cluster, in the wrong place", identity.drive);
         return Err(wrong(reason));
     }
-    let length = opened.metadata().map_err(file("look at", path))?.len();
     if length < superblock.drive_size {
         let reason =
             format!("it shrank from {} to {length} bytes; remove it", superblock.drive_size);
         return Err(wrong(reason));
     }
-    Ok(true)
+    Ok(())
 }
 
 fn read_copies(opened: &File, path: &Path) -> Result<[Vec<u8>; COPIES]> {

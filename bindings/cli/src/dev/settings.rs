@@ -7,6 +7,7 @@ use crate::dev::directory::{Directory, write_private};
 use crate::dev::flash::FLASH_SIZE;
 use crate::error::{Error, Result, file};
 use cleave_control::size::format_size;
+use cleave_nvme::place::Place;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -44,6 +45,9 @@ pub struct Settings {
     pub drive_size: u64,
     /// Whether the drives are memory, and nothing survives the supervisor.
     pub memory_drives: bool,
+    /// The NVMe namespaces that are the drives; none when they are files or memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<String>,
     /// Whether vdisks are encrypted unless told otherwise.
     pub encrypted: bool,
     /// The data key's file; without it nothing can be encrypted.
@@ -72,6 +76,10 @@ pub struct Asked {
     pub drive_size: Option<u64>,
     /// Drives in memory.
     pub memory_drives: bool,
+    /// NVMe namespaces as drives.
+    pub places: Vec<Place>,
+    /// Erase them when the cluster is created.
+    pub erase: bool,
     /// Encryption.
     pub encrypted: bool,
     /// The data key's file.
@@ -95,9 +103,14 @@ impl Settings {
     pub fn new(asked: &Asked) -> Settings {
         Settings {
             version: VERSION,
-            drives: asked.drives.unwrap_or(DRIVES),
+            drives: match asked.places.len() {
+                0 => asked.drives.unwrap_or(DRIVES),
+                // A configuration's limit is far below.
+                count => u16::try_from(count).unwrap_or(u16::MAX),
+            },
             drive_size: asked.drive_size.unwrap_or(DRIVE_SIZE),
             memory_drives: asked.memory_drives,
+            places: asked.places.iter().map(Place::to_string).collect(),
             encrypted: asked.encrypted,
             key_file: asked.key_file.clone(),
             host_memory: asked.host_memory.unwrap_or(HOST_MEMORY),
@@ -153,6 +166,14 @@ impl Settings {
             let created = "drive files".to_owned();
             return differs(created, "--memory-drives".to_owned(), ELSEWHERE);
         }
+        let places: Vec<String> = asked.places.iter().map(Place::to_string).collect();
+        if !places.is_empty() && places != self.places {
+            let created = match &self.places[..] {
+                [] => "drive files".to_owned(),
+                drives => format!("--drive {}", drives.join(" --drive ")),
+            };
+            return differs(created, format!("--drive {}", places.join(" --drive ")), ELSEWHERE);
+        }
         if asked.encrypted && !self.encrypted {
             let advice = "leave --encrypt out, or use another directory for an encrypted cluster";
             return differs("no encryption".to_owned(), "--encrypt".to_owned(), advice);
@@ -207,6 +228,7 @@ mod tests {
             Asked { drives: Some(5), ..Asked::default() },
             Asked { drive_size: Some(1 << 30), ..Asked::default() },
             Asked { memory_drives: true, ..Asked::default() },
+            Asked { places: vec!["nvme:3b:00.0/1".parse().unwrap()], ..Asked::default() },
             Asked { encrypted: true, ..Asked::default() },
             Asked { key_file: Some("/k".into()), ..Asked::default() },
         ];

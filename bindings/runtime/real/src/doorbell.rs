@@ -5,17 +5,12 @@
 //! eventfd. So no wake is lost, and a core that is awake costs its wakers one load. The reactor's
 //! page has the whole protocol.
 
-mod flag;
-#[cfg(test)]
-mod tests;
-
 use crate::error::{Error, Result};
 use cleave_runtime::executor::Doorbell;
-use flag::SleepFlag;
+use cleave_runtime::sleep::SleepFlag;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic;
 
 /// An eventfd that is written only while its core sleeps.
 #[derive(Debug)]

@@ -1,4 +1,6 @@
 use super::*;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 struct Virtual(Cell<u64>);
 impl Clock for Virtual {

@@ -112,7 +112,7 @@ impl State {
                     identities: issued.identities,
                     shortage: issued.shortage,
                 };
-                self.when_mirrored(position, connection, granted);
+                self.when_durable(position, connection, granted);
             }
             HostMessage::ReturnGrant { stripes } => {
                 // It has no answer; while it waited for room it counted as the others do (C13).
@@ -133,22 +133,6 @@ impl State {
         }
     }
 
-    /// Replies once a position is mirrored; at once when there is none.
-    fn when_mirrored(
-        &mut self,
-        position: Option<Position>,
-        connection: ConnectionId,
-        message: ControllerMessage,
-    ) {
-        match position {
-            Some(position) => {
-                let active = self.active.as_mut().expect("only the active replies");
-                active.replies.push_back((position, connection, message));
-            }
-            None => self.reply(connection, 0, &message, None),
-        }
-    }
-
     /// Replies once both catalogs have synced a position; at once when there is none.
     fn when_durable(
         &mut self,
@@ -159,7 +143,7 @@ impl State {
         match position {
             Some(position) => {
                 let active = self.active.as_mut().expect("only the active replies");
-                active.durable_replies.push_back((position, connection, message));
+                active.replies.push_back((position, connection, message));
             }
             None => self.reply(connection, 0, &message, None),
         }
@@ -181,7 +165,7 @@ impl State {
                 let (position, struck) = (recent.position, recent.struck.clone());
                 let committed =
                     ControllerMessage::Committed { request, result: Ok(position), struck };
-                self.when_mirrored(Some(position), connection, committed);
+                self.when_durable(Some(position), connection, committed);
             } else {
                 let kind = WaiterKind::Commit;
                 let waiter = HostWaiter { connection, lane: 0, request, kind };
@@ -302,7 +286,7 @@ impl State {
             vdisks,
         }));
         let committed = ControllerMessage::Committed { request, result: Ok(position), struck };
-        self.when_mirrored(Some(position), connection, committed);
+        self.when_durable(Some(position), connection, committed);
     }
 }
 

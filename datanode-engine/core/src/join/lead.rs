@@ -194,7 +194,6 @@ impl Meeting {
             requests: Slab::new(),
             acks: VecDeque::new(),
             replies: VecDeque::new(),
-            durable_replies: VecDeque::new(),
             deferred: VecDeque::new(),
             quota: state.settings.log.record_bytes_max / 4 * 3,
             absent: BTreeMap::new(),

@@ -5,7 +5,6 @@
 use crate::core::Shared;
 use crate::error::HostError;
 use crate::handles::Places;
-use crate::hash::Map as HashMap;
 use crate::map::MapChange;
 use crate::pool::is_at;
 use crate::solve::ShardRange;
@@ -200,62 +199,36 @@ impl Shared {
         if section == 0 {
             return Err(unreadable("it has no slots".to_owned()));
         }
-        let mut solved = HashMap::default();
         let mut length = TAIL.min(section);
-        let mut suspects: Vec<usize> = Vec::new();
         loop {
-            let tail = self.section(stripe, places, section - length, section, &solved).await;
-            let tail = tail.map_err(unreadable)?;
-            let needed = match Trailer::decode(&tail[tail.len() - TRAILER..]) {
-                Ok(trailer) if trailer.stripe == stripe && trailer.footer_length() <= section => {
-                    trailer.footer_length()
+            let mut parts = Vec::new();
+            for range in ranges(stripe, places, section - length, section) {
+                // Not checked one by one: only all of them together are a footer.
+                let bytes = self.read_checked(&range, |_| true).await.map_err(unreadable)?;
+                parts.push((range, bytes));
+            }
+            let mut tail = join(&parts, None);
+            if !is_footer(stripe, &tail) {
+                // Damaged though its drives do not say so: one of its shards after the other is solved.
+                self.state.borrow_mut().stats.checks_failed += 1;
+                for (index, (range, _)) in parts.iter().enumerate().rev() {
+                    let check =
+                        |bytes: &[u8]| is_footer(stripe, &join(&parts, Some((index, bytes))));
+                    if let Ok(bytes) = self.solve(range, check).await {
+                        tail = join(&parts, Some((index, &bytes)));
+                        break;
+                    }
                 }
-                _ => 0,
-            };
-            if needed > length {
-                length = needed;
-                suspects.clear();
-                continue;
             }
-            if let Ok(entries) = footer::decode(stripe, &tail) {
-                return Ok(entries);
+            let trailer = Trailer::decode(&tail[tail.len() - TRAILER..]);
+            match trailer.map(|trailer| trailer.footer_length()) {
+                Ok(needed) if needed > length && needed <= section => length = needed,
+                _ => {
+                    return footer::decode(stripe, &tail)
+                        .map_err(|_| unreadable("its footer is damaged".to_owned()));
+                }
             }
-            // Damaged though its drives do not say so: solve its shards, one after the other.
-            self.state.borrow_mut().stats.checks_failed += 1;
-            if suspects.is_empty() && solved.is_empty() {
-                suspects = ((section - length) / SHARD..section.div_ceil(SHARD)).collect();
-            }
-            let Some(suspect) = suspects.pop() else {
-                return Err(unreadable("its footer is damaged".to_owned()));
-            };
-            solved.insert(suspect, ());
         }
-    }
-
-    /// A range of the data section; the shards in `solved` from the other ones.
-    async fn section(
-        self: &Rc<Shared>,
-        stripe: StripeId,
-        places: &Places,
-        start: usize,
-        end: usize,
-        solved: &HashMap<usize, ()>,
-    ) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::with_capacity(end - start);
-        let mut at = start;
-        while at < end {
-            let shard = at / SHARD;
-            let to = end.min((shard + 1) * SHARD);
-            let (offset, length) = ((at % SHARD) as u32, (to - at) as u32);
-            let range = ShardRange { stripe, places: Rc::clone(places), shard, offset, length };
-            let part = match solved.contains_key(&shard) {
-                true => self.solve(&range, |_| true).await?,
-                false => self.read_checked(&range, |_| true).await?,
-            };
-            bytes.extend_from_slice(&part);
-            at = to;
-        }
-        Ok(bytes)
     }
 
     /// Runs futures, at most as many as it is given at once, and returns their results in order.
@@ -291,6 +264,38 @@ impl State {
         let open = self.vdisks.get(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
         let codec = &mut self.codecs[open.codec].1;
         codec.decode_object(frame, object).map_err(|reason| HostError::Key { vdisk, reason })
+    }
+}
+
+/// Ranges of shards that are a range of the data section, in order.
+fn ranges(stripe: StripeId, places: &Places, start: usize, end: usize) -> Vec<ShardRange> {
+    let shards = start / SHARD..end.div_ceil(SHARD);
+    let range = |shard: usize| {
+        let (from, to) = (start.max(shard * SHARD), end.min((shard + 1) * SHARD));
+        let (offset, length) = ((from % SHARD) as u32, (to - from) as u32);
+        ShardRange { stripe, places: Rc::clone(places), shard, offset, length }
+    };
+    shards.map(range).collect()
+}
+
+/// The parts one after the other, one of them in place of what was read.
+fn join(parts: &[(ShardRange, Bytes)], instead: Option<(usize, &[u8])>) -> Vec<u8> {
+    let mut all = Vec::with_capacity(parts.iter().map(|(_, bytes)| bytes.len()).sum());
+    for (index, (_, bytes)) in parts.iter().enumerate() {
+        match instead {
+            Some((other, bytes)) if other == index => all.extend_from_slice(bytes),
+            _ => all.extend_from_slice(bytes),
+        }
+    }
+    all
+}
+
+/// Whether the stripe's footer ends here: all of it, or the end of a longer one.
+fn is_footer(stripe: StripeId, tail: &[u8]) -> bool {
+    match Trailer::decode(&tail[tail.len() - TRAILER..]) {
+        Ok(trailer) if trailer.stripe != stripe => false,
+        Ok(trailer) => trailer.footer_length() > tail.len() || footer::decode(stripe, tail).is_ok(),
+        Err(_) => false,
     }
 }
 

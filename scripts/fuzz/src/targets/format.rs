@@ -322,14 +322,22 @@ pub(super) fn record(data: &[u8]) {
     };
     read(data);
     let mut sealed = data.to_vec();
-    let (count, length) = (Input(data.get(10..).unwrap_or_default()).half(), data.len() as u32);
-    put(&mut sealed, 12, length);
-    let table = (64 + 8 * usize::from(count)).next_multiple_of(16);
-    if let Some(covered) = sealed.get(8..table) {
-        let crc = crc32c::crc32c(covered);
-        put(&mut sealed, 4, crc);
+    if seal_record(&mut sealed) {
         read(&sealed);
     }
+}
+
+/// Makes the length and the checksum of a record's head right. False when there is no head.
+pub(super) fn seal_record(record: &mut [u8]) -> bool {
+    let count = Input(record.get(10..).unwrap_or_default()).half();
+    let table = (64 + 8 * usize::from(count)).next_multiple_of(16);
+    if record.len() < table {
+        return false;
+    }
+    put(record, 12, record.len() as u32);
+    let crc = crc32c::crc32c(&record[8..table]);
+    put(record, 4, crc);
+    true
 }
 
 /// Records of all kinds of entries.

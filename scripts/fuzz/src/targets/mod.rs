@@ -5,6 +5,8 @@ mod codec;
 mod control;
 mod flash;
 mod format;
+mod identity;
+mod nvme;
 mod store;
 mod vault;
 mod vhost;
@@ -35,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "format-superblock", run: format::superblock, seeds: format::superblock_seeds },
     Target { name: "vault-body", run: vault::body, seeds: vault::body_seeds },
     Target { name: "vault-header", run: vault::header, seeds: vault::header_seeds },
+    Target { name: "vault-log", run: vault::log, seeds: vault::log_seeds },
     Target { name: "wire-controller", run: wire::controller, seeds: wire::controller_seeds },
     Target { name: "wire-host", run: wire::host, seeds: wire::host_seeds },
     Target { name: "wire-peer", run: wire::peer, seeds: wire::peer_seeds },
@@ -52,6 +55,9 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "names-sizes", run: control::names, seeds: control::names_seeds },
     Target { name: "key-file", run: control::key_file, seeds: control::key_file_seeds },
+    Target { name: "identity", run: identity::certificates, seeds: identity::certificates_seeds },
+    Target { name: "nvme-completions", run: nvme::completions, seeds: nvme::completions_seeds },
+    Target { name: "nvme-identify", run: nvme::identify, seeds: nvme::identify_seeds },
     Target { name: "vhost-chains", run: vhost::chains, seeds: vhost::chains_seeds },
     Target { name: "vhost-inflight", run: vhost::inflight, seeds: vhost::inflight_seeds },
     Target { name: "vhost-messages", run: vhost::messages, seeds: vhost::messages_seeds },

@@ -1,12 +1,18 @@
 //! The log's image on a controller's disk.
 
-use super::format::{page, put, unpaged};
+use super::format::{controls, page, put, record_seeds, seal_record, unpaged};
 use crate::input::Input;
+use bytes::Bytes;
+use cleave_datanode_core::grants::Grants;
+use cleave_datanode_core::log::{Log, LogEntryKind, LogSettings};
+use cleave_datanode_core::resident::Resident;
+use cleave_format::control::Control;
 use cleave_format::ids::*;
 use cleave_format::vault::{
     VaultHeader, VaultIdentity, VaultKind, VaultReader, VaultState, VaultWriter, body_offset,
     choose, next_generation,
 };
+use cleave_runtime::message::Message;
 
 const PIECE: usize = 4096;
 
@@ -102,6 +108,11 @@ fn read(header: &VaultHeader, bytes: &[u8], piece: usize) -> (Entries, bool) {
 
 /// The input with checksums of its entries, and how many there are.
 fn sealed(data: &[u8]) -> (Vec<u8>, u64) {
+    sealed_around(data, |_| ())
+}
+
+/// The same, with entries that `within` changes first.
+fn sealed_around(data: &[u8], within: impl Fn(&mut [u8])) -> (Vec<u8>, u64) {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&1_u64.to_le_bytes());
     seed[8..].copy_from_slice(&identity().log_id.to_le_bytes());
@@ -111,7 +122,9 @@ fn sealed(data: &[u8]) -> (Vec<u8>, u64) {
     while at + 16 <= bytes.len() {
         let length = (Input(&bytes[at + 8..]).word() & 0xff_ffff) as usize;
         let Some(end) = (at + 16).checked_add(length.next_multiple_of(16)) else { break };
-        let Some(content) = bytes.get(at + 16..end) else { break };
+        let Some(content) = bytes.get_mut(at + 16..end) else { break };
+        within(&mut content[..length]);
+        let content = &bytes[at + 16..end];
         let crc = crc32c::crc32c_append(seed, &bytes[at..at + 12]);
         let crc = crc32c::crc32c_append(crc, content);
         put(&mut bytes, at + 12, crc);
@@ -142,4 +155,103 @@ pub(super) fn body_seeds() -> Vec<Vec<u8>> {
         (70, VaultKind::Record, &[8; 16]),
     ];
     vec![image(entries).0, image(&entries[..1]).0, Vec::new()]
+}
+
+/// An image as a controller loads it: the log that it makes, what its control records do, and the image of that.
+pub(super) fn log(data: &[u8]) {
+    let (mut bytes, entries) = sealed_around(data, |entry| {
+        seal_record(entry);
+    });
+    bytes.truncate(bytes.len() / 16 * 16);
+    let header = VaultHeader {
+        state: VaultState::Image,
+        generation: 1,
+        identity: identity(),
+        next_position: Position(1 << 40),
+        entries,
+        body_offset: 8192,
+        body_length: bytes.len() as u64,
+        body_crc: crc32c::crc32c(&bytes),
+    };
+    let (entries, _) = read(&header, &bytes, bytes.len().max(1));
+    let settings = LogSettings { record_bytes_max: 2 << 20, control_bytes_max: 1 << 20 };
+    let mut log = Log::new(5, Position(0), settings);
+    let mut taken = 0;
+    for (position, kind, bytes) in entries {
+        let (position, length) = (Position(position), bytes.len());
+        let outcome = match kind {
+            VaultKind::Record => {
+                log.insert_record(position, &mut Message::from(Bytes::from(bytes)), length)
+            }
+            VaultKind::Control => log.insert_encoded_control(position, bytes.into()).map(drop),
+        };
+        if outcome.is_err() {
+            break;
+        }
+        taken += 1;
+        assert_eq!(log.len(), taken);
+    }
+    let next = log.next();
+    if log.finish_copy(next, Position(0)).is_err() {
+        return;
+    }
+    work(&mut log);
+    let mut writer = VaultWriter::<Vec<u8>>::new(identity(), 1, 8192);
+    let (mut full, mut from) = (Vec::new(), Position(0));
+    while let Some((position, entry)) = log.next_entry(from, log.next()) {
+        let kind = match entry.kind {
+            LogEntryKind::Record(..) => VaultKind::Record,
+            LogEntryKind::Control => VaultKind::Control,
+        };
+        writer.append(position, kind, &[&entry.bytes], &mut || vec![0; PIECE], &mut full);
+        from = Position(position.0 + 1);
+    }
+    let header = writer.finish(log.next(), &mut full);
+    assert_eq!(header.entries, log.len());
+}
+
+/// What an active does with a log that it loaded.
+fn work(log: &mut Log) {
+    let (mut resident, mut grants) = (Resident::default(), Grants::default());
+    let mut after = Position(0);
+    while let Some((position, control)) = log.next_control(after, log.next()) {
+        after = position;
+        resident.apply(position, &control);
+        if let Control::Grant { incarnation, stripes } = &control {
+            grants.replay(*incarnation, stripes);
+        }
+        let (entries, bytes) = (log.len(), log.record_bytes());
+        log.release(&control);
+        assert!(log.len() <= entries && log.record_bytes() <= bytes);
+        let released = log.len();
+        log.release(&control);
+        assert_eq!(log.len(), released, "releasing again changes nothing");
+        log.compact();
+    }
+    for (vdisk, seal) in resident.seals() {
+        log.assign(vdisk, seal.host);
+    }
+    log.trim(Position(after.0 / 2));
+    let left = log.next_control(Position(0), log.next());
+    assert!(left.is_none_or(|(position, _)| position.0 > after.0 / 2));
+}
+
+/// Records and control records of every kind.
+pub(super) fn log_seeds() -> Vec<Vec<u8>> {
+    let records = record_seeds();
+    let controls: Vec<Vec<u8>> = controls().iter().map(cleave_format::encode).collect();
+    let all = |records: &[Vec<u8>], controls: &[Vec<u8>]| {
+        let records = records.iter().map(|bytes| (VaultKind::Record, bytes.clone()));
+        let controls = controls.iter().map(|bytes| (VaultKind::Control, bytes.clone()));
+        let entries: Vec<_> = records.chain(controls).collect();
+        let entries: Vec<(u64, VaultKind, &[u8])> = (1..)
+            .zip(&entries)
+            .map(|(position, (kind, bytes))| (position, *kind, &bytes[..]))
+            .collect();
+        image(&entries).0
+    };
+    let mut seeds: Vec<Vec<u8>> =
+        records.iter().map(|record| all(std::slice::from_ref(record), &controls[..1])).collect();
+    seeds.extend(controls.chunks(4).map(|controls| all(&records[..1], controls)));
+    seeds
 }

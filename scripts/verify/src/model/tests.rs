@@ -68,6 +68,28 @@ fn what_a_read_returned_does_not_go_back_while_others_are_in_flight() {
 }
 
 #[test]
+fn after_a_loss_older_contents_are_possible_until_one_is_read() {
+    let mut model = Model::zeros(2, true);
+    for content in [A, B] {
+        let change = write(&mut model, content);
+        model.complete(change, 0..1).unwrap();
+    }
+    model.doubt(0, &[ZEROS, A, B]);
+    model.doubt(1, &[ZEROS]);
+    assert_eq!(model.undecided(), 1);
+    assert!(read(&mut model.clone(), Content(3)).is_err());
+    read(&mut model, A).unwrap();
+    assert!(read(&mut model, B).is_err());
+    // A later write ends it.
+    model.doubt(0, &[ZEROS, B]);
+    let change = write(&mut model, B);
+    model.complete(change, 0..1).unwrap();
+    assert!(read(&mut model.clone(), ZEROS).is_err());
+    read(&mut model, B).unwrap();
+    assert_eq!(model.into_contents(), [B, ZEROS]);
+}
+
+#[test]
 fn a_read_that_met_one_of_two_equal_contents_decides_nothing() {
     let mut model = Model::zeros(1, false);
     let lost = write(&mut model, A);

@@ -45,6 +45,29 @@ impl SimDrive {
         *self.0.feed.power.borrow_mut() = Some(power.clone());
     }
 
+    /// Puts bytes in place of what is stored at `offset` and was flushed, as rot or a stray write does.
+    ///
+    /// # Panics
+    /// Beyond the capacity.
+    pub fn overwrite(&self, offset: u64, bytes: &[u8]) {
+        let end = offset + bytes.len() as u64;
+        assert!(end <= self.0.capacity, "bytes of the drive");
+        let page = PAGE as u64;
+        let mut at = offset;
+        while at < end {
+            let start = at / page * page;
+            let to = (start + page).min(end);
+            let mut content = [0; PAGE];
+            content.copy_from_slice(&self.peek(start, PAGE));
+            let new = &bytes[(at - offset) as usize..(to - offset) as usize];
+            content[(at - start) as usize..(to - start) as usize].copy_from_slice(new);
+            let mut medium = self.0.medium.borrow_mut();
+            medium.write(at / page, Some(std::rc::Rc::new(content)));
+            medium.settle_sectors(|_, _| true);
+            at = to;
+        }
+    }
+
     /// What the cut of its machine's power leaves: of each sector that was not flushed, in the order of the
     /// writes, what `remains` says; requests in flight end without an answer. To be called when the power is out,
     /// before its owner is killed.

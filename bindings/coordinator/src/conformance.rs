@@ -1,37 +1,46 @@
-//! What every store must do.
+//! What every store must do, as one suite: each kind of store runs it over a backend of its own.
+//!
+//! Only for tests: with the feature `conformance`. A check panics when the store does something else.
 
-use super::world::{Direct, Sockets, World};
+pub mod world;
+
 use crate::contract::{
     Change, Changed, KEY_BYTES_MAX, Outcome, StoreError, TRANSACTION_ENTRIES_MAX, Transaction,
     VALUE_BYTES_MAX, WatchEvent,
 };
 use crate::records::{Counter, LogRole, Member, datanode_key, next_incarnation};
 use std::collections::BTreeSet;
+use world::World;
 
-macro_rules! conformance {
-    ($($test:ident),* $(,)?) => {
-        mod direct {
-            $(#[test] fn $test() { super::$test(&super::World::new(super::Direct::new())); })*
-        }
-        mod socket {
-            $(#[test] fn $test() { super::$test(&super::World::new(super::Sockets::new())); })*
-        }
+/// A test for each check of the suite, in the module where it stands; `$backend` makes a
+/// [`Backend`](crate::conformance::world::Backend) in an `Rc`, whose store is empty.
+#[macro_export]
+macro_rules! store_conformance {
+    ($backend:expr) => {
+        $crate::store_conformance!(@each $backend;
+            swaps_several_keys_or_none,
+            lists_by_prefix_in_order,
+            watches_whole_transactions_in_order,
+            watches_resume_over_a_restart,
+            a_watch_from_zero_begins_with_a_resync,
+            a_dropped_watch_is_silent,
+            operations_wait_while_the_store_is_away,
+            what_was_committed_survives_a_restart,
+            incarnations_are_never_given_twice,
+            limits_are_kept,
+            records_of_another_kind_are_refused,
+        );
+    };
+    (@each $backend:expr; $($check:ident,)*) => {
+        $(
+            #[test]
+            fn $check() {
+                let world = $crate::conformance::world::World::new($backend);
+                $crate::conformance::$check(&world);
+            }
+        )*
     };
 }
-
-conformance!(
-    swaps_several_keys_or_none,
-    lists_by_prefix_in_order,
-    watches_whole_transactions_in_order,
-    watches_resume_over_a_restart,
-    a_watch_from_zero_begins_with_a_resync,
-    a_dropped_watch_is_silent,
-    operations_wait_while_the_store_is_away,
-    what_was_committed_survives_a_restart,
-    incarnations_are_never_given_twice,
-    limits_are_kept,
-    records_of_another_kind_are_refused,
-);
 
 fn put(key: &str, value: &str) -> Transaction {
     Transaction::new().put(key, value.as_bytes().to_vec())
@@ -45,7 +54,8 @@ fn changed(revision: u64, changes: &[(&str, Option<&str>)]) -> WatchEvent {
     WatchEvent::Changed(Changed { revision, changes: changes.iter().map(change).collect() })
 }
 
-fn swaps_several_keys_or_none(world: &World) {
+/// Compare-and-swap over several keys: all or nothing, revisions grow, no ABA.
+pub fn swaps_several_keys_or_none(world: &World) {
     let client = world.client();
     world.run(async move {
         let both = put("a", "1").put("b", b"1".to_vec()).require("a", 0).require("b", 0);
@@ -77,7 +87,8 @@ fn swaps_several_keys_or_none(world: &World) {
     });
 }
 
-fn lists_by_prefix_in_order(world: &World) {
+/// Lists are in the order of keys.
+pub fn lists_by_prefix_in_order(world: &World) {
     let client = world.client();
     world.run(async move {
         for key in ["v/b", "v/a", "v", "w", "v/", "u/z", "v/a/a"] {
@@ -92,7 +103,8 @@ fn lists_by_prefix_in_order(world: &World) {
     });
 }
 
-fn watches_whole_transactions_in_order(world: &World) {
+/// A watch sees whole transactions once, in order; a writer's own watch before the answer.
+pub fn watches_whole_transactions_in_order(world: &World) {
     let (writer, reader) = (world.client(), world.client());
     world.run(async move {
         writer.transact(put("v/old", "0")).await.unwrap();
@@ -117,7 +129,8 @@ fn watches_whole_transactions_in_order(world: &World) {
     });
 }
 
-fn watches_resume_over_a_restart(world: &World) {
+/// A watch goes on after a restart, or says what it may have missed.
+pub fn watches_resume_over_a_restart(world: &World) {
     let (writer, reader) = (world.client(), world.client());
     let backend = std::rc::Rc::clone(&world.backend);
     world.run(async move {
@@ -147,7 +160,8 @@ fn watches_resume_over_a_restart(world: &World) {
     });
 }
 
-fn a_watch_from_zero_begins_with_a_resync(world: &World) {
+/// A revision that cannot be served begins with a resync.
+pub fn a_watch_from_zero_begins_with_a_resync(world: &World) {
     let client = world.client();
     world.run(async move {
         client.transact(put("a", "1")).await.unwrap();
@@ -161,7 +175,8 @@ fn a_watch_from_zero_begins_with_a_resync(world: &World) {
     });
 }
 
-fn a_dropped_watch_is_silent(world: &World) {
+/// Watches that end make room for others.
+pub fn a_dropped_watch_is_silent(world: &World) {
     let client = world.client();
     world.run(async move {
         for round in 0..2 * crate::hub::WATCHES_MAX as u64 {
@@ -172,7 +187,8 @@ fn a_dropped_watch_is_silent(world: &World) {
     });
 }
 
-fn operations_wait_while_the_store_is_away(world: &World) {
+/// Operations wait, and are carried out once.
+pub fn operations_wait_while_the_store_is_away(world: &World) {
     let client = world.client();
     let backend = std::rc::Rc::clone(&world.backend);
     let observer = client.clone();
@@ -206,7 +222,8 @@ fn operations_wait_while_the_store_is_away(world: &World) {
     }
 }
 
-fn what_was_committed_survives_a_restart(world: &World) {
+/// Committed is durable.
+pub fn what_was_committed_survives_a_restart(world: &World) {
     let client = world.client();
     let backend = std::rc::Rc::clone(&world.backend);
     world.run(async move {
@@ -221,7 +238,8 @@ fn what_was_committed_survives_a_restart(world: &World) {
     });
 }
 
-fn incarnations_are_never_given_twice(world: &World) {
+/// Numbers are used once, whatever restarts (C7, C29).
+pub fn incarnations_are_never_given_twice(world: &World) {
     // C7, C29
     let given = std::rc::Rc::new(std::cell::RefCell::new(BTreeSet::new()));
     let finished = std::rc::Rc::new(std::cell::Cell::new(0));
@@ -255,7 +273,8 @@ fn incarnations_are_never_given_twice(world: &World) {
     assert!(Some(newest) >= most);
 }
 
-fn limits_are_kept(world: &World) {
+/// The contract's limits are the same everywhere.
+pub fn limits_are_kept(world: &World) {
     let client = world.client();
     world.run(async move {
         let invalid = |result| matches!(result, Err(StoreError::Invalid(_)));
@@ -281,7 +300,8 @@ fn limits_are_kept(world: &World) {
     });
 }
 
-fn records_of_another_kind_are_refused(world: &World) {
+/// Typed records.
+pub fn records_of_another_kind_are_refused(world: &World) {
     let client = world.client();
     world.run(async move {
         let key = datanode_key(3);

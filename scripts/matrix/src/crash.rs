@@ -1,0 +1,24 @@
+//! The crash matrix: power is cut at every device operation of everything that persists something.
+//!
+//! | Module | Persists |
+//! | --- | --- |
+//! | [`scenes`] | what a cluster does, one after the other; each machine is cut at each of its operations |
+//! | [`databases`] | the catalog and the store alone: each transaction, and the recovery after a cut |
+//! | [`drives`] | a drive's formatting |
+//!
+//! What must hold after a cut: the old state or the new one, whole; what was acknowledged is there; and
+//! everything goes on.
+
+pub mod databases;
+pub mod drives;
+pub mod judge;
+pub mod scenes;
+
+use crate::tally::{Extent, Tally};
+
+/// Plays the matrix, or the subjects whose name contains `only`.
+pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
+    drives::run(extent, only, tally);
+    databases::run(extent, only, tally);
+    scenes::run(extent, only, tally);
+}

@@ -1,0 +1,247 @@
+//! Scenes: what a cluster does that persists something, each machine's power cut at each operation of it.
+//!
+//! A scene begins in a cluster at rest, the same one each time. It is played once without a cut, which
+//! counts the operations of each machine, then once for each operation and each way in which what was not
+//! flushed remains. The machine is started again after the cut, the scene goes on to its end, and the
+//! [`judge`](super::judge) looks at the cluster.
+
+use super::judge::judge;
+use crate::rig::{Machine, Rig};
+use crate::tally::{Extent, Tally};
+use cleave_format::control::DriveState;
+use cleave_format::ids::DriveId;
+use cleave_runtime_sim::Remains;
+use std::time::Duration;
+
+/// Cuts of a machine in a scene when they are sampled.
+const FEW: u64 = 3;
+
+/// A scene.
+pub struct Scene {
+    /// Its name.
+    pub name: &'static str,
+    /// Machines that are cut, one at a time.
+    machines: &'static [Machine],
+    /// A cluster as it is before; whether its machines share their power.
+    begin: fn(bool) -> Rig,
+    /// What happens.
+    act: fn(&mut Rig),
+}
+
+use Machine::{Active, All, Standby, Store};
+
+/// All scenes.
+pub const SCENES: &[Scene] = &[
+    Scene {
+        name: "first start",
+        machines: &[Active, Standby, Store, All],
+        begin: Rig::new,
+        act: |rig| {
+            rig.start_controllers();
+            rig.start_host();
+            // With the memory of both goes their log; the guest has nothing in it yet.
+            all_started(rig, true);
+        },
+    },
+    Scene {
+        name: "grant, shards, flush and commit",
+        machines: &[Active, Standby],
+        begin: Rig::running,
+        act: |rig| {
+            rig.destage(0..300);
+        },
+    },
+    Scene {
+        name: "commit without a stripe",
+        machines: &[Active, Standby],
+        begin: |shared| {
+            let mut rig = Rig::running(shared);
+            rig.destage(0..300);
+            rig
+        },
+        act: |rig| {
+            let committed =
+                |rig: &Rig| rig.host().stats().map_or(0, |stats| stats.stripeless_commits);
+            let before = committed(rig);
+            rig.write_zeroes(5..30);
+            // What newer writes cover is only released.
+            (0..6).for_each(|_| rig.write(0..100));
+            rig.until("a commit without a stripe", |rig| committed(rig) > before);
+            rig.settle();
+        },
+    },
+    Scene {
+        name: "map run",
+        machines: &[Active, Standby],
+        begin: |shared| {
+            let mut rig = Rig::running(shared);
+            rig.destage(0..300);
+            rig
+        },
+        // Each round is a commit; a run is due after a few.
+        act: |rig| {
+            for round in 0..4 {
+                rig.destage((0..300).map(|block| block * 3 + round));
+            }
+            let runs = rig.host().stats().map_or(0, |stats| stats.runs);
+            assert!(runs > 0, "no map run was written: the scene shows nothing");
+        },
+    },
+    Scene {
+        name: "deletion of a vdisk",
+        machines: &[Active, Standby, Store],
+        begin: some_content,
+        act: |rig| {
+            rig.delete_vdisk();
+            rig.kill_host();
+            rig.start_host();
+            rig.settle();
+        },
+    },
+    Scene {
+        name: "loss of a drive",
+        machines: &[Active, Standby],
+        begin: some_content,
+        act: |rig| {
+            rig.lose(DriveId(3));
+            rig.until("the loss is noticed", |rig| {
+                let drives = rig.status(0).map_or_else(Vec::new, |status| status.drives);
+                drives.iter().any(|(drive, _)| drive.state == DriveState::Lost)
+            });
+            rig.settle();
+            rig.destage(300..600);
+        },
+    },
+    Scene {
+        name: "new incarnation of a host",
+        machines: &[Active, Standby, Store],
+        begin: some_content,
+        act: |rig| {
+            rig.write(100..120);
+            rig.kill_host();
+            rig.start_host();
+            rig.settle();
+        },
+    },
+    Scene {
+        name: "clean stop",
+        machines: &[Active, Standby, All],
+        begin: |shared| {
+            let mut rig = some_content(shared);
+            // Something must be in the log that is nowhere else.
+            rig.write(400..420);
+            rig
+        },
+        act: |rig| {
+            let no_image = rig.stop_controllers() == 0;
+            start_from_images(rig, no_image);
+        },
+    },
+    Scene {
+        name: "start from images",
+        machines: &[Active, Standby, Store, All],
+        begin: |shared| {
+            let mut rig = some_content(shared);
+            rig.write(400..420);
+            rig.stop_controllers();
+            rig
+        },
+        act: |rig| {
+            start_from_images(rig, false);
+        },
+    },
+    Scene {
+        name: "copy of log and catalog",
+        machines: &[Active, Standby, Store],
+        begin: |shared| {
+            let mut rig = some_content(shared);
+            rig.write(400..420);
+            rig.kill_controller(1);
+            rig.lose_catalog(1);
+            rig
+        },
+        act: |rig| {
+            rig.start_controller(1);
+            rig.until("copied", |rig| rig.is_mirrored());
+            rig.settle();
+        },
+    },
+];
+
+fn some_content(shared: bool) -> Rig {
+    let mut rig = Rig::running(shared);
+    rig.destage((0..300).map(|block| block * 3));
+    rig.destage(400..700);
+    rig.write_zeroes(36..38);
+    rig
+}
+
+/// Starts both controllers after a clean stop. `no_image`: a cut came before either was written.
+fn start_from_images(rig: &mut Rig, no_image: bool) {
+    let epoch = rig.role().map(|role| role.epoch);
+    rig.start_controllers();
+    rig.until("mirrored, or not", |rig| rig.is_mirrored() || rig.has_no_log());
+    // From the compare-and-swap on images count no more (C7); a cut may then take both memories.
+    let joined = rig.role().map(|role| role.epoch) != epoch;
+    all_started(rig, no_image || joined);
+}
+
+/// Waits until everything runs; or, where every machine lost its power and `forgiven` says that the log's last copy
+/// went with them, gives the operator's word.
+fn all_started(rig: &mut Rig, forgiven: bool) {
+    let started = |rig: &Rig| rig.is_mirrored() && rig.serves();
+    rig.until("everything runs, or the log is lost", |rig| started(rig) || rig.has_no_log());
+    if rig.has_no_log() {
+        // What one of them says before it has met the other is not the last word.
+        rig.pass(Duration::from_secs(20));
+    }
+    if rig.has_no_log() {
+        assert!(forgiven && rig.was_cut() && rig.shares_power(), "the log is gone without need");
+        rig.order_empty_log();
+    }
+    rig.until("everything runs", started);
+}
+
+/// Plays the scenes.
+pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
+    for scene in SCENES.iter().filter(|scene| scene.name.contains(only)) {
+        for machine in scene.machines {
+            play_machine(scene, *machine, extent, tally);
+        }
+    }
+}
+
+fn play_machine(scene: &Scene, machine: Machine, extent: Extent, tally: &mut Tally) {
+    let subject = format!("crash: {}, {machine:?}", scene.name);
+    let whole = tally.play(&subject, "no cut", || play(scene, machine, None));
+    let Some(operations) = whole else { return };
+    tally.count(&subject, "operations", operations);
+    let places = extent.places(operations, FEW);
+    for (index, place) in places.iter().enumerate() {
+        let number = place + 1;
+        for (way, remains) in Remains::all(number).into_iter().enumerate() {
+            // Sampled, each way has its turn.
+            if extent == Extent::Sampled && (index + scene.name.len() + way) % 5 != 0 {
+                continue;
+            }
+            let name = format!("cut at operation {number} of {operations}, {remains:?} remains");
+            tally.play(&subject, &name, || play(scene, machine, Some((number, remains))));
+            tally.count(&subject, "cuts", 1);
+        }
+    }
+}
+
+/// Plays one case; gives how many operations the scene took of the machine.
+fn play(scene: &Scene, machine: Machine, cut: Option<(u64, Remains)>) -> u64 {
+    let mut rig = (scene.begin)(machine == Machine::All);
+    let before = rig.operations(machine);
+    if let Some((number, remains)) = cut {
+        rig.cut_at(machine, number, remains);
+    }
+    (scene.act)(&mut rig);
+    let operations = rig.operations(machine) - before;
+    // What comes after the scene is not cut. A cut near its end may come too late: an earlier one changes its course.
+    rig.spare();
+    judge(&mut rig);
+    operations
+}
