@@ -52,27 +52,6 @@ class SickDrive:
         # Engines may still have files open there.
         subprocess.run(["umount", "-l", self._folder], capture_output=True, check=False)
 
-    def flip_bits(self, random):
-        """Flips bits of one page that holds something; the number of flipped bits."""
-        with open(self.path, "r+b", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                page = os.lseek(file.fileno(), random.randrange(SUPERBLOCKS, size), os.SEEK_DATA)
-            except OSError:
-                # Nothing is beyond: then what is first.
-                page = os.lseek(file.fileno(), SUPERBLOCKS, os.SEEK_DATA)
-            page = page // PAGE * PAGE
-            content = bytearray(os.pread(file.fileno(), PAGE, page))
-            count = random.randint(1, BITS_MAX)
-            for _ in range(count):
-                bit = random.randrange(8 * len(content))
-                content[bit // 8] ^= 1 << bit % 8
-            os.pwrite(file.fileno(), content, page)
-            # What is read next is read from the medium.
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return count
-
     def fill(self):
         """Leaves no space behind the drive's holes."""
         with open(self._filler, "wb") as filler:
@@ -114,6 +93,31 @@ class SickDrive:
         link = self._parts.drive(self.number)
         if os.path.lexists(link):
             os.remove(link)
+
+
+def flip_bits(path, random, after):
+    """Flips bits of one page of a file, beyond `after`, that holds something; the number of flipped bits."""
+    with open(path, "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for begin in (random.randrange(after, size), after):
+            try:
+                page = os.lseek(file.fileno(), begin, os.SEEK_DATA) // PAGE * PAGE
+                break
+            except OSError:
+                # Nothing is beyond: then what is first.
+                page = None
+        if page is None:
+            return 0
+        content = bytearray(os.pread(file.fileno(), PAGE, page))
+        count = random.randint(1, BITS_MAX)
+        for _ in range(count):
+            bit = random.randrange(8 * len(content))
+            content[bit // 8] ^= 1 << bit % 8
+        os.pwrite(file.fileno(), content, page)
+        # What is read next is read from the medium.
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return count
 
 
 def _run(*line):

@@ -10,6 +10,7 @@ import time
 from cluster import CONTROLLERS, HOST
 from framework import check
 
+from torture.drives import SUPERBLOCKS, flip_bits
 from torture.parts import PARTS, STORE
 
 ACTIVE, STANDBY = CONTROLLERS
@@ -19,6 +20,8 @@ LONG = (3.5, 9.0)
 WAVE_FAULTS = (3, 6)
 # Faults of a wave begin within this.
 BEGIN_SECONDS = 2.5
+# What precedes its first zone says whose flash it is: without that an operator has to look.
+FLASH_SUPERBLOCKS = 1 << 20
 PAIRS = [(HOST, ACTIVE), (HOST, STANDBY), (ACTIVE, STANDBY)]
 
 
@@ -247,7 +250,18 @@ class FlipBits(DriveFault):
 
     def happen(self):
         for _ in range(self.random.randint(1, 200)):
-            self.field.flipped += self.drive.flip_bits(self.random)
+            self.field.flipped += flip_bits(self.drive.path, self.random, SUPERBLOCKS)
+
+
+class FlipFlash(Fault):
+    """Pages of the host's flash change, header pages too: it is a cache, and checked on every read."""
+
+    kind = "flipped bits in flash"
+    uses = ("flash",)
+
+    def begin(self):
+        for _ in range(self.random.randint(1, 200)):
+            self.field.flipped += flip_bits(self.field.flash, self.random, FLASH_SUPERBLOCKS)
 
 
 class FullDrive(DriveFault):
@@ -310,6 +324,7 @@ ALWAYS = [
     Loss,
     Slow,
     FlipBits,
+    FlipFlash,
     FullDrive,
 ]
 # Two of these a cluster, at most.

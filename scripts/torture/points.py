@@ -17,6 +17,7 @@ from cluster import CONTROLLERS, HOST, Cluster
 from framework import check, until
 from verifier import Verifier
 
+from torture.drives import SickDrive
 from torture.load import Load
 from torture.parts import CRASH_POINT, STORE, Parts
 
@@ -46,9 +47,10 @@ def all_points(context):
 class Crashes:
     """Lets parts of a cluster die, point after point."""
 
-    def __init__(self, parts, load, say):
+    def __init__(self, parts, load, sick, say):
         self._parts = parts
         self.load = load
+        self.sick = sick
         self._say = say
         self.tried = []
 
@@ -108,6 +110,10 @@ def host_points(crashes, parts):
         "host.run.begun",
         "host.run.pieces",
         "host.run.committed",
+        # Flash is a cache; what it has must still be right, and what it lost must not matter.
+        "host.flash.scanned",
+        "host.flash.header",
+        "host.flash.kept",
     ):
         crashes.die(HOST, point, nth=50 if point.startswith("host.append.") else 1)
     crashes.load.resume_guest()
@@ -215,20 +221,22 @@ def active_points(crashes, parts):
         drive.write(b"\xff" * 8)
     crashes.die(ACTIVE, "drive.superblock.written")
 
-    # A drive is lost: retired by a record; grants with a slot on one are given back.
-    crashes.die(ACTIVE, "log.drive.appended", lambda: _lose(crashes, parts, 0))
-    crashes.die(ACTIVE, "log.grant-end.appended", lambda: _lose(crashes, parts, 4))
+    # There is no space behind a drive: stripes are given up, and their grants given back. Then the drive is gone.
+    crashes.die(ACTIVE, "log.grant-end.appended", lambda: _under_load(crashes, parts, crashes.sick.fill))
+    crashes.sick.empty()
+    crashes.die(ACTIVE, "log.drive.appended", lambda: _under_load(crashes, parts, crashes.sick.unlink))
+    crashes.sick.take_out()
     crashes.start(ACTIVE)
-    until(lambda: parts.lost_drives() == [0, 4], START_SECONDS, "two drives are lost")
+    until(lambda: parts.lost_drives() == [crashes.sick.number], START_SECONDS, "one drive is lost")
     _vault(crashes, parts, ACTIVE)
     crashes.kill(ACTIVE)
 
 
-def _lose(crashes, parts, drive):
-    """A drive goes while stripes are written."""
+def _under_load(crashes, parts, happen):
+    """Something happens while stripes are written."""
     until(lambda: (parts.ask(ACTIVE) or {}).get("role") == "active", START_SECONDS, "no active controller")
     crashes.load.until_progress()
-    os.remove(parts.drive(drive))
+    happen()
 
 
 def _vault(crashes, parts, name):
@@ -334,10 +342,11 @@ def every_point(context, say, guest=True):
     points = all_points(context)
     parts = Parts(context, arguments=SMALL)
     parts.create("--vdisk", "data:192M", "--vdisk", "guest:64M")
+    sick = SickDrive(context, parts, 4)
     parts.start_all()
     load = Load(context, parts, ["data"], RATE, guest="guest" if guest else None)
     load.until_guest(1)
-    crashes = Crashes(parts, load, say)
+    crashes = Crashes(parts, load, sick, say)
     for name, dying in (
         (HOST, host_points),
         (STANDBY, standby_points),

@@ -5,6 +5,7 @@ itself. After each wave: the cluster is whole again, and every front end goes on
 than what is on drives that were lost, everything is read back, and once more after a clean stop and a start.
 """
 
+import os
 import random
 import time
 
@@ -21,6 +22,8 @@ from torture.parts import PARTS, Parts
 RATE = 6 << 20
 # A new cluster from time to time: its drives fail anew, and its space is free.
 ROUND_SECONDS = 420
+# Where `cleave dev` puts the host's flash.
+FLASH = "flash.img"
 NOTICE_SECONDS = 20
 DEGRADED_SECONDS = 30
 
@@ -35,6 +38,8 @@ class Field:
         self.load = load
         self.counts = {}
         self.flipped = 0
+        # The host's flash, a file.
+        self.flash = os.path.join(parts.dir, ENGINES[0], FLASH)
 
     def count(self, kind):
         """A fault of this kind happened."""
@@ -78,8 +83,8 @@ class Totals:
         requests = sum(load(name, 0) for name in ("writes", "reads", "zeroes", "discards", "flushes"))
         yield f"waves {self.waves}, faults {sum(self.faults.values())}, slowest healing {self.slowest:.1f} s"
         for kind in faults.KINDS:
-            more = f" ({self.flipped} bits)" if kind == faults.FlipBits.kind else ""
-            yield f"  {kind}: {self.faults.get(kind, 0)}{more}"
+            yield f"  {kind}: {self.faults.get(kind, 0)}"
+        yield f"bits flipped: {self.flipped}"
         yield (
             f"front ends: {requests} operations, {load('written', 0) >> 20} MiB written, "
             f"{load('read', 0) >> 20} MiB read and checked, {load('lost', 0)} in flight when the engine went away, "
@@ -93,6 +98,8 @@ def run_round(context, seed, seconds, totals, say, guest=True):
     chance = random.Random(seed)
     drives = chance.choice([6, 12])
     arguments = ["--drives", str(drives), "--drive-size", "6G", "--log-size", chance.choice(["64M", "128M"])]
+    # Much less flash than there is content, or more.
+    arguments += ["--flash-size", chance.choice(["128M", "2G"])]
     arguments += ["--host-memory", "256M"] + (["--encrypt"] if chance.random() < 0.5 else [])
     vdisks = ["--vdisk", "data:256M", "--vdisk", "more:128M", "--vdisk", "guest:64M"]
     network = Network(context, PARTS)

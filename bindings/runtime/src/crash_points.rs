@@ -77,6 +77,13 @@ points! {
     HostRunPieces = "host.run.pieces",
     /// The commit that names a run is mirrored; this process does not go by it yet.
     HostRunCommitted = "host.run.committed",
+    // The host engine: flash, which nothing depends on (rule 3.4).
+    /// Flash has a stripe's parts; the stripe is not committed.
+    HostFlashKept = "host.flash.kept",
+    /// A header that names parts is written, and not flushed.
+    HostFlashHeader = "host.flash.header",
+    /// All headers of a device were read; nothing was read by them.
+    HostFlashScanned = "host.flash.scanned",
     // The host engine: opening and closing (C8, C25, C28).
     /// The vdisk's lock is held, and no new epoch was taken.
     HostLocked = "host.locked",

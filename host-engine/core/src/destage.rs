@@ -362,6 +362,7 @@ impl Destage {
         let all = async {
             for outcome in segment {
                 outcome.wait().await;
+                reached(Point::HostFlashKept);
             }
         };
         // A device that hangs is given up elsewhere; the stripe goes on.

@@ -11,6 +11,7 @@ use crate::stats::FlashEvent;
 use crate::table::Found;
 use crate::upkeep::is_tentative;
 use cleave_format::flash::{FLASH_COPIES, FLASH_PAGE, PlaceState, ZoneHeader, choose_header};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Priority;
 use cleave_runtime::sync::Queue;
 use std::cell::Cell;
@@ -128,5 +129,6 @@ impl State {
         let parts = device.zones.iter().map(|zone| u64::from(zone.live)).sum();
         let name = Arc::clone(&device.name);
         self.event(FlashEvent::Ready { device: name, parts });
+        reached(Point::HostFlashScanned);
     }
 }

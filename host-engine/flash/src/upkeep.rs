@@ -9,6 +9,7 @@ use crate::device::{Building, Device, Phase, ZoneState};
 use crate::port::Port;
 use crate::state::{DeviceKey, State};
 use cleave_format::flash::{FLASH_PAGE, PlaceState, ZoneHeader};
+use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::drives::DriveError;
 use cleave_runtime::sync::Signal;
 use cleave_runtime::time::Moment;
@@ -120,7 +121,9 @@ pub(crate) async fn write_header(
     let mut page = port.drive().buffer(FLASH_PAGE);
     page.set_len(FLASH_PAGE);
     header.encode(&mut page);
-    port.write(zone_offset + header.copy_offset(), page).await
+    port.write(zone_offset + header.copy_offset(), page).await?;
+    reached(Point::HostFlashHeader);
+    Ok(())
 }
 
 /// Gives a free zone a new filling.

@@ -133,6 +133,7 @@ fn config(folder: &std::path::Path) -> HostConfig {
         vhost_dir: folder.to_owned(),
         vhost_group: None,
         key_file: None,
+        flash: Vec::new(),
         lock_dir: folder.to_owned(),
         mtu: 1452,
         tls: TlsFiles { ca: "/".into(), certificate: "/".into(), key: "/".into() },

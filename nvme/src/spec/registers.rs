@@ -130,7 +130,9 @@ impl ControllerStatus {
 
 /// Where the doorbell of a queue is (PCIe 3.1.2.1, 3.1.2.2).
 pub fn doorbell(queue: u16, completion: bool, stride: u32) -> u32 {
-    DOORBELLS + (2 * u32::from(queue) + u32::from(completion)) * stride
+    let number = 2 * u32::from(queue) + u32::from(completion);
+    // One that no register can have is beyond all of them.
+    DOORBELLS.saturating_add(number.saturating_mul(stride))
 }
 
 #[cfg(test)]

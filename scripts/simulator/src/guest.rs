@@ -107,11 +107,6 @@ impl Guest {
         }
     }
 
-    /// Its content is that of other guests with the same seed. Nothing may be written yet.
-    pub fn write_as(&mut self, seed: u64) {
-        self.seed = seed;
-    }
-
     /// Remembers older contents from now on: everything that is not durable may be lost once.
     pub fn remember(&mut self) {
         self.history = Some(vec![vec![ZEROS]; self.sectors as usize]);
@@ -135,6 +130,11 @@ impl Guest {
                 self.model.doubt(sector, &history[sector as usize]);
             }
         }
+    }
+
+    /// Its content is that of other guests with the same seed. Nothing may be written yet.
+    pub fn write_as(&mut self, seed: u64) {
+        self.seed = seed;
     }
 
     /// In words.

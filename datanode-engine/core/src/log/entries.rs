@@ -3,7 +3,7 @@
 use super::chunks::ChunkIndex;
 use bytes::Bytes;
 use cleave_format::ids::VdiskId;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 const PAGE: u64 = 1024;
 
@@ -33,8 +33,8 @@ struct Page {
 /// The entries.
 #[derive(Default)]
 pub struct Entries {
-    first_page: u64,
-    pages: VecDeque<Option<Page>>,
+    /// By number. A copy may have holes of any size, so what they take is no matter of positions.
+    pages: BTreeMap<u64, Page>,
     live: u64,
 }
 
@@ -46,15 +46,7 @@ impl Entries {
 
     /// Adds an entry at a position after all others.
     pub fn insert(&mut self, position: u64, entry: LogEntry) {
-        let number = position / PAGE;
-        if self.pages.is_empty() {
-            self.first_page = number;
-        }
-        let index = (number - self.first_page) as usize;
-        if index >= self.pages.len() {
-            self.pages.resize_with(index + 1, || None);
-        }
-        let page = self.pages[index].get_or_insert_with(|| {
+        let page = self.pages.entry(position / PAGE).or_insert_with(|| {
             let mut entries = Vec::new();
             entries.resize_with(PAGE as usize, || None);
             Page { live: 0, entries }
@@ -66,57 +58,40 @@ impl Entries {
         self.live += 1;
     }
 
-    fn page(&self, position: u64) -> Option<&Page> {
-        let index = (position / PAGE).checked_sub(self.first_page)?;
-        self.pages.get(usize::try_from(index).ok()?)?.as_ref()
-    }
-
     /// The entry of a position.
     pub fn get(&self, position: u64) -> Option<&LogEntry> {
-        self.page(position)?.entries[(position % PAGE) as usize].as_ref()
+        self.pages.get(&(position / PAGE))?.entries[(position % PAGE) as usize].as_ref()
     }
 
     /// The entry of a position, to be changed.
     pub fn get_mut(&mut self, position: u64) -> Option<&mut LogEntry> {
-        let index = (position / PAGE).checked_sub(self.first_page)?;
-        let page = self.pages.get_mut(usize::try_from(index).ok()?)?.as_mut()?;
-        page.entries[(position % PAGE) as usize].as_mut()
+        self.pages.get_mut(&(position / PAGE))?.entries[(position % PAGE) as usize].as_mut()
     }
 
     /// Takes an entry out.
     pub fn remove(&mut self, position: u64) -> Option<LogEntry> {
-        let index = (position / PAGE).checked_sub(self.first_page)?;
-        let place = self.pages.get_mut(usize::try_from(index).ok()?)?;
-        let page = place.as_mut()?;
+        let page = self.pages.get_mut(&(position / PAGE))?;
         let entry = page.entries[(position % PAGE) as usize].take()?;
         page.live -= 1;
         self.live -= 1;
         if page.live == 0 {
-            *place = None;
-            while let Some(None) = self.pages.front() {
-                self.pages.pop_front();
-                self.first_page += 1;
-            }
+            self.pages.remove(&(position / PAGE));
         }
         Some(entry)
     }
 
     /// The first entry at `from` or after, before `end`, and its position.
     pub fn next_from(&self, from: u64, end: u64) -> Option<(u64, &LogEntry)> {
-        let mut position = from.max(self.first_page * PAGE);
-        let last = (self.first_page + self.pages.len() as u64) * PAGE;
-        let end = end.min(last);
-        while position < end {
-            let Some(page) = self.page(position) else {
-                position = (position / PAGE + 1) * PAGE;
-                continue;
-            };
-            let stop = ((position / PAGE + 1) * PAGE).min(end);
-            while position < stop {
-                if let Some(entry) = &page.entries[(position % PAGE) as usize] {
-                    return Some((position, entry));
-                }
-                position += 1;
+        for (number, page) in self.pages.range(from / PAGE..) {
+            let first = number * PAGE;
+            if first >= end {
+                return None;
+            }
+            let skipped = from.saturating_sub(first);
+            let found = (skipped..PAGE.min(end - first))
+                .find_map(|at| Some((first + at, page.entries[at as usize].as_ref()?)));
+            if found.is_some() {
+                return found;
             }
         }
         None

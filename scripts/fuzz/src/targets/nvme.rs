@@ -51,7 +51,8 @@ pub(super) fn identify(data: &[u8]) {
     assert!(capabilities.queue_entries_max() >= 1);
     assert!(capabilities.page_min() <= 1 << 27 && capabilities.page_max() <= 1 << 27);
     let stride = capabilities.doorbell_stride();
-    assert!(doorbell(u16::MAX, true, stride) >= doorbell(0, false, stride));
+    // More queue pairs than a core has; the registers are looked at before any doorbell is rung.
+    assert!(doorbell(255, true, stride) > doorbell(0, false, stride));
     let _ = Configuration(input.word()).page();
     let _ = CompletionEntry::default().status();
 }
