@@ -47,7 +47,7 @@ pub use apply::Applied;
 pub use cleave_format::control::Control;
 pub use database::{Catalog, Owner};
 pub use error::CatalogError;
-pub use query::{Cursor, Damage, MapPage, MapRow, Resident, ResidentVdisk};
+pub use query::{Cursor, Damage, MapPage, MapRow, Resident, ResidentVdisk, StripesPage};
 pub use transfer::Dump;
 
 #[cfg(test)]

@@ -103,6 +103,9 @@ impl Resident {
     }
 }
 
+/// Stripes that a vdisk may name, each with the last commit by which it did; and where to go on.
+pub type StripesPage = (Vec<(StripeId, Position)>, Option<StripeId>);
+
 impl Catalog {
     /// A page of a vdisk's map, of about `bytes_max` bytes but at least one row. Of a vdisk that
     /// is unknown or deleted it is empty.
@@ -189,12 +192,12 @@ impl Catalog {
         vdisk: VdiskId,
         from: StripeId,
         count: usize,
-    ) -> Result<(Vec<(StripeId, Position)>, Option<StripeId>), CatalogError> {
+    ) -> Result<StripesPage, CatalogError> {
         let read = self.database.begin_read()?;
         let (names, rows) = (read.open_table(STRIPES_OF)?, read.open_table(STRIPES)?);
         let mut found = Vec::new();
         let range = (vdisk.0, from.0)..=(vdisk.0, u64::MAX);
-        for (looked, entry) in names.range(range)?.enumerate() {
+        for (looked, entry) in ascending("stripes", names.range(range)?).enumerate() {
             let stripe = entry?.0.value().1;
             if looked == count {
                 return Ok((found, Some(StripeId(stripe))));

@@ -194,6 +194,11 @@ impl Grants {
         Ok(GrantedStripe { stripe, slots: slots.collect() })
     }
 
+    /// Who holds a grant.
+    pub fn holder(&self, stripe: StripeId) -> Option<Incarnation> {
+        self.grants.get(&stripe).map(|grant| grant.incarnation)
+    }
+
     /// The slots of an open grant of this incarnation.
     pub fn open(&self, stripe: StripeId, incarnation: Incarnation) -> Option<&[SlotPlace]> {
         let grant = self.grants.get(&stripe)?;

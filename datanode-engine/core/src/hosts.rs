@@ -480,7 +480,12 @@ impl State {
             }
         }
         for (_, connection, message) in replies {
-            self.reply(connection, 0, &message, None);
+            match &mut self.active {
+                Some(active) if !self.sessions.contains_key(&connection) => {
+                    active.keep_untold(message);
+                }
+                _ => self.reply(connection, 0, &message, None),
+            }
         }
         any
     }

@@ -9,7 +9,7 @@
 use crate::catalog_port::{CatalogPort, CatalogReply, CatalogRequest};
 use crate::catalog_queue::{CatalogQueue, Waiter};
 use crate::drives::Drives;
-use crate::grants::Grants;
+use crate::grants::{Grants, Issued};
 use crate::hosts::{HostRequest, Session};
 use crate::log::{Log, LogSettings};
 use crate::mirror::{Mirror, Standing};
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use cleave_catalog::Damage;
 use cleave_coordinator::LogRole;
 use cleave_format::control::Control;
-use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position};
+use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position, StripeId};
 use cleave_format::vault::VaultHeader;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::Executor;
@@ -178,6 +178,9 @@ pub(crate) struct Active {
     /// log was lost and an operator ordered an empty one: who owns a vdisk, that it was deleted, which stripes
     /// a host may name (C3), and that records are committed, which the host drops from then on (C7).
     pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
+    /// Grants whose answer found no connection any more: their hosts do not know of them, and get them first
+    /// when they ask again.
+    pub untold: BTreeMap<Incarnation, Issued>,
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,
@@ -514,6 +517,37 @@ impl Active {
     pub fn take_drives(&mut self, mut drives: Drives) {
         drives.report_missing();
         self.drives = drives;
+    }
+
+    /// Keeps grants of an answer that nobody takes.
+    pub fn keep_untold(&mut self, message: ControllerMessage) {
+        let ControllerMessage::Granted { stripes, identities, .. } = message else { return };
+        let first = stripes.first().map(|granted| granted.stripe).or(identities.first().copied());
+        if let Some(incarnation) = first.and_then(|stripe| self.grants.holder(stripe)) {
+            let untold = self.untold.entry(incarnation).or_default();
+            untold.stripes.extend(stripes);
+            untold.identities.extend(identities);
+        }
+    }
+
+    /// Grants of this incarnation that it was never told of, as many as it asks for.
+    pub fn take_untold(
+        &mut self,
+        incarnation: Incarnation,
+        stripes: usize,
+        identities: usize,
+    ) -> Issued {
+        let Some(untold) = self.untold.get_mut(&incarnation) else { return Issued::default() };
+        let open = |stripe: StripeId| self.grants.open(stripe, incarnation).is_some();
+        untold.stripes.retain(|granted| open(granted.stripe));
+        untold.identities.retain(|stripe| open(*stripe));
+        let stripes = stripes.min(untold.stripes.len());
+        let identities = identities.min(untold.identities.len());
+        Issued {
+            stripes: untold.stripes.drain(..stripes).collect(),
+            identities: untold.identities.drain(..identities).collect(),
+            shortage: None,
+        }
     }
 
     /// A control record is mirrored: what it means for slots.

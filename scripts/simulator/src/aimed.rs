@@ -138,7 +138,7 @@ fn well(cluster: &mut Cluster) -> bool {
 }
 
 /// Lets guests write until something holds. Whether it does.
-fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
+pub fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
     let rounds = PATIENCE.as_secs() / OVERTAKING.as_secs();
     (0..rounds).any(|_| {
         keep_busy(cluster);

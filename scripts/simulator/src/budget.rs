@@ -25,7 +25,7 @@ pub struct Budget {
 
 impl Budget {
     /// For each change: a few minutes of two cores.
-    pub const CI: Budget = Budget { operations: 2_000_000, cluster_hours: 100.0, faults: 10_000 };
+    pub const CI: Budget = Budget { operations: 3_000_000, cluster_hours: 200.0, faults: 20_000 };
     /// What the makers of Cleave claim.
     pub const FULL: Budget =
         Budget { operations: 20_000_000, cluster_hours: 1_000.0, faults: 100_000 };

@@ -115,9 +115,9 @@ impl Guest {
     /// All blocks but these are durable as they are; nothing is in flight.
     pub fn durable_but(&mut self, unreleased: &BTreeSet<u64>) {
         let Some(history) = &mut self.history else { return };
-        for (block, sectors) in (0..).zip(history.chunks_mut(BLOCK_SECTORS as usize)) {
-            if !unreleased.contains(&block) {
-                sectors.iter_mut().for_each(|contents| drop(contents.drain(..contents.len() - 1)));
+        for (sector, contents) in (0..).zip(history) {
+            if !unreleased.contains(&(sector / BLOCK_SECTORS)) {
+                *contents = self.model.possible(sector);
             }
         }
     }

@@ -68,7 +68,8 @@ pub fn lose_everything(cluster: &mut Cluster) {
 pub fn look(cluster: &Cluster) {
     if let Some(host) = cluster.host.as_ref().filter(|_| cluster.plan.loses_everything) {
         for (number, guest) in cluster.guests.iter().enumerate() {
-            guest.borrow_mut().durable_but(&host.unreleased(number));
+            let unreleased = host.unreleased(number);
+            guest.borrow_mut().durable_but(&unreleased);
         }
     }
 }

@@ -33,24 +33,26 @@ enum Second {
     ExchangedParts,
     LostLog,
     LostEverything,
+    Spoiled,
 }
 
-const LIST: [(Second, u64); 15] = [
+const LIST: [(Second, u64); 16] = [
     (Second::SlowDrive, 3),
     (Second::HungDrive, 3),
-    (Second::FailedRequests, 2),
+    (Second::FailedRequests, 4),
     (Second::SlowNetwork, 3),
     (Second::LostHost, 3),
     (Second::Resize, 3),
     (Second::PastGrants, 2),
     (Second::StoreCrash, 4),
-    (Second::FullDrive, 2),
-    (Second::Misdirected, 3),
+    (Second::FullDrive, 3),
+    (Second::Misdirected, 4),
     (Second::LateWrites, 10),
     (Second::LostDrives, 2),
     (Second::ExchangedParts, 4),
     (Second::LostLog, 4),
     (Second::LostEverything, 4),
+    (Second::Spoiled, 3),
 ];
 
 /// One more strike in the present episode.
@@ -82,6 +84,7 @@ pub fn second(cluster: &mut Cluster) {
         Second::ExchangedParts => aimed::exchange_parts(cluster),
         Second::LostLog => log_loss::lose_log(cluster),
         Second::LostEverything => log_loss::lose_everything(cluster),
+        Second::Spoiled => spoiled(cluster),
     }
 }
 
@@ -127,39 +130,54 @@ fn hung_drive(cluster: &Cluster) {
     drive.hang(false);
 }
 
+/// A drive that may be harmed and is there.
+fn victim(cluster: &Cluster) -> Option<SimDrive> {
+    let (lost, victims) = (cluster.lost.get(), cluster.plan.victims);
+    let left = u64::from(victims.saturating_sub(lost));
+    let number = usize::from(lost) + cluster.second.below(left.max(1)) as usize;
+    cluster.drives[..usize::from(victims)].get(number).cloned()
+}
+
 /// A few requests of a drive that may be harmed fail: what a failed write left is unknown.
 fn failed_requests(cluster: &Cluster) {
-    let victims = u64::from(cluster.plan.victims);
-    if victims > 0 {
-        let drive = &cluster.drives[cluster.second.below(victims) as usize];
-        let count = 1 + cluster.second.below(6);
-        cluster.journal.note(format!("the next {count} requests of {} fail", drive.name()));
-        drive.fail_next(count);
-        cluster.pass(time(cluster, Duration::from_secs(5)));
-    }
+    let Some(drive) = victim(cluster) else { return };
+    let count = 1 + cluster.second.below(6);
+    cluster.journal.note(format!("the next {count} requests of {} fail", drive.name()));
+    let before = cluster.world.counters().drive_errors;
+    drive.fail_next(count);
+    aimed::write_until(cluster, |c| c.world.counters().drive_errors >= before + count);
 }
 
 /// The space behind some drives is used up while guests write.
 fn full_drive(cluster: &Cluster) {
     let count = 1 + cluster.second.below(cluster.drives.len() as u64) as usize;
     let span = time(cluster, Duration::from_secs(20));
-    cluster.journal.note(format!("no space behind {count} drives for {span:?}"));
+    cluster.journal.note(format!("no space behind {count} drives, and for {span:?} more"));
+    let before = cluster.world.counters().no_space;
     cluster.drives[..count].iter().for_each(|drive| drive.set_full(true));
+    aimed::write_until(cluster, |c| c.world.counters().no_space > before);
     cluster.pass(span);
     cluster.drives[..count].iter().for_each(|drive| drive.set_full(false));
 }
 
+/// Many pages of a drive that may be harmed become unreadable, and some of them are read.
+fn spoiled(cluster: &Cluster) {
+    let Some(drive) = victim(cluster) else { return };
+    let pages = 1 + cluster.second.below(300);
+    cluster.journal.note(format!("{pages} pages of {} become unreadable", drive.name()));
+    for _ in 0..pages {
+        let Some(page) = drive.any_stored_page() else { return };
+        drive.spoil(page, 1);
+    }
+}
+
 /// The next write of a drive that may be harmed goes to a wrong place, where it may harm what it meets.
 fn misdirected(cluster: &Cluster) {
-    let victims = u64::from(cluster.plan.victims);
-    if victims > 0 {
-        let drive = &cluster.drives[cluster.second.below(victims) as usize];
-        let before = cluster.world.counters().writes_misdirected;
-        drive.misdirect_next(1);
-        let missed = |c: &Cluster| c.world.counters().writes_misdirected > before;
-        if cluster.reaches(Duration::from_secs(10), missed) {
-            cluster.journal.note(format!("a write of {} went to a wrong place", drive.name()));
-        }
+    let Some(drive) = victim(cluster) else { return };
+    let before = cluster.world.counters().writes_misdirected;
+    drive.misdirect_next(1);
+    if aimed::write_until(cluster, |c| c.world.counters().writes_misdirected > before) {
+        cluster.journal.note(format!("a write of {} went to a wrong place", drive.name()));
     }
 }
 

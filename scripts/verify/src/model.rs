@@ -164,6 +164,17 @@ impl Model {
         }
     }
 
+    /// Contents that the sector may have, once nothing is in flight there.
+    pub fn possible(&self, sector: u64) -> Vec<Content> {
+        match self.open.get(&sector) {
+            None => vec![self.settled[sector as usize]],
+            Some(versions) => {
+                let standing = versions.iter().filter(|version| version.superseded.is_none());
+                standing.map(|version| version.content).collect()
+            }
+        }
+    }
+
     /// Everything that was not durable is gone: the sector holds its present content or one of these, which
     /// were its contents before. Nothing may be in flight there.
     pub fn doubt(&mut self, sector: u64, older: &[Content]) {

@@ -99,6 +99,12 @@ impl State {
                 });
                 let usable: Vec<_> = usable.collect();
                 let (stripes, identities) = (usize::from(stripes), usize::from(identities));
+                let mut untold = active.take_untold(who.incarnation, stripes, identities);
+                // What it was not told of needs no record: it has that at once.
+                let (stripes, identities) = match untold.stripes.is_empty() {
+                    true => (stripes, identities - untold.identities.len()),
+                    false => (0, 0),
+                };
                 let issued = active.grants.issue(who.incarnation, stripes, identities, &usable);
                 self.counters.granted += issued.stripes.len() as u64;
                 let all = issued.all();
@@ -106,10 +112,12 @@ impl State {
                     let incarnation = who.incarnation;
                     self.append_control(&Control::Grant { incarnation, stripes: all })
                 });
+                untold.stripes.extend(issued.stripes);
+                untold.identities.extend(issued.identities);
                 let granted = ControllerMessage::Granted {
                     request,
-                    stripes: issued.stripes,
-                    identities: issued.identities,
+                    stripes: untold.stripes,
+                    identities: untold.identities,
                     shortage: issued.shortage,
                 };
                 self.when_durable(position, connection, granted);

@@ -194,6 +194,7 @@ impl Meeting {
             requests: Slab::new(),
             acks: VecDeque::new(),
             replies: VecDeque::new(),
+            untold: BTreeMap::new(),
             deferred: VecDeque::new(),
             quota: state.settings.log.record_bytes_max / 4 * 3,
             absent: BTreeMap::new(),

@@ -77,6 +77,7 @@ fn after_a_loss_older_contents_are_possible_until_one_is_read() {
     model.doubt(0, &[ZEROS, A, B]);
     model.doubt(1, &[ZEROS]);
     assert_eq!(model.undecided(), 1);
+    assert_eq!((model.possible(0), model.possible(1)), (vec![B, ZEROS, A], vec![ZEROS]));
     assert!(read(&mut model.clone(), Content(3)).is_err());
     read(&mut model, A).unwrap();
     assert!(read(&mut model, B).is_err());
