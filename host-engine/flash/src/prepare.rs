@@ -67,8 +67,8 @@ pub async fn prepare(
     if size < FLASH_SIZE_MIN {
         return Err(PrepareError::Small { size });
     }
-    let pages = io.read(0, 2 * FLASH_PAGE).await?;
-    match choose_superblock(&pages[..FLASH_PAGE], &pages[FLASH_PAGE..]) {
+    let copies = [read_copy(io, 0).await?, read_copy(io, 1).await?];
+    match choose_superblock(&copies[0], &copies[1]) {
         Ok(found) if found.cluster != cluster => {
             Err(PrepareError::Foreign { cluster: found.cluster })
         }
@@ -76,8 +76,7 @@ pub async fn prepare(
         Ok(found) if found.size > size => format(io, cluster, device, size).await,
         Ok(found) => {
             let other = 1 - (found.generation % 2) as usize;
-            let copy = &pages[other * FLASH_PAGE..(other + 1) * FLASH_PAGE];
-            let intact = FlashSuperblock::decode(copy).is_ok();
+            let intact = FlashSuperblock::decode(&copies[other]).is_ok();
             let superblock = if intact { found } else { mend(io, found).await? };
             Ok(Prepared { superblock, formatted: false })
         }
@@ -86,6 +85,19 @@ pub async fn prepare(
             format(io, cluster, device, size).await
         }
         Err(error) => Err(PrepareError::Superblock(error)),
+    }
+}
+
+/// One copy of the superblock. One that cannot be read is damaged, as the other may be intact; it is not empty.
+async fn read_copy(io: &DriveIo, copy: u64) -> Result<Buffer, DriveError> {
+    match io.read(copy * FLASH_PAGE as u64, FLASH_PAGE).await {
+        Err(DriveError::Io(reason)) => {
+            tracing::warn!(copy, reason, "a copy of a flash superblock cannot be read");
+            let mut unreadable = Buffer::new(FLASH_PAGE);
+            unreadable.fill(0xff);
+            Ok(unreadable)
+        }
+        other => other,
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::cluster::Cluster;
 use crate::plan::stream;
+use cleave_format::flash::FIRST_ZONE;
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{SimDrive, World};
 use std::time::Duration;
@@ -34,7 +35,9 @@ impl Flash {
 pub fn strike(cluster: &Cluster) {
     let Some(flash) = &cluster.flash else { return };
     let (device, random) = (flash.of(cluster.host_number()), &flash.random);
-    let page = device.any_stored_page();
+    // Without both copies of its superblock a device is not used any more, and nothing more comes of it.
+    let beyond = |page: &u64| *page >= FIRST_ZONE;
+    let page = device.any_stored_page().filter(beyond);
     let note = |what: &str| cluster.journal.note(format!("{}: {what}", device.name()));
     cluster.journal.at(&cluster.world);
     match (random.below(12), page) {
@@ -49,7 +52,7 @@ pub fn strike(cluster: &Cluster) {
         (3 | 4 | 5, Some(_)) => {
             note("bits flip");
             for _ in 0..1 + random.below(20) {
-                let Some(page) = device.any_stored_page() else { return };
+                let Some(page) = device.any_stored_page().filter(beyond) else { continue };
                 device.flip_bit(page + random.below(4096), random.below(8) as u8);
             }
         }

@@ -108,7 +108,7 @@ fn killed_engines_leak_nothing() {
             let core = rig.start_host();
             rig.open();
             model.read_all(&rig);
-            model.work(&rig, 1_200, 24);
+            model.work(&rig, 2_000, 24);
             for _ in 0..20 {
                 model.submit(&core);
             }

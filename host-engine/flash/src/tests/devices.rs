@@ -49,6 +49,11 @@ fn a_superblock_survives_the_loss_of_one_copy() {
         rig.restart(copy == 0);
         assert!(rig.has(1, 3));
     }
+    for copy in [1, 0] {
+        rig.drive.spoil(copy * 4096, 4096);
+        rig.restart(false);
+        assert!(rig.has(1, 3));
+    }
     rig.drive.flip_bit(50, 1);
     rig.drive.flip_bit(4096 + 50, 1);
     rig.process.kill();
