@@ -46,7 +46,7 @@ pub use apply::Applied;
 pub use cleave_format::control::Control;
 pub use database::{Catalog, Owner};
 pub use error::CatalogError;
-pub use query::{Cursor, Damage, MapPage, MapRow, Resident, ResidentVdisk};
+pub use query::{Cursor, Damage, ListedPage, MapPage, MapRow, Resident, ResidentVdisk};
 pub use transfer::Dump;
 
 #[cfg(test)]

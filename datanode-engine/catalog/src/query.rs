@@ -18,6 +18,9 @@ pub enum Cursor {
     Commits(Position),
 }
 
+/// Stripes that a vdisk may name, each with the last commit by which it did; and where to go on, if that was not all.
+pub type ListedPage = (Vec<(StripeId, Position)>, Option<StripeId>);
+
 /// A page of a vdisk's durable map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapPage {
@@ -186,7 +189,7 @@ impl Catalog {
         vdisk: VdiskId,
         from: StripeId,
         count: usize,
-    ) -> Result<(Vec<(StripeId, Position)>, Option<StripeId>), CatalogError> {
+    ) -> Result<ListedPage, CatalogError> {
         let read = self.database.begin_read()?;
         let (names, rows) = (read.open_table(STRIPES_OF)?, read.open_table(STRIPES)?);
         let mut found = Vec::new();
