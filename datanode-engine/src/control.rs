@@ -158,6 +158,7 @@ impl Control {
             refused: counters.refused,
             released: counters.released,
             commits: counters.commits,
+            stripes_freed: counters.freed,
             struck: counters.struck,
             mirror_latency_us: self.measures.mirror.borrow().latency(),
             shard_reads: self.measures.shard_reads.borrow().shown(),

@@ -180,6 +180,9 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
             frame_bytes: sum(|view| view.core.stripe_bytes),
             drive_bytes: sum(|view| view.core.drive_bytes),
             covered: sum(|view| view.core.covered),
+            deduplicated: sum(|view| view.core.deduplicated),
+            recognisable: sum(|view| view.core.index_entries),
+            stripes_left: sum(|view| view.core.stripes_left),
             retries: sum(|view| view.core.stripes_abandoned),
         },
         reads: ReadStatistics {

@@ -495,6 +495,15 @@ pub struct DestageStatistics {
     pub drive_bytes: u64,
     /// Frames that a newer write covered before they were destaged.
     pub covered: u64,
+    /// Blocks whose content was in the pool already: references in place of frames.
+    #[serde(default)]
+    pub deduplicated: u64,
+    /// Blocks whose content can be recognised.
+    #[serde(default)]
+    pub recognisable: u64,
+    /// Stripes that vdisks left, because nothing of theirs names them any more.
+    #[serde(default)]
+    pub stripes_left: u64,
     /// Stripes that were given up and written anew.
     pub retries: u64,
 }
@@ -536,6 +545,9 @@ pub struct ControllerStatistics {
     pub released: u64,
     /// Commits taken.
     pub commits: u64,
+    /// Committed stripes freed since, because no vdisk names them any more.
+    #[serde(default)]
+    pub stripes_freed: u64,
     /// Commits, or vdisks of commits, struck because of a newer owner.
     pub struck: u64,
     /// From forwarding to the peer's acknowledgement.

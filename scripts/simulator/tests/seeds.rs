@@ -26,6 +26,8 @@ fn nothing_is_lost_or_stale() {
         "stripes committed",
         "stripeless commits",
         "map runs",
+        "stripes freed",
+        "blocks deduplicated",
         "copies of the log",
     ] {
         assert!(reached[what] > 0, "no {what} in any seed: {reached:?}");

@@ -146,6 +146,18 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
                 destage.covered
             ),
         );
+        // Blocks that were destaged, for each that took room.
+        let ratio = match destage.frames {
+            0 => 1.0,
+            frames => (frames + destage.deduplicated) as f64 / frames as f64,
+        };
+        line(
+            &mut out,
+            format_args!(
+                "  dedupe: {} blocks were in the pool already (ratio {ratio:.2}), {} can be recognised; {} stripes left behind",
+                destage.deduplicated, destage.recognisable, destage.stripes_left
+            ),
+        );
         let reads = &host.reads;
         line(
             &mut out,
@@ -175,7 +187,10 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
         operation(&mut out, "shard reads", &controller.shard_reads);
         line(
             &mut out,
-            format_args!("  {} commits, {} released", controller.commits, controller.released),
+            format_args!(
+                "  {} commits, {} released, {} stripes freed",
+                controller.commits, controller.released, controller.stripes_freed
+            ),
         );
     }
     out

@@ -96,6 +96,46 @@ fn a_deleted_vdisk_is_gone_with_its_stripes() {
     assert_eq!(host.seal(&rig), Err(Refusal::Sealed));
 }
 
+// C19, C20: what a commit refers to stays; what nothing refers to is freed, and referred to no more, from the
+// position on at which the last vdisk leaves it.
+#[test]
+fn a_reference_needs_a_stripe_that_stays() {
+    let (rig, mut host) = begin(21);
+    let granted = host.grant(&rig, 6);
+    for stripe in &granted {
+        assert!(host.write_stripe(&rig, stripe).iter().all(Result::is_ok));
+    }
+    let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|index: usize| granted[index].stripe);
+    let run = |frontier, unreferenced: &[StripeId]| {
+        let (pieces, unreferenced) = (Vec::new(), unreferenced.to_vec());
+        Some(cleave_format::control::MapRun { frontier, pieces, unreferenced })
+    };
+    let first = host.committed(&rig, a, &[], None).unwrap();
+    assert_eq!(host.committed(&rig, b, &[StripeId(9999)], None), Err(Refusal::NoReference));
+    let second = host.committed(&rig, b, &[a], None).unwrap();
+    // A frontier before the reference leaves the stripe where it is.
+    host.committed(&rig, c, &[], run(first, &[a])).unwrap();
+    assert_eq!(host.list(&rig), [a, b, c]);
+    assert!(host.read_shard(&rig, &granted[0], 0, 0..64).is_ok());
+    // The run is decided before the reference: whether the catalog has it or not.
+    let left = (d, Vec::new(), run(second, &[a]));
+    let late = (e, vec![a], None);
+    let results = host.committed_together(&rig, [left, late.clone()]);
+    assert!(results[0].is_ok());
+    assert_eq!(results[1], Err(Refusal::NoReference));
+    assert_eq!(host.list(&rig), [b, c, d]);
+    assert_eq!(host.read_shard(&rig, &granted[0], 0, 0..64), Err(ShardFault::Identity));
+    assert_eq!(host.committed(&rig, late.0, &late.1, None), Err(Refusal::NoReference));
+    // Without the reference the same stripe is good.
+    host.committed(&rig, e, &[b, c], None).unwrap();
+    host.committed(&rig, f, &[], None).unwrap();
+    rig.world.run_for(SECOND);
+    let status = rig.status(0);
+    assert_eq!((status.stripes, status.counters.freed), (5, 1));
+    assert_eq!(status.counters.references_refused, 3);
+    assert_eq!(rig.status(1).catalog, status.catalog);
+}
+
 #[test]
 fn hosts_that_are_none_are_refused() {
     let (rig, mut host) = begin(15);

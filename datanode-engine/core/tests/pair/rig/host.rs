@@ -3,7 +3,7 @@
 
 use super::{CLUSTER, NAMES, Rig, SECOND, address};
 use bytes::Bytes;
-use cleave_format::control::{CommitVdisk, GrantedStripe, Release};
+use cleave_format::control::{CommitVdisk, GrantedStripe, MapRun, Release};
 use cleave_format::ids::*;
 use cleave_format::layout::{SHARD, SLOT, SLOT_HEADER};
 use cleave_format::record::{Entry, EntryKind, Record, RecordIdentity, encode_head};
@@ -434,6 +434,69 @@ impl FakeHost {
         }
     }
 
+    /// The stripes that the vdisk may name, as the catalog lists them.
+    pub fn list(&mut self, rig: &Rig) -> Vec<StripeId> {
+        let (vdisk, epoch, from) = (VdiskId(self.vdisk), Epoch(self.epoch), StripeId(0));
+        let list = |request| HostMessage::ListStripes { request, vdisk, epoch, from };
+        match self.call(rig, Class::Read, None, list).0 {
+            ControllerMessage::Listed { stripes, next: None, refused: None, .. } => {
+                stripes.iter().map(|listed| listed.stripe).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A commit of the vdisk that says just this.
+    pub fn commit_of(
+        &self,
+        request: u64,
+        stripe: StripeId,
+        references: &[StripeId],
+        run: Option<MapRun>,
+    ) -> HostMessage {
+        let (mut message, _) = self.commit_message(request, stripe);
+        if let HostMessage::Commit { vdisks, .. } = &mut message {
+            vdisks[0].releases.clear();
+            vdisks[0].references = references.to_vec();
+            vdisks[0].run = run;
+        }
+        message
+    }
+
+    /// Sends it, and gives what came of it.
+    pub fn committed(
+        &mut self,
+        rig: &Rig,
+        stripe: StripeId,
+        references: &[StripeId],
+        run: Option<MapRun>,
+    ) -> Result<Position, Refusal> {
+        let message = self.commit_of(self.request + 1, stripe, references, run);
+        match self.call(rig, Class::Log, None, |_| message).0 {
+            ControllerMessage::Committed { result, .. } => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Two commits, one right after the other.
+    pub fn committed_together(
+        &mut self,
+        rig: &Rig,
+        messages: [(StripeId, Vec<StripeId>, Option<MapRun>); 2],
+    ) -> Vec<Result<Position, Refusal>> {
+        let first = self.request + 1;
+        self.request += 2;
+        for (request, (stripe, references, run)) in (first..).zip(messages) {
+            let message = self.commit_of(request, stripe, &references, run);
+            self.send(Class::Log, 0, &[encode_header(&message)]);
+        }
+        let results = (first..first + 2).map(|request| match self.reply(rig, request) {
+            Some((ControllerMessage::Committed { result, .. }, _)) => result,
+            other => panic!("{other:?}"),
+        });
+        results.collect()
+    }
+
     /// The vdisk's commits after its frontier.
     pub fn open_map(&mut self, rig: &Rig) -> Vec<MapCommit> {
         let (mut found, mut cursor) = (Vec::new(), None);
@@ -461,6 +524,7 @@ fn request_of(message: &ControllerMessage) -> Option<u64> {
         | ControllerMessage::Granted { request, .. }
         | ControllerMessage::Fetched { request, .. }
         | ControllerMessage::Map { request, .. }
+        | ControllerMessage::Listed { request, .. }
         | ControllerMessage::Located { request, .. }
         | ControllerMessage::Read { request, .. }
         | ControllerMessage::ShardWritten { request, .. } => Some(*request),
