@@ -279,7 +279,7 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
                             frontier: Position(position.saturating_sub(salt % 25)),
                             pieces,
                             unreferenced: (0..newest)
-                                .filter(|number| (number ^ salt) % 3 == 0)
+                                .filter(|number| (number ^ salt).is_multiple_of(3))
                                 .map(StripeId)
                                 .collect(),
                         }),
