@@ -38,11 +38,14 @@ impl NvmeParts {
     }
 }
 
+/// A device, and the watch of its events once it sleeps in the core's ring.
+type Watched = (Rc<NvmeDrive>, Option<WatchId>);
+
 /// See the module's page.
 pub(super) struct CoreNvme {
     drives: NvmeDrives,
     /// By the device's name, with the watch of its event, once there is one.
-    devices: RefCell<BTreeMap<String, (Rc<NvmeDrive>, Option<WatchId>)>>,
+    devices: RefCell<BTreeMap<String, Watched>>,
     /// There are new ones.
     unwatched: Cell<bool>,
     beating: Cell<bool>,

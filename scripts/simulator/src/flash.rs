@@ -49,7 +49,7 @@ pub fn strike(cluster: &Cluster) {
             note("requests fail");
             device.fail_next(1 + random.below(20));
         }
-        (3 | 4 | 5, Some(_)) => {
+        (3..=5, Some(_)) => {
             note("bits flip");
             for _ in 0..1 + random.below(20) {
                 let Some(page) = device.any_stored_page().filter(beyond) else { continue };
