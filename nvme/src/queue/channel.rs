@@ -111,7 +111,13 @@ impl<T> Channel<T> {
             if entry.submission_queue.get() != self.queue {
                 return Err(Violation::WrongQueue(entry.submission_queue.get()));
             }
-            self.submission.advance(entry.submission_head.get())?;
+            let head = entry.submission_head.get();
+            self.submission.advance(head)?;
+            // What the controller has not fetched is outstanding, beside the command that it completed: with a
+            // head that lags behind that, the queue would stay full with nothing under way.
+            if usize::from(self.submission.used()) > self.slots.in_use().saturating_sub(1) {
+                return Err(Violation::SubmissionHead(head));
+            }
             let identifier = entry.identifier.get();
             let (value, aborting) =
                 self.slots.remove(identifier).ok_or(Violation::UnknownCommand(identifier))?;

@@ -26,7 +26,8 @@ impl SubmissionQueue {
         SubmissionQueue { ring, entries, doorbell, tail: 0, told: 0, head: 0 }
     }
 
-    fn used(&self) -> u16 {
+    /// Entries that the controller has not said to have fetched.
+    pub(super) fn used(&self) -> u16 {
         let (head, tail) = (u32::from(self.head), u32::from(self.tail));
         ((tail + u32::from(self.entries) - head) % u32::from(self.entries)) as u16
     }
