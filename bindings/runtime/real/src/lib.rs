@@ -17,11 +17,6 @@
 //! `unsafe` appears in the io_uring submission module, where the socket's error queue is read, and where
 //! the kernel is told about memory.
 
-#![cfg_attr(
-    test,
-    allow(clippy::duplicate_mod, reason = "a test runs the doorbell's flag on other atomics")
-)]
-
 pub mod clock;
 pub mod doorbell;
 pub mod drive;
