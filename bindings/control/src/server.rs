@@ -6,15 +6,13 @@
 //! mode 0600.
 
 use crate::protocol::{Line, LineReader, REQUEST_BYTES_MAX, Request, Response, line};
-use cleave_coordinator::listener::{ListenError, listen};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use cleave_coordinator::ListenError;
+use cleave_coordinator::acceptor::Acceptor;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,15 +31,12 @@ pub type Handler = dyn Fn(Request) -> Response + Send + Sync;
 /// the socket.
 pub struct ControlServer {
     shared: Arc<Shared>,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Acceptor,
 }
 
 struct Shared {
-    path: PathBuf,
     handler: Box<Handler>,
     connections: Mutex<Connections>,
-    stopping: AtomicBool,
-    stop: OwnedFd,
 }
 
 #[derive(Default)]
@@ -57,38 +52,21 @@ impl ControlServer {
         path: &Path,
         handler: impl Fn(Request) -> Response + Send + Sync + 'static,
     ) -> Result<ControlServer, ListenError> {
-        let listener = listen(path)?;
-        let failed = |error: io::Error| ListenError::Io { path: path.to_owned(), error };
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-        let shared = Arc::new(Shared {
-            path: path.to_owned(),
-            handler: Box::new(handler),
-            connections: Mutex::default(),
-            stopping: AtomicBool::new(false),
-            stop,
-        });
-        let accepting = Arc::clone(&shared);
-        let acceptor = std::thread::Builder::new()
-            .name("control-accept".to_owned())
-            .spawn(move || accept(&accepting, &listener))
-            .map_err(failed)?;
-        Ok(ControlServer { shared, acceptor: Some(acceptor) })
+        let shared = Shared { handler: Box::new(handler), connections: Mutex::default() };
+        let shared = Arc::new(shared);
+        let serving = Arc::clone(&shared);
+        let acceptor =
+            Acceptor::start(path, "control-accept", move |stream| begin(&serving, stream))?;
+        Ok(ControlServer { shared, acceptor })
     }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        let shared = &self.shared;
-        shared.stopping.store(true, Ordering::SeqCst);
-        if let Err(error) = rustix::io::write(&shared.stop, &1_u64.to_ne_bytes()) {
-            unreachable!("an eventfd at 0 takes a 1: {error}");
-        }
-        if let Some(acceptor) = self.acceptor.take() {
-            let _ = acceptor.join();
-        }
+        self.acceptor.end();
         // No connection begins any more.
         let threads = {
-            let mut connections = shared.lock();
+            let mut connections = self.shared.lock();
             for stream in connections.open.values() {
                 // The answer to a request that is being handled can still be written.
                 let _ = stream.shutdown(Shutdown::Read);
@@ -98,44 +76,12 @@ impl Drop for ControlServer {
         for thread in threads {
             let _ = thread.join();
         }
-        if let Err(error) = std::fs::remove_file(&shared.path) {
-            tracing::warn!("cannot remove the socket {}: {error}", shared.path.display());
-        }
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().expect("no thread panics while it holds the connections")
-    }
-}
-
-fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
-    loop {
-        let mut ready =
-            [PollFd::new(listener, PollFlags::IN), PollFd::new(&shared.stop, PollFlags::IN)];
-        match poll(&mut ready, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => unreachable!("polling two open files: {error}"),
-        }
-        if shared.stopping.load(Ordering::SeqCst) {
-            return;
-        }
-        match listener.accept() {
-            Ok((stream, _)) => {
-                if let Err(error) = begin(shared, stream) {
-                    tracing::warn!("cannot serve a control connection: {error}");
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                // Out of files, most likely: wait for better times, or for the stop.
-                tracing::warn!("cannot accept a control connection: {error}");
-                let mut stop = [PollFd::new(&shared.stop, PollFlags::IN)];
-                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-                let _ = poll(&mut stop, Some(&pause));
-            }
-        }
     }
 }
 

@@ -14,12 +14,13 @@
 //! | [`redb_store`] | [`RedbStore`]: one process's durable (or in-memory) store |
 //! | [`hub`] | many clients of one [`RedbStore`]: operations in, answers and watch events out |
 //! | [`server`], [`socket`] | the hub behind a Unix socket, and [`SocketStore`] at its other end |
-//! | [`listener`] | Unix sockets of mode 0600 |
+//! | [`listener`], [`acceptor`] | Unix sockets of mode 0600, and the thread that accepts there |
 //! | `conformance` | what every store must do, as one suite |
 //! | [`direct`] | [`DirectStore`]: the hub without a socket, for the simulator |
 
 #![forbid(unsafe_code)]
 
+pub mod acceptor;
 pub mod client;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

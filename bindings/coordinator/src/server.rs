@@ -9,19 +9,17 @@
 //! its first moment. A crash leaves the file behind; the next server removes it after finding
 //! that nobody answers there (the lock on the store's file keeps two servers of one store apart).
 
+use crate::acceptor::Acceptor;
 use crate::contract::{Answer, Operation, StoreError};
 use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
 use crate::hub::{ClientId, Hub, Reply};
-use crate::listener::{ListenError, listen};
+use crate::listener::ListenError;
 use crate::redb_store::RedbStore;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,14 +35,11 @@ const GREETING_TIME_MAX: Duration = Duration::from_secs(5);
 pub struct StoreServer {
     shared: Arc<Shared>,
     local: ClientId,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Acceptor,
 }
 
 struct Shared {
-    path: PathBuf,
     state: Mutex<State>,
-    stopping: AtomicBool,
-    stop: OwnedFd,
 }
 
 struct State {
@@ -69,24 +64,14 @@ struct Outbound {
 impl StoreServer {
     /// Serves `store` at `path` until dropped.
     pub fn start(path: &Path, store: RedbStore) -> Result<StoreServer, ListenError> {
-        let listener = listen(path)?;
-        let failed = |error: io::Error| ListenError::Io { path: path.to_owned(), error };
         let mut hub = Hub::new(store);
         let local = hub.join();
         let state = State { hub, connections: BTreeMap::new(), threads: Vec::new() };
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-        let shared = Arc::new(Shared {
-            path: path.to_owned(),
-            state: Mutex::new(state),
-            stopping: AtomicBool::new(false),
-            stop,
-        });
-        let accepting = Arc::clone(&shared);
-        let acceptor = std::thread::Builder::new()
-            .name("store-accept".to_owned())
-            .spawn(move || accept(&accepting, &listener))
-            .map_err(failed)?;
-        Ok(StoreServer { shared, local, acceptor: Some(acceptor) })
+        let shared = Arc::new(Shared { state: Mutex::new(state) });
+        let serving = Arc::clone(&shared);
+        let acceptor =
+            Acceptor::start(path, "store-accept", move |stream| begin(&serving, stream))?;
+        Ok(StoreServer { shared, local, acceptor })
     }
 
     /// Carries out an operation for the owning process itself; waits for the disk. Watches are
@@ -102,25 +87,15 @@ impl StoreServer {
 
 impl Drop for StoreServer {
     fn drop(&mut self) {
-        let shared = &self.shared;
-        shared.stopping.store(true, Ordering::SeqCst);
-        if let Err(error) = rustix::io::write(&shared.stop, &1_u64.to_ne_bytes()) {
-            unreachable!("an eventfd at 0 takes a 1: {error}");
-        }
-        if let Some(acceptor) = self.acceptor.take() {
-            let _ = acceptor.join();
-        }
+        self.acceptor.end();
         // No connection begins any more.
         let threads = {
-            let mut state = shared.lock();
+            let mut state = self.shared.lock();
             state.connections.values().for_each(|connection| connection.close());
             std::mem::take(&mut state.threads)
         };
         for thread in threads {
             let _ = thread.join();
-        }
-        if let Err(error) = std::fs::remove_file(&shared.path) {
-            tracing::warn!("cannot remove the socket {}: {error}", shared.path.display());
         }
     }
 }
@@ -196,35 +171,6 @@ impl Connection {
             outbound.bytes -= frame.len();
             drop(outbound);
             (&self.stream).write_all(&frame)?;
-        }
-    }
-}
-
-fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
-    loop {
-        let mut ready =
-            [PollFd::new(listener, PollFlags::IN), PollFd::new(&shared.stop, PollFlags::IN)];
-        match poll(&mut ready, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => unreachable!("polling two open files: {error}"),
-        }
-        if shared.stopping.load(Ordering::SeqCst) {
-            return;
-        }
-        match listener.accept() {
-            Ok((stream, _)) => {
-                if let Err(error) = begin(shared, stream) {
-                    tracing::warn!("cannot serve a client of the coordinator store: {error}");
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                // Out of files, most likely: wait for better times, or for the stop.
-                tracing::warn!("cannot accept a client of the coordinator store: {error}");
-                let mut stop = [PollFd::new(&shared.stop, PollFlags::IN)];
-                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-                let _ = poll(&mut stop, Some(&pause));
-            }
         }
     }
 }
