@@ -45,8 +45,8 @@ const DEDUPE_SHARE: u64 = 16;
 const PREDECESSOR: Duration = Duration::from_secs(60);
 /// How long a control connection waits for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long cores may take to end: a little longer than they give their requests.
-const END_MAX: Duration = Duration::from_secs(7);
+/// How long cores may take to end: a little longer than they give their requests and then their flash.
+const END_MAX: Duration = Duration::from_secs(9);
 /// How long the store may take to be told of the end.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
 

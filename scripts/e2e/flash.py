@@ -66,6 +66,8 @@ def flash_serves_reads_also_after_kills_and_restarts(context):
         cluster.restart(HOST)
         _until_in_use(cluster, path)
         _check_hits(*_read_all(context, cluster, "data", saved), 99, "after a SIGKILL")
+    # Stripes are on their way when the stop comes: flash gets them too.
+    Verifier(context, cluster, "data", 64 * MIB, ["--load", saved, "--save", saved]).finish(300)
     cluster.stop()
     cluster.start()
     _until_in_use(cluster, path)

@@ -185,6 +185,10 @@ pub(crate) struct Device {
     pub saved_at: Moment,
     /// Everything is to be written, and a header for it.
     pub finishing: bool,
+    /// The keeper is at work: what it says of zones may not be on the device yet.
+    pub keeping: bool,
+    /// A header was written that no flush has covered.
+    pub unflushed: bool,
     pub bytes_written: u64,
     /// Notified when any of this changes.
     pub changed: Signal,
@@ -226,6 +230,8 @@ impl Device {
             refuse_until: Moment(0),
             saved_at: Moment(0),
             finishing: false,
+            keeping: false,
+            unflushed: false,
             bytes_written: 0,
             changed: Signal::new(),
         }

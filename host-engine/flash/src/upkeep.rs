@@ -31,6 +31,8 @@ enum Work {
     Save(u32),
     /// As `Save`, but durable.
     Finish(u32),
+    /// Makes headers durable that were written before.
+    Flush,
 }
 
 impl Device {
@@ -50,6 +52,9 @@ impl Device {
         let mut building = self.building.iter();
         let unsaved = building.find(|(_, building)| building.unsaved);
         let Some((zone, building)) = unsaved else {
+            if self.finishing && idle && self.unflushed {
+                return Some(Work::Flush);
+            }
             if now.since(self.saved_at) < FLUSH_AFTER {
                 return None;
             }
@@ -79,7 +84,11 @@ impl Device {
     /// Everything is written and described; only asked while finishing.
     pub fn is_finished(&self) -> bool {
         let quiet = |building: &Building| !building.unsaved && building.outstanding == 0;
-        self.queue.is_empty() && self.moves.is_empty() && self.building.values().all(quiet)
+        !self.keeping
+            && !self.unflushed
+            && self.queue.is_empty()
+            && self.moves.is_empty()
+            && self.building.values().all(quiet)
     }
 }
 
@@ -90,7 +99,11 @@ pub(crate) async fn keep(inner: Rc<Inner>, key: DeviceKey) {
         let work = changed.until(|| {
             let mut state = inner.state.borrow_mut();
             match state.device(key) {
-                Some(device) => device.work(inner.executor.now()).map(Some),
+                Some(device) => {
+                    let work = device.work(inner.executor.now());
+                    device.keeping = work.is_some();
+                    work.map(Some)
+                }
                 None => Some(None),
             }
         });
@@ -102,11 +115,9 @@ pub(crate) async fn keep(inner: Rc<Inner>, key: DeviceKey) {
             Some(Work::Finish(zone)) => {
                 flush(&inner, &port, key, zone).await;
                 save(&inner, &port, key, zone).await;
-                // And the header.
-                if let Err(error) = port.flush().await {
-                    inner.state.borrow_mut().failed(key, None, &error);
-                }
+                flush_headers(&inner, &port, key).await;
             }
+            Some(Work::Flush) => flush_headers(&inner, &port, key).await,
         }
         changed.notify();
     }
@@ -192,6 +203,16 @@ async fn flush(inner: &Inner, port: &Port, key: DeviceKey, zone: u32) -> bool {
     }
 }
 
+/// Makes the headers durable that were written so far.
+async fn flush_headers(inner: &Inner, port: &Port, key: DeviceKey) {
+    if let Some(device) = inner.state.borrow_mut().device(key) {
+        device.unflushed = false;
+    }
+    if let Err(error) = port.flush().await {
+        inner.state.borrow_mut().failed(key, None, &error);
+    }
+}
+
 /// Describes a zone as it is now.
 async fn save(inner: &Inner, port: &Port, key: DeviceKey, zone: u32) {
     let (header, offset) = {
@@ -209,6 +230,7 @@ async fn save(inner: &Inner, port: &Port, key: DeviceKey, zone: u32) {
         Ok(()) => {
             if let Some(device) = state.device(key) {
                 device.bytes_written += FLASH_PAGE as u64;
+                device.unflushed = true;
             }
         }
         Err(error) => state.failed(key, Some(offset), &error),

@@ -16,6 +16,14 @@ use cleave_runtime_real::reactor::Reactor;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// How far the end of a core's flash is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlashEnd {
+    Open,
+    Closing,
+    Closed,
+}
+
 /// Why a device is not opened.
 #[derive(Debug)]
 pub enum OpenFailure {
@@ -143,6 +151,7 @@ impl Core<'_> {
     /// Has flash describe what it holds, so that the next start finds it. What does not answer in time is described as
     /// it was a moment ago.
     pub(super) fn close_flash(&mut self) {
+        self.flash = FlashEnd::Closing;
         let (flash, finished) = (self.core.flash().clone(), self.finished.clone());
         let executor = self.executor.clone();
         self.executor.spawn(Priority::Foreground, async move {

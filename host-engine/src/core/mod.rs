@@ -47,6 +47,7 @@ use cleave_runtime::ring::{Consumer, Producer, Refused};
 use cleave_runtime::sync::Queue;
 use cleave_runtime_real::reactor::{Reactor, Turn};
 use cleave_vhost_user::{Disk, Request};
+use flash::FlashEnd;
 use nvme::CoreNvme;
 use requests::{Taken, split};
 use serving::Serving;
@@ -59,7 +60,7 @@ use std::time::Duration;
 /// How long requests may take when a vdisk is closed, or the core ends.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
-/// How long flash may take to be found as it is at the next start; less than requests may.
+/// How long flash may take, after that, to be found as it is at the next start.
 const FLASH_CLOSE_MAX: Duration = Duration::from_secs(3);
 
 /// What the core's tasks bring.
@@ -116,8 +117,7 @@ struct Core<'r> {
     prepared_flash: BTreeMap<String, Rc<dyn Drive>>,
     /// Devices of flash that it drives itself.
     nvme: Rc<CoreNvme>,
-    /// Its flash is closed.
-    flash_closed: bool,
+    flash: FlashEnd,
     vdisks: Slab<Serving>,
     places: BTreeMap<VdiskId, usize>,
     serials: u64,
@@ -334,7 +334,6 @@ impl Core<'_> {
                 }
                 Order::End => {
                     self.ending = Some(number);
-                    self.close_flash();
                     for vdisk in self.places.keys().copied().collect::<Vec<_>>() {
                         self.close(None, vdisk);
                     }
@@ -441,7 +440,7 @@ impl Core<'_> {
                     self.nvme.close(self.reactor, &name);
                     self.tell(number, Answer::FlashRetired);
                 }
-                Finished::FlashClosed => self.flash_closed = true,
+                Finished::FlashClosed => self.flash = FlashEnd::Closed,
                 Finished::Deleted { number, vdisk, result } => {
                     self.remove(vdisk);
                     self.tell(number, Answer::Deleted(result));
@@ -521,13 +520,16 @@ impl Core<'_> {
 
     fn end_when_done(&mut self) {
         // What is still being opened serves nobody, and ends with the process.
-        if let Some(number) = self.ending
-            && self.places.is_empty()
-            && self.flash_closed
-            && !self.ended.get()
-        {
-            self.ended.set(true);
-            self.tell(number, Answer::Ended);
+        let Some(number) = self.ending.filter(|_| self.places.is_empty()) else { return };
+        match self.flash {
+            // Closing vdisks has written stripes, and flash has taken them.
+            FlashEnd::Open => self.close_flash(),
+            FlashEnd::Closing => {}
+            FlashEnd::Closed if self.ended.get() => {}
+            FlashEnd::Closed => {
+                self.ended.set(true);
+                self.tell(number, Answer::Ended);
+            }
         }
     }
 

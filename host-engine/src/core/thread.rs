@@ -1,6 +1,7 @@
 //! A core's thread, and the control thread's end of it.
 
 use super::background::BackgroundShare;
+use super::flash::FlashEnd;
 use super::nvme::CoreNvme;
 use super::{Core, Finished};
 use crate::error::HostEngineError;
@@ -133,7 +134,7 @@ fn run(
         finished: Queue::<Finished>::default(),
         prepared_flash: BTreeMap::new(),
         nvme: Rc::clone(&nvme),
-        flash_closed: false,
+        flash: FlashEnd::Open,
         vdisks: Slab::new(),
         places: BTreeMap::new(),
         serials: 0,

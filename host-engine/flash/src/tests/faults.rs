@@ -37,6 +37,27 @@ fn after_a_clean_close_power_may_fail() {
     }
 }
 
+/// Wherever the keeper of headers is when the close comes, the close waits for it.
+#[test]
+fn a_close_is_over_only_when_power_may_fail() {
+    for step in 0..60 {
+        let mut rig = Rig::new(step, 64 * MIB);
+        rig.store(1, 0, 5);
+        rig.world.run_for(Duration::from_millis(5 * step));
+        rig.store(2, 0, 3);
+        let closed = Rc::new(Cell::new(false));
+        let (told, flash) = (Rc::clone(&closed), rig.flash.clone());
+        rig.process.executor().spawn(Priority::Foreground, async move {
+            flash.close().await;
+            told.set(true);
+        });
+        assert!(rig.world.run_until(|| closed.get(), SECOND));
+        rig.restart(true);
+        (0..5).for_each(|part| assert!(rig.has(1, part), "{step}"));
+        (0..3).for_each(|part| assert!(rig.has(2, part), "{step}"));
+    }
+}
+
 #[test]
 fn what_is_quiet_for_a_while_survives_a_power_loss() {
     let mut rig = Rig::new(11, 64 * MIB);
