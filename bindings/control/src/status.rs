@@ -548,6 +548,15 @@ pub struct ControllerStatistics {
     /// Committed stripes freed since, because no vdisk names them any more.
     #[serde(default)]
     pub stripes_freed: u64,
+    /// Records that were found to have rotted in the log's memory.
+    #[serde(default)]
+    pub records_rotted: u64,
+    /// Those that were mended from the other controller's copy.
+    #[serde(default)]
+    pub records_mended: u64,
+    /// Those of which nothing told the blocks any more.
+    #[serde(default)]
+    pub records_given_up: u64,
     /// Commits, or vdisks of commits, struck because of a newer owner.
     pub struck: u64,
     /// From forwarding to the peer's acknowledgement.

@@ -42,8 +42,14 @@ bugs! {
     ApplyWithoutVersions breaks "C2";
     /// A map run drops the versions that unreleased records can still meet.
     DropVersionsInRuns breaks "C2";
+    /// What newer content covers is sent to the log that takes the place of a lost one.
+    ResendCovered breaks "C2";
+    /// A stripe that was planned under a lost log is committed with the versions of then.
+    CommitAcrossLogs breaks "C2";
     /// Reads trust frames and slots without their checks and identities.
     ReadWithoutChecks breaks "C3";
+    /// What rotted in a log's memory is left as it is.
+    LeaveRot breaks "rule 3.3";
     /// A frame's checksum at rest does not cover its address.
     ChecksumWithoutAddress breaks "C3";
     /// A commit releases one record more than it names.

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use cleave_catalog::MapPage;
 use cleave_erasure::geometry;
 use cleave_format::control::{CommitVdisk, Control};
-use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId};
+use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId, VdiskId};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{Class, ConnectionId, LANES};
 use cleave_runtime::message::Message;
@@ -100,6 +100,16 @@ enum WaiterKind {
     Locate,
     Commit,
     References(Box<WaitingCommit>),
+}
+
+/// A fetch that waits for a record to be mended.
+pub(crate) struct ParkedFetch {
+    connection: ConnectionId,
+    lane: u8,
+    request: RequestNumber,
+    what: (VdiskId, Epoch, Position),
+    /// The record.
+    pub position: Position,
 }
 
 /// A commit that waits to know whether the stripes exist that it refers to (C19).

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`node`] | the controller: its world, its turn, its stop |
 //! | [`log`] | the NVLOG in chunks of memory |
+//! | `mend` | rot in the log's memory |
 //! | [`mirror`] | who copies the log from whom, and how far each controller is |
 //! | `join` | the flows of meeting, copying and joining |
 //! | [`roles`] | the in-sync set in the store |
@@ -28,6 +29,7 @@ pub mod grants;
 mod hosts;
 mod join;
 pub mod log;
+mod mend;
 pub mod mirror;
 pub mod node;
 pub mod resident;

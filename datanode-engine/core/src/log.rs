@@ -8,11 +8,13 @@
 //! Pure: what is mirrored, who may append and when effects happen is decided above.
 
 mod chunks;
+mod damage;
 mod entries;
 mod slices;
 mod usage;
 
 pub use chunks::{Advice, CHUNK};
+pub use damage::{Soundness, soundness};
 pub use entries::{LogEntry, LogEntryKind};
 
 use bytes::Bytes;

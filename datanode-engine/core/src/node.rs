@@ -129,6 +129,19 @@ impl DataNode {
         self.0.state().is_joined()
     }
 
+    /// Flips a bit in the memory of the log's first mirrored record at a position or after it, if there is one: for judges.
+    pub fn rot(&self, from: Position, bit: u64) -> Option<Position> {
+        let state = &mut *self.0.state_mut();
+        let end = Position(state.mirror.mirrored + 1);
+        state.held.as_mut().and_then(|held| held.log.rot(from, end, bit))
+    }
+
+    /// Whether all records of the log pass their checks; looks at everything: for judges.
+    pub fn is_sound(&self) -> bool {
+        let state = self.0.state();
+        state.held.as_ref().is_some_and(|held| held.log.is_sound())
+    }
+
     /// Its status.
     pub fn status(&self) -> Status {
         Status::of(&self.0.state())
@@ -159,6 +172,7 @@ async fn keep_house(node: Node) {
             let mut state = node.state_mut();
             state.close_refused();
             state.end_absent_grants();
+            state.look_for_rot();
             probes = (probes + 1) % PROBES_A_COUNT;
             if probes == 0 && state.damage_stale && !state.stopping {
                 state.count_damage();
@@ -358,6 +372,7 @@ impl Node {
         if !state.stopping && !matches!(state.phase, Phase::NoLog(_)) {
             state.phase = if state.confirmed { Phase::PeerAway } else { Phase::Starting };
         }
+        state.forget_asked();
         if peer.joined {
             tracing::warn!("the mirror is broken: {reason}");
         }
@@ -397,6 +412,11 @@ impl Node {
                 (PeerMessage::Forward { entries, trimmed }, false) => {
                     state.take_forwarded(&entries, trimmed, &mut payload)
                 }
+                (PeerMessage::Want { position }, _) => {
+                    state.lend(position);
+                    Ok(())
+                }
+                (PeerMessage::Lent { position }, _) => state.lent(position, payload),
                 _ => Err("a message out of place".to_owned()),
             }
         };

@@ -12,6 +12,7 @@ use crate::drives::Drives;
 use crate::grants::{Grants, Issued};
 use crate::hosts::{HostRequest, Session};
 use crate::log::{Log, LogSettings};
+use crate::mend::Mending;
 use crate::mirror::{Mirror, Standing};
 use crate::resident::Resident;
 use bytes::Bytes;
@@ -138,6 +139,12 @@ pub struct Counters {
     pub malformed: u64,
     /// Copies of the log made or taken.
     pub copies: u64,
+    /// Records that were found to have rotted in memory.
+    pub rotted: u64,
+    /// Those that were mended from the peer's copy.
+    pub mended: u64,
+    /// Those of which nothing told the blocks any more.
+    pub given_up: u64,
 }
 
 /// What arrives from the peer for the flow that meets it.
@@ -219,6 +226,8 @@ pub(crate) struct State {
     /// Standby: the role epoch.
     pub epoch: Epoch,
     pub sessions: BTreeMap<ConnectionId, Session>,
+    /// What rotted in the log's memory.
+    pub mending: Mending,
     /// Reads of all sessions that wait until their host took earlier replies.
     pub waiting_reads: usize,
     pub catalog: CatalogQueue,
@@ -261,6 +270,7 @@ impl State {
             image: None,
             epoch: Epoch(0),
             sessions: BTreeMap::new(),
+            mending: Mending::default(),
             waiting_reads: 0,
             catalog: CatalogQueue::new(catalog),
             stripes: 0,
@@ -377,7 +387,7 @@ impl State {
         if self.fatal.is_some() || self.stopping {
             return false;
         }
-        let mut any = self.take_deferred() | self.take_waiting_reads();
+        let mut any = self.take_deferred() | self.take_waiting_reads() | self.take_parked_fetches();
         if self.is_active_controller() {
             any |= self.forward();
             any |= self.acknowledge();

@@ -62,6 +62,16 @@ pub enum PeerMessage {
         /// Catalog position synced.
         catalog: Position,
     },
+    /// Either to the other, once joined: the record of this position rotted here; what is there?
+    Want {
+        /// The position.
+        position: Position,
+    },
+    /// The answer: a copy of the record in the payload, whatever it is worth; none when it is not held.
+    Lent {
+        /// The position.
+        position: Position,
+    },
 }
 
 /// Who a controller is and what it has.

@@ -1,10 +1,10 @@
 //! Appends, shards, and what hosts ask: the requests that carry or bring data.
 
-use super::{HostRequest, HostWaiter, Malformed, READ_BYTES_MAX, WaiterKind, Who};
+use super::{HostRequest, HostWaiter, Malformed, ParkedFetch, READ_BYTES_MAX, WaiterKind, Who};
 use crate::catalog_port::CatalogRequest;
 use crate::catalog_queue::Waiter;
 use crate::drives::DriveEvent;
-use crate::log::{Appended, LogEntryKind};
+use crate::log::{Appended, LogEntryKind, Soundness, soundness};
 use crate::state::{Ack, State};
 use bytes::Bytes;
 use cleave_catalog::Cursor;
@@ -316,14 +316,24 @@ impl State {
         if seal.position.0 > self.mirror.mirrored { Err(Refusal::Sealed) } else { Ok(()) }
     }
 
+    /// Goes on with a fetch, unless its session is gone.
+    pub(crate) fn fetch_again(&mut self, fetch: ParkedFetch) {
+        let ParkedFetch { connection, lane, request, what, .. } = fetch;
+        let who = self.sessions.get(&connection).and_then(|session| session.who);
+        if let Some(who) = who {
+            self.fetch(connection, lane, who, request, what);
+        }
+    }
+
     fn fetch(
         &mut self,
         connection: ConnectionId,
         lane: u8,
         who: Who,
         request: RequestNumber,
-        (vdisk, epoch, from): (VdiskId, Epoch, Position),
+        what: (VdiskId, Epoch, Position),
     ) {
+        let (vdisk, epoch, from) = what;
         if let Err(refusal) = self.check_sealed(who, vdisk, epoch) {
             let (records, next, refused) = (Vec::new(), None, Some(refusal));
             let fetched = ControllerMessage::Fetched { request, records, next, refused };
@@ -335,7 +345,7 @@ impl State {
         let mut parts = vec![Bytes::new()];
         let mut records = Vec::new();
         let (mut bytes, mut looked, mut next) = (0, 0, None);
-        let mut from = from;
+        let (mut from, mut rotted) = (from, None);
         while let Some((position, entry)) = held.log.next_entry(from, end) {
             let ours = matches!(entry.kind, LogEntryKind::Record(of, _) if of == vdisk);
             let full = ours && bytes > 0 && bytes + entry.bytes.len() > FETCH_BYTES_MAX;
@@ -344,12 +354,32 @@ impl State {
                 break;
             }
             looked += 1;
+            if ours
+                && soundness(&entry.bytes) != Soundness::Sound
+                && !self.mending.is_hopeless(position)
+            {
+                // What is before it is given at once.
+                (rotted, next) = (Some(position), Some(position));
+                break;
+            }
             if ours {
                 bytes += entry.bytes.len();
                 records.push(entry.bytes.len() as u32);
                 parts.push(entry.bytes.clone());
             }
             from = Position(position.0 + 1);
+        }
+        if let Some(position) = rotted
+            && !self.mend(position)
+            && records.is_empty()
+        {
+            return self.mending.parked.push(ParkedFetch {
+                connection,
+                lane,
+                request,
+                what,
+                position,
+            });
         }
         let fetched = ControllerMessage::Fetched { request, records, next, refused: None };
         parts[0] = cleave_wire::encode_header(&fetched);

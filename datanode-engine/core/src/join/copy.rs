@@ -71,9 +71,15 @@ impl Meeting {
             self.room().await?;
             let (mut entries, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
             {
-                let state = self.node.state();
-                let Some(held) = &state.held else { break };
-                while let Some((position, entry)) = held.log.next_entry(from, next) {
+                let mut state = self.node.state_mut();
+                while let Some(held) = &state.held
+                    && let Some((position, entry)) = held.log.next_entry(from, next)
+                {
+                    // The copier gave its own log up: there is no other copy.
+                    if !held.log.is_readable(position) {
+                        state.give_up(position);
+                        continue;
+                    }
                     let full = bytes + entry.bytes.len() > COPY_BYTES_MAX
                         || entries.len() == COPY_ENTRIES_MAX;
                     if full && !entries.is_empty() {

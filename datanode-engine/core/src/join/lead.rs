@@ -81,6 +81,8 @@ impl Meeting {
 
     fn resume(&self, standby: &Standing) -> Result<(), Ended> {
         let next = standby.log.map_or(Position(1), |held| held.next);
+        // The standby has no copy of what is forwarded next.
+        self.node.state_mut().give_up_unreadable(next);
         self.say(&PeerMessage::Decision(Decision::Resume), &[])?;
         self.run_active(next)
     }

@@ -4,7 +4,7 @@
 //! are missing between two held ones were released, or were mirrored before the slice was known here.
 
 use cleave_format::control::Release;
-use cleave_format::ids::{Epoch, SliceIndex, VdiskId};
+use cleave_format::ids::{Epoch, Sequence, SliceIndex, VdiskId, Version};
 use cleave_format::record::RecordIdentity;
 use cleave_runtime::planted::{Planted, is_planted};
 use std::collections::{HashMap, VecDeque};
@@ -82,6 +82,15 @@ impl Slices {
         assert!(sequence >= slice.next, "sequences of a slice grow");
         slice.next = sequence + 1;
         slice.records.push_back((sequence, position));
+    }
+
+    /// Which record of a vdisk is at a position. Looks at all of them.
+    pub fn find(&self, vdisk: VdiskId, position: u64) -> Option<(SliceIndex, Version)> {
+        let mut of_it = self.0.iter().filter(|(key, _)| key.0 == vdisk);
+        of_it.find_map(|((_, slice, epoch), held)| {
+            let (sequence, _) = held.records.iter().find(|record| record.1 == position)?;
+            Some((*slice, Version { epoch: *epoch, sequence: Sequence(*sequence) }))
+        })
     }
 
     /// Releases a range of a slice: adds the positions of its held records to `released`.

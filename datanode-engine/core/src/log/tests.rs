@@ -2,6 +2,7 @@
 
 use super::*;
 use cleave_format::control::{Commit, CommitVdisk, Release};
+use cleave_format::frame::{self, Codec, FrameHeader};
 use cleave_format::ids::{Epoch, Incarnation, Sequence, SliceIndex, StripeId, Version};
 use cleave_format::record::{Entry, EntryKind, encode_head};
 use proptest::prelude::*;
@@ -428,4 +429,103 @@ fn new_chunks_are_told_about() {
     let told = TOLD.take();
     assert!(told.len() >= 7 && told.len() <= 8, "{told:?}");
     assert!(told.iter().all(|bytes| *bytes >= CHUNK), "{told:?}");
+}
+
+/// A record of four blocks: two frames, zeros, a frame.
+fn sound_record(name: Name) -> Vec<u8> {
+    let header = FrameHeader {
+        codec: Codec::Lz4,
+        blocks: 1,
+        payload_length: 70,
+        core: 0,
+        key: None,
+        incarnation: Incarnation(1),
+        counter: name.3,
+    };
+    let mut frame = header.encode().to_vec();
+    frame.extend((0..70).map(|byte| byte ^ name.3 as u8));
+    frame.resize(header.frame_length(), 0);
+    frame::seal(&mut frame);
+    let entry = |block, kind, blocks, length| Entry { block, kind, blocks, length };
+    let length = frame.len() as u32;
+    let entries = [
+        entry(0, EntryKind::Frame, 1, length),
+        entry(1, EntryKind::Frame, 1, length),
+        entry(2, EntryKind::Zero, 9, 0),
+        entry(20, EntryKind::Frame, 1, length),
+    ];
+    let mut bytes = Vec::new();
+    encode_head(&identity(name), &entries, &mut bytes);
+    (0..3).for_each(|_| bytes.extend_from_slice(&frame));
+    bytes
+}
+
+fn insert(log: &mut Log, bytes: &[u8]) -> Position {
+    let position = log.next();
+    log.insert_record(position, &mut message(bytes, 10), bytes.len()).unwrap();
+    position
+}
+
+// Rule 3.3: any bit that flips is noticed, and a copy from elsewhere takes its place.
+#[test]
+fn rot_anywhere_in_a_record_is_found_and_mended() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let name = (1, 2, 3, 4);
+    let bytes = sound_record(name);
+    let before = insert(&mut log, &sound_record((1, 2, 3, 3)));
+    let at = insert(&mut log, &bytes);
+    let other = insert(&mut log, &sound_record((1, 2, 3, 5)));
+    let sizes = (log.record_bytes(), log.vdisk_bytes(VdiskId(1)));
+    let head = bytes.len() - 3 * 112;
+    for bit in 0..bytes.len() as u64 * 8 {
+        assert_eq!(log.rot(at, log.next(), bit), Some(at));
+        let found = soundness(log.record(at).unwrap());
+        let expected = match bit / 8 < head as u64 {
+            true => Soundness::Unreadable,
+            false => Soundness::Damaged,
+        };
+        assert_eq!(found, expected, "bit {bit}");
+        assert!(!log.is_sound());
+        // What is another record, or no better, does not take its place (C3).
+        let elsewhere = log.record(other).unwrap().to_vec();
+        assert!(!log.mend(at, &elsewhere));
+        let itself = log.record(at).unwrap().to_vec();
+        assert!(!log.mend(at, &itself) && !log.mend(at, &[]));
+        assert!(log.mend(at, &bytes), "bit {bit}");
+        assert!(log.is_sound() && !log.mend(at, &bytes));
+    }
+    assert_eq!(sizes, (log.record_bytes(), log.vdisk_bytes(VdiskId(1))));
+    assert_eq!(log.record(before).unwrap()[..], sound_record((1, 2, 3, 3)));
+    // Of a damaged record one with a readable head is better than one without.
+    log.rot(at, log.next(), 100);
+    let mut half = bytes.clone();
+    half[head + 50] ^= 1;
+    assert!(log.mend(at, &half));
+    assert_eq!(soundness(log.record(at).unwrap()), Soundness::Damaged);
+}
+
+// A record that nothing can be read of can be copied all the same, gives no content, and is released by its name.
+#[test]
+fn what_is_given_up_is_a_record_without_content() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let name = (1, 2, 3, 4);
+    insert(&mut log, &sound_record((1, 2, 3, 3)));
+    let at = insert(&mut log, &sound_record(name));
+    log.rot(at, log.next(), 17);
+    assert!(!log.is_readable(at));
+    let given_up = log.give_up(at).unwrap();
+    assert_eq!(RecordIdentity { incarnation: Incarnation(1), ..given_up }, identity(name));
+    assert!(log.is_readable(at));
+    let bytes = log.record(at).unwrap().clone();
+    let record = Record::decode(&bytes).unwrap();
+    assert_eq!(record.identity, given_up);
+    let blocks: Vec<u16> = record.entries().map(|(entry, _)| entry.block).collect();
+    assert_eq!(blocks, (0..512).collect::<Vec<u16>>());
+    assert!(record.entries().all(|(_, data)| frame::check_in_log(data).is_err()));
+    let mut copy = Log::new(1, Position(0), SETTINGS);
+    copy.insert_record(at, &mut message(&bytes, 0), bytes.len()).unwrap();
+    // The other controller's copy, when there is one after all, takes its place.
+    assert!(copy.mend(at, &sound_record(name)));
+    log.release(&commit((1, 2, 3, 3), 4, false));
+    assert_eq!((log.len(), log.record_bytes(), log.vdisk_bytes(VdiskId(1))), (0, 0, 0));
 }

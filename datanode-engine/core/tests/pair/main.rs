@@ -6,6 +6,7 @@ mod faults;
 mod hosts;
 mod members;
 mod rig;
+mod rot;
 
 use rig::{FakeHost, Rig};
 

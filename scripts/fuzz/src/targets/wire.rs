@@ -160,5 +160,7 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
         PeerMessage::Joined { epoch: Epoch(2), log: 5, next: Position(9) },
         PeerMessage::Forward { entries, trimmed: Position(1) },
         PeerMessage::Held { through: Position(8), catalog: Position(4) },
+        PeerMessage::Want { position: Position(3) },
+        PeerMessage::Lent { position: Position(3) },
     ])
 }

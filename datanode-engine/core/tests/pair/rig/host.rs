@@ -4,6 +4,7 @@
 use super::{CLUSTER, NAMES, Rig, SECOND, address};
 use bytes::Bytes;
 use cleave_format::control::{CommitVdisk, GrantedStripe, MapRun, Release};
+use cleave_format::frame::{self, Codec, FrameHeader};
 use cleave_format::ids::*;
 use cleave_format::layout::{SHARD, SLOT, SLOT_HEADER};
 use cleave_format::record::{Entry, EntryKind, Record, RecordIdentity, encode_head};
@@ -178,11 +179,23 @@ impl FakeHost {
             version: Version { epoch: Epoch(self.epoch), sequence: Sequence(name.2) },
             incarnation: Incarnation(self.incarnation),
         };
-        let length = (data / 16 * 16).max(16) as u32;
+        let length = (data / 16 * 16).max(48) as u32;
         let entry = Entry { block: 0, kind: EntryKind::Frame, blocks: 1, length };
         let mut bytes = Vec::new();
         encode_head(&identity, &[entry], &mut bytes);
-        bytes.extend((0..length).map(|byte| (byte as u64 ^ name.2 ^ u64::from(slice)) as u8));
+        let start = bytes.len();
+        let header = FrameHeader {
+            codec: Codec::Lz4,
+            blocks: 1,
+            payload_length: (length - 32) as u16,
+            core: 0,
+            key: None,
+            incarnation: Incarnation(self.incarnation),
+            counter: name.2,
+        };
+        bytes.extend(header.encode());
+        bytes.extend((32..length).map(|byte| (byte as u64 ^ name.2 ^ u64::from(slice)) as u8));
+        frame::seal(&mut bytes[start..]);
         self.records.insert(name, (bytes, false));
         self.send_record(name);
         name

@@ -1,0 +1,84 @@
+//! Rot in the memory of the logs: mended from the other copy, copied and fetched when there is none.
+
+use crate::rig::{FakeHost, Rig, SECOND};
+use crate::{append_some, begin};
+use cleave_format::ids::Position;
+use cleave_format::record::Record;
+use std::rc::Rc;
+
+/// Bits of a head, and of a frame.
+const BITS: [u64; 4] = [9, 80 * 8 - 3, 100 * 8, 32 * 8 + 1];
+
+fn rot_some(rig: &Rig, controller: usize) -> Vec<Position> {
+    let node = rig.node(controller);
+    let first = rig.status(controller).next.0 - rig.status(controller).entries;
+    let rot = |(number, bit): (u64, &u64)| node.rot(Position(first + 7 * number), *bit);
+    (0..).zip(&BITS).filter_map(rot).collect()
+}
+
+fn filled(seed: u64) -> (Rig, FakeHost) {
+    let (rig, mut host) = begin(seed);
+    append_some(&mut host, 60);
+    host.settle(&rig);
+    (rig, host)
+}
+
+#[test]
+fn either_log_is_mended_from_the_other() {
+    for controller in [0, 1] {
+        let (rig, mut host) = filled(60 + controller as u64);
+        assert_eq!(rot_some(&rig, controller).len(), BITS.len());
+        assert!(!rig.node(controller).is_sound() && rig.node(1 - controller).is_sound());
+        let node = Rc::clone(rig.node(controller));
+        assert!(rig.world.run_until(|| node.is_sound(), 30 * SECOND));
+        let counters = rig.status(controller).counters;
+        assert_eq!((counters.rotted, counters.mended, counters.given_up), (4, 4, 0));
+        host.verify(&rig);
+    }
+}
+
+#[test]
+fn a_fetch_waits_until_what_it_gives_is_mended() {
+    let (rig, mut host) = filled(62);
+    rot_some(&rig, 0);
+    host.seal(&rig).unwrap();
+    host.verify(&rig);
+    assert!(rig.node(0).is_sound());
+}
+
+#[test]
+fn what_is_damaged_in_both_is_given_as_far_as_it_can_be_read() {
+    let (rig, mut host) = filled(63);
+    let places = rot_some(&rig, 0);
+    assert_eq!(rot_some(&rig, 1), places);
+    let written = host.records.clone();
+    let found = host.fetch(&rig);
+    assert_eq!(found.len(), written.len(), "each is there, under its own name");
+    let differ: Vec<_> = found.iter().filter(|(name, bytes)| **bytes != written[*name].0).collect();
+    assert_eq!(differ.len(), BITS.len());
+    let given_up =
+        differ.iter().filter(|(_, bytes)| Record::decode(bytes).unwrap().entries().count() == 512);
+    assert_eq!(given_up.count() as u64, rig.status(0).counters.given_up);
+    assert!(rig.status(0).counters.given_up > 0);
+}
+
+#[test]
+fn an_unreadable_record_does_not_keep_the_other_controller_out() {
+    for (copier, seed) in [(1, 64), (0, 65)] {
+        let (mut rig, mut host) = filled(seed);
+        let source = 1 - copier;
+        rig.kill(copier);
+        rot_some(&rig, source);
+        rig.start(copier);
+        rig.run_until_mirrored();
+        assert!(rig.status(source).counters.given_up > 0);
+        host.settle(&rig);
+        if copier == 0 {
+            host.connect(&rig);
+        }
+        append_some(&mut host, 10);
+        host.settle(&rig);
+        let written = host.records.clone();
+        assert_eq!(host.fetch(&rig).len(), written.len());
+    }
+}
