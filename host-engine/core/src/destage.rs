@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     pub pieces: Vec<PlannedPiece>,
     /// Stripes that are pinned until it ended, because items refer to them (C19).
     pub pins: BTreeSet<StripeId>,
+    /// The log that has the records under the versions that are planned (C7).
+    pub log: Option<u64>,
 }
 
 /// Why a stripe was given up.
@@ -227,7 +229,8 @@ impl Destage {
             let mut state = self.shared.state.borrow_mut();
             let mut pieces = state.take_pieces(grant.data_shards() * SHARD);
             plan::place_objects(&mut pieces, |piece| (piece.frame.len(), &mut piece.offset));
-            let plan = Plan { items: Vec::new(), pieces, pins: BTreeSet::new() };
+            let log = state.log_identity;
+            let plan = Plan { items: Vec::new(), pieces, pins: BTreeSet::new(), log };
             state.take(&plan);
             plan
         };
@@ -267,7 +270,8 @@ impl Destage {
         let plan = {
             let mut state = self.shared.state.borrow_mut();
             let items = plan::choose_entries(&state.buffer);
-            let plan = Plan { items, pieces: Vec::new(), pins: BTreeSet::new() };
+            let log = state.log_identity;
+            let plan = Plan { items, pieces: Vec::new(), pins: BTreeSet::new(), log };
             state.take(&plan);
             plan
         };
@@ -287,7 +291,7 @@ impl Destage {
         for (piece, offset) in pieces.iter_mut().zip(offsets) {
             piece.offset = offset;
         }
-        let plan = Plan { items, pieces, pins };
+        let plan = Plan { items, pieces, pins, log: state.log_identity };
         state.take(&plan);
         plan
     }

@@ -114,7 +114,9 @@ impl State {
         Ok(())
     }
 
-    /// Puts an unreleased record into the buffer, where it is newer than the map.
+    /// Puts an unreleased record into the buffer, where it is newer than the map. Frames that rotted in both
+    /// controllers go in as they are: reads of their blocks fail, and destage leaves them in the log, until they
+    /// are written again. The rest is served.
     fn replay(&mut self, vdisk: VdiskId, bytes: &Bytes) -> Result<SliceIndex, HostError> {
         let malformed = |reason| HostError::Malformed { vdisk, what: "a log record", reason };
         let decoded = LogRecord::decode(bytes).map_err(malformed)?;
@@ -125,12 +127,16 @@ impl State {
         let mut entries = Vec::new();
         for (entry, data) in decoded.entries() {
             match entry.kind {
-                EntryKind::Frame => {
-                    let header = frame::check_in_log(data).map_err(malformed)?;
-                    if (header.blocks, entry.blocks) != (1, 1) {
+                EntryKind::Frame => match frame::check_in_log(data) {
+                    Ok(header) if (header.blocks, entry.blocks) == (1, 1) => {}
+                    Ok(_) => {
                         return Err(malformed(FormatError::Version("frame of several blocks")));
                     }
-                }
+                    Err(error) => {
+                        let block = identity.slice.block(entry.block);
+                        tracing::error!(%vdisk, block = block.0, %error, "a logged block rotted in both controllers; reads of it fail until it is written again");
+                    }
+                },
                 EntryKind::Zero | EntryKind::Discard => {}
                 // No writer of this release makes them (C31).
                 EntryKind::Reference => {
@@ -253,6 +259,7 @@ impl Shared {
         let mut slices: BTreeMap<SliceIndex, Version> = BTreeMap::new();
         let mut from = Position(0);
         let mut key_checked = false;
+        let log = self.state.borrow().log_identity;
         loop {
             let ask = |request| HostMessage::Fetch { request, vdisk, epoch, from };
             let mut reply = self.request(Class::Read, 0, ask, &[]).await;
@@ -269,6 +276,12 @@ impl Shared {
                     self.executor.sleep(RETRY).await;
                     continue;
                 }
+            }
+            if self.state.borrow().log_identity != log {
+                // The log is lost, and what it still had of the vdisk (C7). Its successor has what was
+                // fetched before, from here and under new versions: fetched once more, it would be here twice.
+                tracing::warn!(%vdisk, "the log was lost while the vdisk was opened");
+                return Ok(slices.into_keys().collect());
             }
             for length in records {
                 let short = FormatError::Short("log record");
@@ -318,8 +331,9 @@ impl State {
     }
 }
 
-/// The record's first frame.
+/// The record's first frame that is not damaged.
 fn first_frame(record: &Bytes) -> Option<&[u8]> {
     let record = LogRecord::decode(record).ok()?;
-    record.entries().find(|(entry, _)| entry.kind == EntryKind::Frame).map(|(_, frame)| frame)
+    let mut frames = record.entries().filter(|(entry, _)| entry.kind == EntryKind::Frame);
+    frames.find(|(_, frame)| frame::check_in_log(frame).is_ok()).map(|(_, frame)| frame)
 }

@@ -39,11 +39,10 @@ impl Sequences {
         state.mirrored = state.mirrored.max(sequence.0);
     }
 
-    /// The log is another one: whatever was numbered so far is not in it, and what follows begins
-    /// the slice anew (C7).
-    pub fn begin_anew(&mut self, vdisk: VdiskId, slice: SliceIndex) {
-        let state = self.slices.entry((vdisk, slice)).or_default();
-        state.mirrored = state.taken;
+    /// The log is another one: whatever was numbered so far is not in it and never will be, and what follows
+    /// begins its slice anew (C7).
+    pub fn begin_anew(&mut self) {
+        self.slices.values_mut().for_each(|state| state.mirrored = state.taken);
     }
 
     /// Forgets a vdisk.
@@ -68,8 +67,10 @@ mod tests {
         assert!(!sequences.begins(disk, slice, second));
         sequences.mirrored(disk, slice, first);
         assert!(sequences.begins(disk, slice, second));
-        sequences.begin_anew(disk, slice);
-        let third = sequences.take(disk, slice);
-        assert!(sequences.begins(disk, slice, third));
+        let lost = sequences.take(disk, slice);
+        assert!(!sequences.begins(disk, slice, Sequence(lost.0 + 1)));
+        sequences.begin_anew();
+        let next = sequences.take(disk, slice);
+        assert!(sequences.begins(disk, slice, next), "whatever became of those before");
     }
 }

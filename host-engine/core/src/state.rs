@@ -386,21 +386,19 @@ impl State {
         self.progress.notify();
     }
 
-    /// The log is another one (C7): what is not released is appended again, as new records in the
-    /// order of the old ones, because the new log knows nothing of the gaps between them.
+    /// The log is another one (C7): what counts of the unreleased records is appended again, as new records in the
+    /// order of the old ones. The new log knows nothing of the gaps between them, and takes none of older epochs (C8).
     fn resend_everything(&mut self) {
         let (sequences, vdisks) = (&mut self.sequences, &self.vdisks);
-        let mut begun = BTreeSet::new();
+        sequences.begin_anew();
         let keys = self.buffer.renumber(|vdisk, slice| {
-            if begun.insert((vdisk, slice)) {
-                sequences.begin_anew(vdisk, slice);
-            }
             let epoch = vdisks.get(&vdisk).map_or(Epoch(0), |vdisk| vdisk.epoch);
             Version { epoch, sequence: sequences.take(vdisk, slice) }
         });
         let buffer = &self.buffer;
         let slice_of = |key: &RecordKey| buffer.get(*key).map(|record| record.identity.slice);
         self.log.restart(keys.iter().filter_map(|key| Some((slice_of(key)?, *key))));
+        self.log_full = false;
         self.events.push_back(Event::LogReplaced { records: keys.len() });
     }
 
@@ -413,7 +411,7 @@ impl State {
             let Some(record) = self.buffer.get(key) else { continue };
             let (identity, first) = (record.identity, !record.mirrored);
             let write = record.unpublished;
-            self.log_full &= !first;
+            self.log_full &= record.in_log;
             // One that another log took again says nothing about how long that takes.
             if first && self.mirror_times.len() < MIRROR_TIMES_MAX {
                 self.mirror_times.push(self.now.since(record.taken));

@@ -27,7 +27,7 @@ use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::roles::order_start_empty;
 use cleave_datanode_core::status::Status;
 use cleave_datanode_core::vault::vault_capacity;
-use cleave_format::ids::{ClusterId, DatanodeId, DriveId};
+use cleave_format::ids::{ClusterId, DatanodeId, DriveId, Position};
 use cleave_format::superblock::DriveIdentity;
 use cleave_runtime::drives::DriveIo;
 use cleave_runtime::executor::Priority;
@@ -442,6 +442,11 @@ impl Rig {
     /// A controller's status, once it has one.
     pub fn status(&self, number: usize) -> Option<Status> {
         self.controllers[number].as_ref().and_then(Controller::status)
+    }
+
+    /// Flips a bit of a record in the memory of a controller's log, at a position or after it.
+    pub fn rot(&self, number: usize, from: Position, bit: u64) -> Option<Position> {
+        self.controllers[number].as_ref().and_then(|one| one.rot(from, bit))
     }
 
     /// Waits until nothing moves: what can be committed is, in both catalogs, and left the log.

@@ -1,10 +1,11 @@
-//! The rot matrix: every structure at rest is damaged, and every damage must be found.
+//! The rot matrix: every structure at rest, and the log in memory, is damaged, and every damage must be found.
 //!
 //! | Module | Damages |
 //! | --- | --- |
 //! | [`formats`] | each layout's bytes, as its decoder gets them together with the identity it asks for |
 //! | [`databases`] | the files of catalog and store |
 //! | [`pool`] | superblocks, slot headers, data, parity, footers, map pieces of a running cluster |
+//! | [`logs`] | records in the memory of a log |
 //! | [`vaults`] | the images of a log |
 //!
 //! Found means: an error of the decoder; in a cluster, content that is solved from other shards or taken from
@@ -12,6 +13,7 @@
 
 pub mod databases;
 pub mod formats;
+pub mod logs;
 pub mod pool;
 pub mod vaults;
 
@@ -22,6 +24,7 @@ pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
     formats::run(extent, only, tally);
     databases::run(extent, only, tally);
     pool::run(extent, only, tally);
+    logs::run(extent, only, tally);
     vaults::run(extent, only, tally);
 }
 

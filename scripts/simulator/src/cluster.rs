@@ -40,6 +40,10 @@ pub struct Cluster {
     pub random: Rc<dyn Random>,
     /// Randomness of what was added to the director later: idling and second strikes.
     pub second: Rc<dyn Random>,
+    /// Randomness of lost logs; `None`: there are none.
+    pub log_losses: Option<Rc<dyn Random>>,
+    /// Randomness of rot in the logs' memory; `None`: there is none.
+    pub rot: Option<Rc<dyn Random>>,
     /// One guest a vdisk.
     pub guests: Rc<Vec<RefCell<Guest>>>,
     /// The pool, in the order of drive identities.
@@ -75,6 +79,11 @@ impl Cluster {
         let world = World::with_settings(plan.seed, settings);
         let journal = Journal::new(&world, aloud);
         let second = Rc::new(stream(plan.seed, "second strikes"));
+        let draws = |wanted: bool, subject| {
+            wanted.then(|| Rc::new(stream(plan.seed, subject)) as Rc<dyn Random>)
+        };
+        let log_losses = draws(plan.loses_logs, "strikes that lose logs");
+        let rot = draws(plan.rots_logs, "strikes of rot in logs");
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
@@ -100,6 +109,8 @@ impl Cluster {
             store,
             random,
             second,
+            log_losses,
+            rot,
             guests: Rc::new(guests),
             drives,
             vaults,

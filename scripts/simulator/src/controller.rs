@@ -15,7 +15,7 @@ use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::status::Status;
 use cleave_datanode_core::superblocks::identify;
 use cleave_datanode_core::{DataNode, GRANTS_KEPT, NoObserver, Settings, World as CoreWorld};
-use cleave_format::ids::DriveId;
+use cleave_format::ids::{DriveId, Position};
 use cleave_runtime::drives::{Drive, DriveIo};
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::Process;
@@ -121,9 +121,22 @@ impl ControllerEngine {
             ("copies of the log", counters.copies),
             ("stripes freed", counters.freed),
             ("refused references", counters.references_refused),
+            ("records that rotted", counters.rotted),
+            ("records mended", counters.mended),
+            ("records given up", counters.given_up),
             ("slots of another stripe", faults.sum()),
         ];
         figures.into_iter().for_each(|(what, count)| journal.reach(what, count));
+    }
+
+    /// Flips a bit of a mirrored record in its log's memory, at a position or after it. `None`: there is none.
+    pub fn rot(&self, from: Position, bit: u64) -> Option<Position> {
+        self.shared.node.borrow().as_ref().and_then(|node| node.rot(from, bit))
+    }
+
+    /// Whether all records in its log pass their checks.
+    pub fn is_sound(&self) -> bool {
+        self.shared.node.borrow().as_ref().is_some_and(DataNode::is_sound)
     }
 
     /// Its incarnation, once it drew one.

@@ -9,7 +9,7 @@ use crate::flash;
 use crate::idle;
 use crate::kinds::Kind;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{host, log_loss, report::Report, strikes};
+use crate::{host, log_loss, report::Report, rot, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -176,6 +176,10 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     cluster.world.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());
     log_loss::look(cluster);
+    if !cluster.journal.failed() {
+        rot::strike(cluster);
+        log_loss::strike(cluster);
+    }
     if cluster.random.below(3) == 0 {
         cluster.pass(some_time(cluster, Duration::from_secs(600)));
     }

@@ -136,7 +136,9 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 11),
     (Planted::CompleteOnFirstPart, 3),
     (Planted::ForgetUnanswered, 0),
-    (Planted::ReplayWithoutVersions, 23),
+    (Planted::ReplayWithoutVersions, 4),
+    (Planted::ResendCovered, 84),
+    (Planted::LeaveRot, 2),
     (Planted::ReadWithoutChecks, 6),
     (Planted::ChecksumWithoutAddress, 39),
     (Planted::ReleaseTooMuch, 0),
@@ -176,6 +178,8 @@ const OPEN: &[Planted] = &[
     // Since commits are told when both catalogs have synced them, what it needs hardly happens.
     Planted::OpenStaleMap,
     Planted::ApplyWithoutVersions,
+    // The next release trims the versions that it needs, but a stripe must be on its way for that long.
+    Planted::CommitAcrossLogs,
     Planted::DropVersionsInRuns,
     Planted::CommitTooFewShards,
 ];

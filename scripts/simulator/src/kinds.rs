@@ -47,6 +47,8 @@ kinds! {
     HostStopped = "clean stops of the host",
     /// Both controllers lose the log, an operator orders an empty one, and the host resends (C7).
     LogLost = "logs lost whole",
+    /// Bits flip in the memory of a controller's log.
+    LogRot = "rot in a log's memory",
     /// Every machine loses its power at once, and what was not destaged is lost.
     PowerOfAll = "power losses of everything",
     /// The store's process dies, with whatever its disk has not synced, and starts again.
@@ -128,11 +130,6 @@ impl Kind {
     /// Whether it can strike while requests of guests are in flight: guests stop before their host does.
     pub fn meets_requests(self) -> bool {
         self != Kind::HostStopped
-    }
-
-    /// Whether seeds bring it: one kind waits for what it finds to be mended.
-    pub fn is_expected(self) -> bool {
-        self != Kind::LogLost
     }
 
     /// What the world counts of it; `None` for kinds that the run's director counts.

@@ -11,6 +11,7 @@
 //! | [`director`], [`strikes`], [`aimed`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
 //! | [`flash`] | the hosts' flash, and what strikes it |
+//! | [`log_loss`], [`rot`] | whole logs that are lost, and bits of them that flip in memory |
 //! | [`finale`] | the end of a run: recovery, quiescence, reading everything back |
 //! | [`leaks`] | the judge of what the catalog lists and maps name |
 //! | [`pool`], [`nonces`] | the judges of catalogs, shards and frames at rest |
@@ -44,6 +45,7 @@ pub mod nonces;
 pub mod plan;
 pub mod pool;
 pub mod report;
+pub mod rot;
 pub mod seeds;
 pub mod store;
 pub mod strikes;

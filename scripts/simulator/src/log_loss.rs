@@ -11,28 +11,59 @@ use crate::cluster::Cluster;
 use crate::director::{RECOVERY, revive, time_of};
 use crate::finale;
 use crate::kinds::Kind;
+use crate::rot;
 use cleave_coordinator::encoding::encode;
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{Answer, Operation, Transaction};
 use cleave_datanode_core::Phase;
 use cleave_datanode_core::roles::start_empty_key;
+use cleave_runtime::random::Random;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Between two episodes a log may be lost while commits bring newer content past older records, and the vdisks
+/// may open elsewhere before what was sent again is released: covered content must not come back (C2).
+pub fn strike(cluster: &mut Cluster) {
+    let Some(losses) = cluster.log_losses.clone() else { return };
+    if losses.below(3) > 0 || !cluster.serves() || !cluster.mirrored() {
+        return;
+    }
+    let commits = |c: &Cluster| {
+        let stats = c.host.as_ref().and_then(|host| host.stats());
+        stats.map_or(0, |stats| stats.stripeless_commits + stats.stripes_committed)
+    };
+    let wanted = commits(cluster) + losses.below(3);
+    for _ in 0..10 {
+        if commits(cluster) > wanted {
+            break;
+        }
+        rot::write_some(cluster, &*losses);
+        cluster.reaches(Duration::from_secs(2), |c| commits(c) > wanted);
+    }
+    cluster.journal.at(&cluster.world);
+    lose_log(cluster, &*losses);
+    if losses.below(3) > 0 && !cluster.journal.failed() {
+        cluster.crash_host(true);
+        revive(cluster);
+        cluster.until("vdisks that open after a lost log", RECOVERY, |c| {
+            c.serves() && c.guests_quiet()
+        });
+    }
+}
+
 /// Both controllers lose the log while the host has everything that is not destaged.
-pub fn lose_log(cluster: &mut Cluster) {
+pub fn lose_log(cluster: &mut Cluster, second: &dyn Random) {
     // An engine that is still opening does not hold what it has not fetched.
     if !cluster.serves() || cluster.controllers.iter().any(Option::is_none) {
         return;
     }
-    let second = Rc::clone(&cluster.second);
     cluster.journal.fault(Kind::LogLost, "both controllers crash at once");
     for number in [0, 1] {
         cluster.crash_controller(number, second.below(2) == 0);
     }
     // Background faults end here: the only copy of the records must not be lost too.
     cluster.world.calm();
-    start_without_log(cluster);
+    start_without_log(cluster, second);
     let sent_again = |c: &Cluster| c.guests_quiet() && c.mirrored() && finale::is_quiescent(c);
     cluster.until("what was in a lost log is mirrored again", RECOVERY, sent_again);
 }
@@ -60,7 +91,7 @@ pub fn lose_everything(cluster: &mut Cluster) {
     if let Err(error) = cluster.store.restart() {
         cluster.journal.fail(format!("the store cannot be opened: {error}"));
     }
-    start_without_log(cluster);
+    start_without_log(cluster, &*second);
     cluster.until("served after everything lost its power", RECOVERY, Cluster::serves);
 }
 
@@ -75,11 +106,10 @@ pub fn look(cluster: &Cluster) {
 }
 
 /// Starts what is down; when nobody has the log any more, an operator orders an empty one.
-fn start_without_log(cluster: &mut Cluster) {
-    let second = Rc::clone(&cluster.second);
-    cluster.pass(time_of(&*second, Duration::from_secs(5)));
+fn start_without_log(cluster: &mut Cluster, second: &dyn Random) {
+    cluster.pass(time_of(second, Duration::from_secs(5)));
     revive(cluster);
-    cluster.pass(time_of(&*second, Duration::from_secs(2)));
+    cluster.pass(time_of(second, Duration::from_secs(2)));
     let known = |c: &Cluster| c.mirrored() || is_lost(c);
     if !cluster.until("a lost log, or an image of it", RECOVERY, known) {
         return;

@@ -75,9 +75,10 @@ pub struct Plan {
     pub background_faults: bool,
     /// How far the clocks of processes may be off, in parts per million.
     pub clock_drift_ppm_max: u64,
-    /// Both controllers lose the log while the host lives. No seed asks for it yet, because something is found then
-    /// that is not mended (ARCHITECTURE, Not yet).
+    /// Both controllers lose the log while the host lives, now and then.
     pub loses_logs: bool,
+    /// Bits flip in the memory of one controller's log, now and then.
+    pub rots_logs: bool,
     /// Everything loses its power at once, now and then.
     pub loses_everything: bool,
     /// One episode in so many meets a strike of the second list too.
@@ -149,7 +150,8 @@ impl Plan {
             requests,
             background_faults: random.below(3) > 0,
             clock_drift_ppm_max,
-            loses_logs: false,
+            loses_logs: stream(seed, "lost logs").below(2) == 0,
+            rots_logs: stream(seed, "rot in logs").below(4) == 0,
             loses_everything: stream(seed, "power losses of everything").below(3) == 0,
             second_strike_one_in: pick_later(&[2, 3, 6]),
             idle_one_in,

@@ -82,7 +82,10 @@ pub fn second(cluster: &mut Cluster) {
         Second::LateWrites => aimed::late_writes(cluster),
         Second::LostDrives => aimed::lose_drives(cluster),
         Second::ExchangedParts => aimed::exchange_parts(cluster),
-        Second::LostLog if cluster.plan.loses_logs => log_loss::lose_log(cluster),
+        Second::LostLog if cluster.plan.loses_logs => {
+            let second = Rc::clone(&cluster.second);
+            log_loss::lose_log(cluster, &*second);
+        }
         Second::LostLog => {}
         Second::LostEverything => log_loss::lose_everything(cluster),
         Second::Spoiled => spoiled(cluster),

@@ -67,7 +67,6 @@ fn many_threads_report_in_the_order_of_seeds() {
 
 /// C2, C7: what a live host holds of a lost log is sent to the next one, and nothing is lost or revived.
 #[test]
-#[ignore = "a record sent to another log brings covered content back: ARCHITECTURE, Not yet"]
 fn a_lost_log_loses_nothing_while_its_host_lives() {
     let plan = Plan { loses_logs: true, ..Plan::draw(1001, Scale::Usual) };
     let report = run_plan(plan, false);

@@ -3,7 +3,7 @@
 use super::RecordKey;
 use super::WriteKey;
 use super::memory::ChunkKey;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cleave_format::footer::Fingerprint;
 use cleave_format::record::{Entry, RecordIdentity, encode_head};
 use cleave_runtime::time::Moment;
@@ -85,6 +85,44 @@ impl Record {
     /// Bytes of the encoded record.
     pub fn length(&self) -> usize {
         self.head.len() + self.data.len()
+    }
+
+    /// Encodes the record anew, with those of its entries' blocks that are in `live` alone, which are in order. An
+    /// entry keeps its number; one without any of these blocks has none from here on.
+    pub(super) fn encode_anew(&mut self, live: &[(u16, u16)]) {
+        let blocks: usize = self.entries.iter().map(|e| usize::from(e.entry.blocks)).sum();
+        let whole = live.len() == blocks;
+        let mut entries: Vec<Entry> = Vec::with_capacity(live.len());
+        if whole {
+            entries.extend(self.entries.iter().map(|e| e.entry).filter(|e| e.blocks > 0));
+        } else {
+            let mut data = BytesMut::new();
+            let mut kept: Vec<u32> = vec![0; self.entries.len()];
+            let mut last = None;
+            for &(number, block) in live {
+                let entry = self.entries[usize::from(number)].entry;
+                kept[usize::from(number)] = data.len() as u32;
+                data.extend_from_slice(&self.frame(usize::from(number)));
+                match entries.last_mut() {
+                    Some(run) if last == Some(number) && run.block + run.blocks == block => {
+                        run.blocks += 1;
+                    }
+                    _ => entries.push(Entry { block, blocks: 1, ..entry }),
+                }
+                last = Some(number);
+            }
+            for (number, (entry, start)) in self.entries.iter_mut().zip(kept).enumerate() {
+                entry.start = start;
+                if live.binary_search_by_key(&number, |(of, _)| usize::from(*of)).is_err() {
+                    (entry.entry.blocks, entry.entry.length, entry.start) = (0, 0, 0);
+                }
+            }
+            self.data = data.freeze();
+            self.chunk = None;
+        }
+        let mut head = Vec::with_capacity(self.head.len());
+        encode_head(&self.identity, &entries, &mut head);
+        self.head = Bytes::from(head);
     }
 
     /// An entry's data.

@@ -1,11 +1,11 @@
 //! How records leave the write buffer: released by a commit (C4), forgotten with their vdisk, or
 //! numbered anew for another log (C7).
 
+use super::record::BufferedEntry;
 use super::{NONE, Record, RecordKey, WriteBuffer, ZERO_WEIGHT};
-use bytes::Bytes;
 use cleave_format::footer::FOOTER_ENTRY;
 use cleave_format::ids::{SliceIndex, VdiskId, Version};
-use cleave_format::record::{Entry, encode_head};
+use cleave_runtime::planted::{Planted, is_planted};
 
 impl WriteBuffer {
     /// Records that the next commit can release, oldest first (C4).
@@ -24,6 +24,7 @@ impl WriteBuffer {
     /// A stripe on its way has content of the record. The record is not released before that
     /// stripe ended, also when the content is covered meanwhile: else the newer content could be
     /// committed and its version forgotten, and the stripe's commit, coming after it, would revive the older (C2).
+    /// Another log ends the stripe (see [`renumber`](WriteBuffer::renumber)).
     pub fn hold(&mut self, key: RecordKey) {
         if let Some(record) = self.get_mut(key) {
             record.held += 1;
@@ -48,11 +49,12 @@ impl WriteBuffer {
     }
 
     /// The log has released the record, if a commit still lists it: one that was appended to
-    /// another log since (C7) stays.
-    pub fn release(&mut self, key: RecordKey) {
-        let Some(record) = self.get(key).filter(|record| record.releasing) else { return };
+    /// another log since (C7) stays. True when it is gone.
+    pub fn release(&mut self, key: RecordKey) -> bool {
+        let Some(record) = self.get(key).filter(|record| record.releasing) else { return false };
         assert_eq!(record.live, 0, "a record is released when nothing of it counts any more");
         self.remove(key.index);
+        true
     }
 
     fn remove(&mut self, index: u32) -> Record {
@@ -97,9 +99,14 @@ impl WriteBuffer {
         self.slices.retain(|(owner, _), _| *owner != vdisk);
     }
 
-    /// The log is another one and holds nothing (C7): drops what does not count, and gives every
-    /// other record a new version by `version`, in order. Returns them, in the order in which they are to
-    /// be appended.
+    /// The log is another one and holds nothing (C7): every record with content that counts gets a new
+    /// version by `version`, in order, and keeps that content alone; the others are dropped. What newer
+    /// content covers must not be sent again: under the new version it would count as newer
+    /// than what covered it, which may be committed and is in no log then (C2). Returns the records in the order in
+    /// which they are to be appended.
+    ///
+    /// A stripe on its way knows content by its old version, and is not committed any more, unless its
+    /// commit was under way (see `destage/commit.rs`); so it keeps no record that does not count.
     pub fn renumber(
         &mut self,
         mut version: impl FnMut(VdiskId, SliceIndex) -> Version,
@@ -108,23 +115,36 @@ impl WriteBuffer {
             self.records.iter().map(|(index, record)| record.key(index as u32)).collect();
         keys.sort_unstable();
         keys.retain(|key| {
-            let record = &self.records[key.index as usize];
-            if record.live == 0 && record.held == 0 {
+            if self.records[key.index as usize].live == 0 {
                 self.remove(key.index);
                 return false;
             }
+            let live = self.live_blocks(*key);
             let record = &mut self.records[key.index as usize];
+            let (length, payload, chunk) = (record.length(), record.payload(), record.chunk);
             let identity = &mut record.identity;
             identity.version = version(identity.vdisk, identity.slice);
-            let entries: Vec<Entry> = record.entries.iter().map(|e| e.entry).collect();
-            let mut head = Vec::with_capacity(record.head.len());
-            encode_head(&record.identity, &entries, &mut head);
-            record.head = Bytes::from(head);
+            record.encode_anew(&live);
             record.in_log = false;
             record.releasing = false;
+            self.bytes = self.bytes - length as u64 + record.length() as u64;
+            self.payload = self.payload - payload + record.payload();
+            if let Some(chunk) = chunk.filter(|_| record.chunk.is_none()) {
+                self.chunks.let_go(chunk);
+            }
             self.settle(key.index);
             true
         });
         keys
+    }
+
+    /// Which of a record's entries and blocks count.
+    fn live_blocks(&self, key: RecordKey) -> Vec<(u16, u16)> {
+        if is_planted(Planted::ResendCovered) {
+            let entries = self.records[key.index as usize].entries.iter().zip(0..);
+            let blocks = |e: &BufferedEntry| e.entry.block..e.entry.block + e.entry.blocks;
+            return entries.flat_map(|(e, at)| blocks(e).map(move |block| (at, block))).collect();
+        }
+        self.live_nodes(key).map(|(_, node)| (node.entry, node.block)).collect()
     }
 }

@@ -17,6 +17,11 @@ fn version(sequence: u64) -> Version {
 
 /// A record of one slice: its frames hold the sequence.
 fn record(sequence: u64, first: u16, blocks: u16, zero: bool) -> Record {
+    numbered(sequence, sequence, first, blocks, zero)
+}
+
+/// As [`record`], with frames that hold something else.
+fn numbered(sequence: u64, content: u64, first: u16, blocks: u16, zero: bool) -> Record {
     let identity = RecordIdentity {
         vdisk: DISK,
         slice: SLICE,
@@ -31,7 +36,7 @@ fn record(sequence: u64, first: u16, blocks: u16, zero: bool) -> Record {
     let entries: Vec<Entry> =
         (first..first + blocks).map(|block| entry(block, EntryKind::Frame, 1, 16)).collect();
     let data: Vec<u8> =
-        (0..blocks).flat_map(|_| [sequence.to_le_bytes(), [0; 8]].concat()).collect();
+        (0..blocks).flat_map(|_| [content.to_le_bytes(), [0; 8]].concat()).collect();
     Record::new(identity, Bytes::from(data), &entries, Moment(sequence))
 }
 
@@ -211,6 +216,7 @@ fn renumbered_records_are_released_by_the_new_log_only() {
     assert_eq!(identity.version, version(11));
     let decoded = [&buffer.get(kept).unwrap().head[..], &buffer.get(kept).unwrap().data].concat();
     assert_eq!(cleave_format::record::Record::decode(&decoded).unwrap().identity, identity);
+    assert_eq!(sent(&buffer, kept), [(0, Some(2)), (1, Some(2))]);
     // The commit that was on its way takes effect in the map, and releases nothing here.
     nodes.iter().for_each(|node| buffer.committed(node));
     buffer.release(kept);
@@ -218,6 +224,220 @@ fn renumbered_records_are_released_by_the_new_log_only() {
     assert_eq!(buffer.releasable().count(), 0);
     buffer.mirrored(kept);
     assert_eq!(buffer.releasable().collect::<Vec<_>>(), [kept]);
+}
+
+/// The blocks of a record as it is appended, with what its frames hold; `None`: zeros.
+fn sent(buffer: &WriteBuffer, key: RecordKey) -> Vec<(u16, Option<u64>)> {
+    let record = buffer.get(key).unwrap();
+    let bytes = [&record.head[..], &record.data].concat();
+    assert_eq!(bytes.len(), record.length());
+    let decoded = cleave_format::record::Record::decode(&bytes).unwrap();
+    assert_eq!(decoded.identity, record.identity);
+    let content = |data: &[u8]| Some(u64::from_le_bytes(data.get(..8)?.try_into().unwrap()));
+    let blocks = |(entry, data)| {
+        let entry: Entry = entry;
+        let content = content(data);
+        (entry.block..entry.block + entry.blocks).map(move |block| (block, content))
+    };
+    decoded.entries().flat_map(blocks).collect()
+}
+
+// C2: what is covered, or committed, would count as newer than what covered it.
+#[test]
+fn another_log_gets_only_what_counts_of_a_record() {
+    let mut buffer = WriteBuffer::default();
+    buffer.begin_chunk(1000);
+    let mut frames = record(1, 0, 4, false);
+    frames.chunk = buffer.chunk();
+    let frames = buffer.insert(frames, |_| true);
+    let zeros = buffer.insert(record(2, 10, 5, true), |_| true);
+    let covering = buffer.insert(record(3, 1, 1, false), |_| true);
+    let other = buffer.insert(record(4, 12, 1, false), |_| true);
+    let unmirrored = buffer.insert(record(5, 3, 1, false), |_| true);
+    for key in [frames, zeros, covering, other] {
+        buffer.mirrored(key);
+    }
+    let committed = NodeName { record: frames, entry: 0, block: 0 };
+    let planned = NodeName { record: frames, entry: 2, block: 2 };
+    buffer.set_planned(&committed, true);
+    buffer.committed(&committed);
+    buffer.hold(frames);
+    buffer.set_planned(&planned, true);
+    let before = (buffer.unplanned_weight(), buffer.unplanned_zeros());
+    let mut next = 10;
+    let mut renumber = |buffer: &mut WriteBuffer| {
+        buffer.renumber(|_, _| {
+            next += 1;
+            version(next)
+        })
+    };
+    for _ in 0..2 {
+        assert_eq!(renumber(&mut buffer), [frames, zeros, covering, other, unmirrored]);
+        assert_eq!(sent(&buffer, frames), [(2, Some(1)), (3, Some(1))]);
+        let zeroed = [10, 11, 13, 14].map(|block| (block, None));
+        assert_eq!(sent(&buffer, zeros), zeroed);
+        assert_eq!(sent(&buffer, covering), [(1, Some(3))]);
+    }
+    assert_eq!((buffer.unplanned_weight(), buffer.unplanned_zeros()), before);
+    assert_eq!(shown(buffer.visible(DISK, SLICE.block(3))), Some(1));
+    // The stripe that holds a part of it knows it by the names of before.
+    buffer.committed(&planned);
+    buffer.let_go(frames);
+    assert_eq!(renumber(&mut buffer)[0], frames);
+    assert_eq!(sent(&buffer, frames), [(3, Some(1))]);
+    buffer.mirrored(frames);
+    buffer.mirrored(unmirrored);
+    assert_eq!(buffer.releasable().collect::<Vec<_>>(), [frames]);
+    buffer.forget(DISK);
+    buffer.begin_chunk(0);
+    assert_eq!((buffer.bytes(), buffer.memory()), (0, Memory::default()));
+}
+
+/// What a stripe on its way would commit: a node and its version.
+type Planned = Vec<(NodeName, Version, Option<u64>)>;
+
+/// A record that the log holds.
+type Logged = (RecordKey, Version, Vec<(u16, Option<u64>)>);
+
+#[derive(Clone, Debug)]
+enum LogStep {
+    Take { first: u16, blocks: u16, zero: bool },
+    Mirror,
+    Plan { pick: u32 },
+    Commit,
+    Release,
+    LoseLog { under_way: bool },
+}
+
+fn log_steps() -> impl Strategy<Value = Vec<LogStep>> {
+    let step = prop_oneof![
+        6 => (0u16..6, 1u16..5, any::<bool>())
+            .prop_map(|(first, blocks, zero)| LogStep::Take { first, blocks, zero }),
+        8 => Just(LogStep::Mirror),
+        3 => any::<u32>().prop_map(|pick| LogStep::Plan { pick }),
+        3 => Just(LogStep::Commit),
+        2 => Just(LogStep::Release),
+        1 => any::<bool>().prop_map(|under_way| LogStep::LoseLog { under_way }),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    // C2, C7: whatever is covered, planned, committed and released when logs are lost, once the present log has
+    // everything again another host reads the newest content from it and from what is committed.
+    #[test]
+    fn whoever_opens_after_a_lost_log_reads_the_newest(steps in log_steps()) {
+        let mut buffer = WriteBuffer::default();
+        let mut unsent: std::collections::VecDeque<RecordKey> = Default::default();
+        let mut log: Vec<Logged> = Vec::new();
+        // Versions are kept as the map and its runs keep them.
+        let mut map: BTreeMap<u16, (Option<Version>, Option<u64>)> = BTreeMap::new();
+        let mut newest: BTreeMap<u16, Option<u64>> = BTreeMap::new();
+        let (mut sequence, mut written) = (0, 0);
+        let mut stripe: Option<Planned> = None;
+        // Its commit was sent before the log was lost: nothing else is committed before it.
+        let mut in_doubt = false;
+        for step in steps {
+            match step {
+                LogStep::Take { first, blocks, zero } => {
+                    (sequence, written) = (sequence + 1, written + 1);
+                    let taken = numbered(sequence, written, first, blocks, zero);
+                    unsent.push_back(buffer.insert(taken, |_| true));
+                }
+                LogStep::Mirror => {
+                    let Some(key) = unsent.pop_front() else { continue };
+                    if !buffer.get(key).unwrap().mirrored {
+                        newest.extend(sent(&buffer, key));
+                    }
+                    log.push((key, buffer.get(key).unwrap().identity.version, sent(&buffer, key)));
+                    buffer.mirrored(key);
+                }
+                LogStep::Plan { pick } => {
+                    let keys: Vec<RecordKey> = buffer.queue().map(|(key, _)| key).collect();
+                    if keys.is_empty() || stripe.is_some() {
+                        continue;
+                    }
+                    let mut planned = Planned::new();
+                    for key in keys.iter().skip(pick as usize % keys.len()).take(2) {
+                        buffer.hold(*key);
+                        for node in buffer.unplanned(*key).collect::<Vec<_>>() {
+                            let found = buffer.get(*key).unwrap();
+                            let frame = found.frame(usize::from(node.entry));
+                            let content = frame.get(..8).map(|b| b.try_into().unwrap());
+                            planned.push((
+                                node,
+                                found.identity.version,
+                                content.map(u64::from_le_bytes),
+                            ));
+                            buffer.set_planned(&node, true);
+                        }
+                    }
+                    stripe = Some(planned);
+                }
+                LogStep::Commit => {
+                    let Some(planned) = stripe.take() else { continue };
+                    in_doubt = false;
+                    let keys: BTreeSet<RecordKey> = planned.iter().map(|p| p.0.record).collect();
+                    for (node, version, content) in &planned {
+                        let oldest = buffer.oldest(DISK, SLICE);
+                        let found = map.entry(node.block).or_default();
+                        if found.0.is_none_or(|known| *version > known) {
+                            let kept = oldest.is_some_and(|oldest| *version >= oldest);
+                            *found = (kept.then_some(*version), *content);
+                        }
+                        buffer.committed(node);
+                    }
+                    keys.into_iter().for_each(|key| buffer.let_go(key));
+                }
+                LogStep::Release if in_doubt => {}
+                LogStep::Release => {
+                    for key in buffer.releasable().collect::<Vec<_>>() {
+                        buffer.set_releasing(key, true);
+                        prop_assert!(buffer.release(key));
+                        log.retain(|(held, ..)| *held != key);
+                    }
+                    let oldest = buffer.oldest(DISK, SLICE);
+                    for (version, _) in map.values_mut() {
+                        *version = version.filter(|own| oldest.is_some_and(|oldest| *own >= oldest));
+                    }
+                }
+                LogStep::LoseLog { under_way } => {
+                    log.clear();
+                    in_doubt = stripe.is_some() && (in_doubt || under_way);
+                    unsent = buffer
+                        .renumber(|_, _| {
+                            sequence += 1;
+                            version(sequence)
+                        })
+                        .into();
+                    // What was planned is given up (see destage).
+                    let given_up = if in_doubt { None } else { stripe.take() };
+                    let given_up = given_up.unwrap_or_default();
+                    let keys: BTreeSet<RecordKey> = given_up.iter().map(|p| p.0.record).collect();
+                    given_up.iter().for_each(|(node, ..)| buffer.set_planned(node, false));
+                    keys.into_iter().for_each(|key| buffer.let_go(key));
+                }
+            }
+            if unsent.iter().any(|key| buffer.get(*key).unwrap().mirrored) {
+                continue;
+            }
+            let mut read: BTreeMap<u16, (Option<Version>, Option<u64>)> = map.clone();
+            for (_, version, blocks) in &log {
+                for (block, content) in blocks {
+                    let found = read.entry(*block).or_default();
+                    if found.0.is_none_or(|known| *version > known) {
+                        *found = (Some(*version), *content);
+                    }
+                }
+            }
+            for (block, content) in &newest {
+                let found = read.get(block).and_then(|found| found.1);
+                prop_assert_eq!(found, *content, "block {}", block);
+            }
+        }
+    }
 }
 
 // C2: a stripe on its way may still bring a covered block's older content into the map.

@@ -3,6 +3,11 @@
 //! A commit releases a record whose last live block it brings into the map, and those that were
 //! covered before. What it lists is fixed when it is first sent: a commit that is sent again after a
 //! break may have taken effect the first time (it is idempotent by its stripe).
+//!
+//! When a log is lost while a commit is under way, nobody knows whether a catalog has it: it is sent again, with
+//! the versions of before. That is sound because no other commit of the core comes in between: all that is
+//! committed was applied while the old versions stood, and what covers a block of this one is still in the map with
+//! its version (C2). What is planned under the lost log and comes later is planned anew.
 
 use super::{Destage, GivenUp, Plan};
 use crate::buffer::RecordKey;
@@ -16,6 +21,7 @@ use cleave_format::ids::{Epoch, Position, SliceIndex, StripeId, VdiskId};
 use cleave_format::layout::SLOT;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::Class;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{ControllerMessage, HostMessage, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -58,7 +64,9 @@ impl Destage {
         plan: &Plan,
     ) -> Result<(), GivenUp> {
         let _turn = self.commit_turn().await;
-        let prepared = self.shared.state.borrow_mut().prepare(plan, Some(grant.stripe));
+        let Some(prepared) = self.prepare(plan, Some(grant.stripe)) else {
+            return Err(GivenUp::Again);
+        };
         let sent = self.send_commit(grant.stripe, missing, &prepared).await;
         let mut state = self.shared.state.borrow_mut();
         match sent {
@@ -97,19 +105,16 @@ impl Destage {
 
     /// Releases covered records.
     pub(super) async fn release(&self) -> Result<(), GivenUp> {
-        self.commit_without_stripe(&Plan {
-            items: Vec::new(),
-            pieces: Vec::new(),
-            pins: BTreeSet::new(),
-        })
-        .await
+        let log = self.shared.state.borrow().log_identity;
+        let (items, pieces, pins) = (Vec::new(), Vec::new(), BTreeSet::new());
+        self.commit_without_stripe(&Plan { items, pieces, pins, log }).await
     }
 
     /// Releases what a stripe holds before its commit, as nothing may: for a planted bug.
     pub(super) async fn release_before_commit(&self, plan: &Plan) {
         let Ok(identity) = self.identity().await else { return };
         let _turn = self.commit_turn().await;
-        let mut prepared = self.shared.state.borrow_mut().prepare(plan, None);
+        let Some(mut prepared) = self.prepare(plan, None) else { return };
         for part in &mut prepared.vdisks {
             part.entries.clear();
             part.run = None;
@@ -119,14 +124,23 @@ impl Destage {
         self.shared.state.borrow_mut().unprepare(&prepared);
     }
 
+    /// What the commit of a plan says; `None` when the log that it was planned under is gone (C7): the records
+    /// have other versions by now, and nothing would keep those of the plan in the map and its runs (C2).
+    fn prepare(&self, plan: &Plan, stripe: Option<StripeId>) -> Option<Prepared> {
+        let mut state = self.shared.state.borrow_mut();
+        let current = state.log_identity == plan.log || is_planted(Planted::CommitAcrossLogs);
+        current.then(|| state.prepare(plan, stripe))
+    }
+
     async fn commit_without_stripe(&self, plan: &Plan) -> Result<(), GivenUp> {
         let identity = self.identity().await?;
         let _turn = self.commit_turn().await;
-        let prepared = self.shared.state.borrow_mut().prepare(plan, None);
-        if prepared.vdisks.is_empty() {
+        let prepared = self.prepare(plan, None);
+        let Some(prepared) = prepared.filter(|prepared| !prepared.vdisks.is_empty()) else {
             self.identities.borrow_mut().push_front(identity);
-            return Ok(());
-        }
+            // Content that was planned is planned anew; a release is decided anew anyway.
+            return if plan.items.is_empty() { Ok(()) } else { Err(GivenUp::Again) };
+        };
         let sent = self.send_commit(identity, 0, &prepared).await;
         let refusal = {
             let mut state = self.shared.state.borrow_mut();
@@ -364,8 +378,7 @@ impl State {
         for key in &prepared.records {
             let Some(record) = self.buffer.get(*key) else { continue };
             slices.insert((record.identity.vdisk, record.identity.slice));
-            self.buffer.release(*key);
-            self.stats.records_released += 1;
+            self.stats.records_released += u64::from(self.buffer.release(*key));
         }
         for (vdisk, slice) in slices {
             let oldest = self.buffer.oldest(vdisk, slice);

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 const SIZE: u64 = 9 << 20;
 
-/// A record of the disk's first blocks whose frames have right checksums and compressed content that is none.
-fn damaged(version: Version, blocks: u16) -> (RecordIdentity, Bytes) {
+/// A record of the disk's first blocks whose frames have right checksums and compressed content that is none; or
+/// not even right checksums, as when they rotted in both controllers.
+fn damaged(version: Version, blocks: u16, rotted: bool) -> (RecordIdentity, Bytes) {
     let header = FrameHeader {
         codec: Codec::Lz4,
         blocks: 1,
@@ -27,6 +28,7 @@ fn damaged(version: Version, blocks: u16) -> (RecordIdentity, Bytes) {
     one.resize(one.len() + 100, 0xff);
     one.resize(header.frame_length(), 0);
     frame::seal(&mut one);
+    one[50] ^= u8::from(rotted);
     let entry =
         |block| Entry { block, kind: EntryKind::Frame, blocks: 1, length: one.len() as u32 };
     let entries: Vec<Entry> = (0..blocks).map(entry).collect();
@@ -60,6 +62,15 @@ fn noise(length: usize, seed: u64) -> Buffer {
 
 #[test]
 fn a_block_that_cannot_be_decoded_is_kept_apart() {
+    is_kept_apart(false);
+}
+
+#[test]
+fn a_block_that_rotted_in_both_logs_is_kept_apart() {
+    is_kept_apart(true);
+}
+
+fn is_kept_apart(rotted: bool) {
     let mut rig = Rig::new(80, SIZE);
     rig.write_buffer = 16 << 20;
     {
@@ -67,7 +78,7 @@ fn a_block_that_cannot_be_decoded_is_kept_apart() {
         pool.next += 1;
         let at = Position(pool.next);
         let version = Version { epoch: Epoch(0), sequence: Sequence(1) };
-        pool.records.insert(at, damaged(version, 3));
+        pool.records.insert(at, damaged(version, 3, rotted));
     }
     let core = rig.start_host();
     // It is the first that opening looks at, for the key.

@@ -9,7 +9,7 @@ use cleave_datanode_core::drives::OpenDrive;
 use cleave_datanode_core::status::Status;
 use cleave_datanode_core::superblocks::identify;
 use cleave_datanode_core::{DataNode, GRANTS_KEPT, NoObserver, Phase, Settings, World};
-use cleave_format::ids::DriveId;
+use cleave_format::ids::{DriveId, Position};
 use cleave_runtime::drives::{Drive, DriveIo};
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::Process;
@@ -119,6 +119,11 @@ impl Controller {
     /// Entries of its log, and bytes of control records in it.
     pub fn log(&self) -> Option<(u64, u64)> {
         self.status().map(|status| (status.entries, status.control_bytes))
+    }
+
+    /// Flips a bit of a record in its log's memory, at a position or after it.
+    pub fn rot(&self, from: Position, bit: u64) -> Option<Position> {
+        self.shared.node.borrow().as_ref().and_then(|node| node.rot(from, bit))
     }
 
     /// What it is doing.
