@@ -254,6 +254,19 @@ impl NvmeDrive {
         }
     }
 
+    /// Lets a controller that is being reset go on: a core that has nothing in flight does not poll.
+    pub fn let_go(&self) {
+        if self.shared.phase().state == PairState::Live {
+            return;
+        }
+        let mut polled = self.polled.borrow_mut();
+        self.pair.borrow_mut().poll(self.clock.now(), &mut polled);
+        self.notice_reset();
+        for completion in polled.drain(..) {
+            self.finish(completion);
+        }
+    }
+
     fn memory(&self) -> &DmaPool {
         self.shared.transport.memory()
     }

@@ -19,7 +19,7 @@
 //! | [`place`] | how configurations name a namespace |
 //! | [`owner`] | the controllers and drives of one core, awake and asleep |
 //! | [`bench`] | what requests cost, measured |
-//! | [`model`] | a controller in software, which can misbehave: test equipment |
+//! | `model` | (feature `model`) a controller in software, which can misbehave: test equipment |
 //!
 //! Nothing that a device says is trusted: completions of commands that are not outstanding,
 //! impossible identify data, an absent controller end in errors and resets. `unsafe` is in [`dma`]
@@ -33,6 +33,7 @@ pub mod controller;
 pub mod dma;
 pub mod drive;
 pub mod error;
+#[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod namespace;
 pub mod owner;

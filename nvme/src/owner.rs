@@ -14,22 +14,27 @@ use crate::controller::{Controller, ControllerEvent, ControllerOptions};
 use crate::drive::{DriveOptions, DrivePart, NvmeDrive};
 use crate::error::Error;
 use crate::place::Place;
-use crate::transport::{OpenOptions, PciAddress, open};
+use crate::transport::{OpenOptions, PciAddress, Transport, open};
 use cleave_runtime::time::Clock;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// How often an idle core turns its controllers.
 pub const HEARTBEAT: Duration = Duration::from_millis(250);
 
+/// How a controller is taken: [`open`], or a way to one that is simulated.
+pub type Opener = dyn Fn(PciAddress, &OpenOptions) -> Result<Arc<dyn Transport>, Error>;
+
 /// See the module's page.
 pub struct NvmeDrives {
     clock: Rc<dyn Clock>,
+    opener: Box<Opener>,
     /// With how it was taken.
     controllers: RefCell<BTreeMap<PciAddress, (bool, Rc<Controller>)>>,
     drives: RefCell<Vec<Rc<NvmeDrive>>>,
@@ -40,8 +45,14 @@ pub struct NvmeDrives {
 impl NvmeDrives {
     /// None yet.
     pub fn new(clock: Rc<dyn Clock>) -> NvmeDrives {
+        NvmeDrives::taken_by(clock, Box::new(open))
+    }
+
+    /// None yet; controllers are taken this way.
+    pub fn taken_by(clock: Rc<dyn Clock>, opener: Box<Opener>) -> NvmeDrives {
         NvmeDrives {
             clock,
+            opener,
             controllers: RefCell::default(),
             drives: RefCell::default(),
             opening: Cell::new(0),
@@ -140,7 +151,7 @@ impl NvmeDrives {
         }
         let without_iommu = place.without_iommu;
         let taken = OpenOptions { without_iommu, wait, ..OpenOptions::default() };
-        let transport = open(place.address, &taken)?;
+        let transport = (self.opener)(place.address, &taken)?;
         let clock = Rc::clone(&self.clock);
         let controller = Controller::new(transport, clock, ControllerOptions::default());
         let controller = Rc::new(controller);
@@ -161,6 +172,7 @@ impl NvmeDrives {
 
     /// Turns all controllers: for turns in which no drive is polled. True when there was anything.
     pub fn turn(&self) -> bool {
+        self.drives.borrow().iter().for_each(|drive| drive.let_go());
         self.each_controller(|controller| controller.turn())
     }
 
@@ -207,13 +219,25 @@ impl NvmeDrives {
         }
     }
 
-    /// Tells all controllers that power may go, and stops them. Drives must have been flushed. Blocks.
-    pub fn shut_down(&self, mut idle: impl FnMut()) {
-        for (name, (_, controller)) in &*self.controllers.borrow() {
+    /// Tells all controllers that power may go, and stops them. Drives must have been flushed. Progress needs
+    /// [`turn`](NvmeDrives::turn) to be called meanwhile.
+    pub async fn stop(&self) {
+        let controllers: Vec<_> = self.controllers.borrow().values().cloned().collect();
+        for (_, controller) in controllers {
             // It is stopped all the same, and what was flushed is durable.
-            if let Err(error) = controller.run(controller.shut_down(), &mut idle) {
-                tracing::warn!(%name, "{error}");
+            if let Err(error) = controller.shut_down().await {
+                tracing::warn!(name = controller.name(), "{error}");
             }
+        }
+    }
+
+    /// As [`stop`](NvmeDrives::stop), and blocks until it is done.
+    pub fn shut_down(&self, mut idle: impl FnMut()) {
+        let mut stopping = pin!(self.stop());
+        let mut context = Context::from_waker(Waker::noop());
+        while stopping.as_mut().poll(&mut context).is_pending() {
+            self.turn();
+            idle();
         }
     }
 }
@@ -231,5 +255,52 @@ impl Opening<'_> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Model, ModelOptions};
+    use crate::testing::VirtualClock;
+    use cleave_runtime::drives::{Drive, DriveOperation};
+
+    fn opened() -> (Arc<Model>, Rc<VirtualClock>, NvmeDrives, Rc<NvmeDrive>) {
+        let model = Model::new(ModelOptions::default());
+        let clock = Rc::new(VirtualClock::default());
+        let transport = Arc::clone(&model);
+        let opener = move |_, _: &_| Ok(Arc::clone(&transport) as Arc<dyn Transport>);
+        let of_drives = Rc::clone(&clock) as Rc<dyn Clock>;
+        let drives = NvmeDrives::taken_by(of_drives, Box::new(opener));
+        let place = "nvme:0000:3b:00.0/1".parse().unwrap();
+        let idle = || tick(&model, &clock);
+        let drive = drives.open_now(place, &DriveOptions::default(), idle).expect("a drive");
+        (model, clock, drives, drive)
+    }
+
+    fn tick(model: &Model, clock: &VirtualClock) {
+        clock.tick();
+        model.step(clock.now());
+    }
+
+    #[test]
+    fn a_reset_ends_although_nobody_polls_the_drive() {
+        let (model, clock, drives, drive) = opened();
+        let controller = Rc::clone(drive.controller().unwrap());
+        controller.reset("the test wants it");
+        while controller.resets() == 0 || !controller.is_live() || drives.must_poll() {
+            drives.turn();
+            tick(&model, &clock);
+        }
+        let idle = || tick(&model, &clock);
+        assert_eq!(drive.complete(DriveOperation::Flush, None, idle).0, Ok(()));
+    }
+
+    #[test]
+    fn stopped_controllers_were_told_that_power_may_go() {
+        let (model, clock, drives, drive) = opened();
+        drives.shut_down(|| tick(&model, &clock));
+        assert!(drive.controller().unwrap().is_gone());
+        assert!(drive.probe().is_err());
     }
 }

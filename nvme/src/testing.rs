@@ -16,6 +16,14 @@ use std::time::Duration;
 #[derive(Default)]
 pub(crate) struct VirtualClock(Cell<u64>);
 
+impl VirtualClock {
+    /// Lets a little time pass.
+    pub(crate) fn tick(&self) {
+        self.0.set(self.0.get() + TICK);
+        assert!(self.0.get() < TIME_MAX, "a test takes too long: something hangs");
+    }
+}
+
 impl Clock for VirtualClock {
     fn now(&self) -> Moment {
         Moment(self.0.get())
@@ -63,8 +71,7 @@ impl Rig {
 
     /// Lets a little time pass.
     pub(crate) fn tick(&self) {
-        self.clock.0.set(self.clock.0.get() + TICK);
-        assert!(self.clock.0.get() < TIME_MAX, "a test takes too long: something hangs");
+        self.clock.tick();
         self.model.step(self.clock.now());
         self.controller.turn();
     }

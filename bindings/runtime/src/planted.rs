@@ -1,5 +1,5 @@
 //! Bugs planted on purpose, so that the judges of the simulated cluster are judged: each breaks one
-//! rule in the engines' cores, and a judge that does not find it is worth nothing.
+//! rule in the engines' cores or in the NVMe driver, and a judge that does not find it is worth nothing.
 //!
 //! Only with the feature `planted-bugs`, which no shell enables, can one be switched on; without it
 //! [`is_planted`] is a constant, and the code behind it is not there. One bug at a time and thread.
@@ -82,6 +82,8 @@ bugs! {
     CommitBeforeFlush breaks "C10";
     /// A controller that stops says that its vault is written before it is durable.
     VaultNotFlushed breaks "C10";
+    /// The NVMe driver reports commands as done that failed.
+    TrustFailedCommands breaks "C10";
     /// Control records leave the log before the catalogs have synced them.
     TrimBeforeSynced breaks "C11";
     /// Commits and grants have no room of their own in the log.

@@ -2,18 +2,17 @@
 
 use super::faults::Outcome;
 use super::queues::Work;
-use super::{Model, State};
+use super::{Model, ModelNamespace, State};
 use crate::spec::command::{
     Command, FLAG_SGL, FORCE_UNIT_ACCESS, PROTECTION_ACTION, PROTECTION_CHECK_GUARD,
     PROTECTION_CHECK_REFERENCE, PROTECTION_CHECKS, admin, io,
 };
 use crate::spec::completion::Status;
 use crate::spec::{feature, log};
+use cleave_runtime::random::Random;
 
 /// Invalid Queue Identifier (Base figure 94).
 const INVALID_QUEUE: Status = Status(0x101);
-/// Bytes of a range of Dataset Management.
-const RANGE: usize = 16;
 
 impl Model {
     /// Does what is due, in the order of its times. True when there was anything.
@@ -26,7 +25,7 @@ impl Model {
             let ends = match work.outcome {
                 Outcome::Hangs => work.aborted,
                 Outcome::HangsForGood => false,
-                Outcome::Done | Outcome::Fails(_) => work.due <= state.now,
+                _ => work.due <= state.now,
             };
             if !ends {
                 index += 1;
@@ -34,6 +33,10 @@ impl Model {
             }
             let work = state.working.remove(index);
             any = true;
+            if work.goes_outside(state) {
+                self.send_outside(state, work);
+                continue;
+            }
             if !self.finish(state, &work) {
                 state.working.insert(index, work);
                 break;
@@ -51,15 +54,36 @@ impl Model {
         }
         let done = match work.outcome {
             Outcome::Fails(status) => Err(status),
+            Outcome::Answered(status) if status.is_success() => Ok(0),
+            Outcome::Answered(status) => Err(status),
             Outcome::Hangs | Outcome::HangsForGood => Err(Status::ABORT_REQUESTED),
             Outcome::Done if work.queue == 0 => self.administer(state, &work.command),
-            Outcome::Done => self.transfer(state, &work.command).map(|()| 0),
+            Outcome::Done | Outcome::Flips => self.transfer(state, &work.command).map(|()| 0),
         };
+        if done.is_ok() && work.outcome == Outcome::Flips {
+            self.flip(state, &work.command);
+        }
         let (status, result) = match done {
             Ok(result) => (Status::SUCCESS, result),
             Err(status) => (status, 0),
         };
-        self.complete(state, work.queue, identifier, status, result)
+        let completed = self.complete(state, work.queue, identifier, status, result);
+        if completed && work.queue != 0 {
+            state.note_order(work);
+        }
+        completed
+    }
+
+    /// Flips a bit of what a read gave.
+    pub(super) fn flip(&self, state: &mut State, command: &Command) {
+        let bytes = self.data_bytes(state, command).filter(|_| command.opcode == io::READ);
+        let Some(bytes) = bytes else { return };
+        let at = state.random.below(bytes as u64) as usize;
+        if let Ok(mut byte) = self.fetch(state, command, at, 1) {
+            byte[0] ^= 1 << state.random.below(8);
+            // It was there a moment ago.
+            let _ = self.give(state, command, at, &byte);
+        }
     }
 
     fn report_events(&self, state: &mut State) -> bool {
@@ -99,6 +123,7 @@ impl Model {
             }
             admin::DELETE_SUBMISSION_QUEUE => {
                 state.working.retain(|work| work.queue != low);
+                state.outside.forget(low);
                 let good = state.queues.delete_submission(low, &mut state.doorbells);
                 if good { Ok(0) } else { Err(INVALID_QUEUE) }
             }
@@ -187,9 +212,8 @@ impl Model {
     }
 
     fn transfer(&self, state: &mut State, command: &Command) -> Result<(), Status> {
-        let number = command.namespace.get() as usize;
-        let index = number.wrapping_sub(1);
-        let format = state.media.get(index).ok_or(Status::INVALID_NAMESPACE)?.format.clone();
+        let index = command.namespace.get().wrapping_sub(1) as usize;
+        let format = state.format(command)?;
         if command.opcode == io::FLUSH {
             state.media[index].flush();
             return Ok(());
@@ -198,26 +222,8 @@ impl Model {
             return self.deallocate(state, command, index);
         }
         let dword12 = command.dword10[2].get();
-        let (first, blocks) = (command.first_block(), u64::from(dword12 & 0xffff) + 1);
-        if first.checked_add(blocks).is_none_or(|end| end > format.blocks) {
-            return Err(Status::OUT_OF_RANGE);
-        }
+        let (first, blocks) = self.range(&format, command)?;
         let size = 1usize << format.block_shift;
-        let page = 4096u64 << self.options.page_shift;
-        let limit = match command.opcode {
-            io::VERIFY => self.options.limits.0,
-            io::WRITE_ZEROES => self.options.limits.1,
-            _ => self.options.transfer_max_shift,
-        };
-        if limit != 0 && blocks * size as u64 > page << limit {
-            return Err(Status::INVALID_FIELD);
-        }
-        let boundary = u64::from(format.optimal_boundary);
-        let moves = matches!(command.opcode, io::READ | io::WRITE | io::COMPARE);
-        if moves && boundary > 0 && first / boundary != (first + blocks - 1) / boundary {
-            // Allowed by the specification, but the driver promises not to.
-            return Err(Status::INVALID_FIELD);
-        }
         let acts = dword12 & PROTECTION_ACTION != 0;
         if acts && matches!(command.opcode, io::COMPARE | io::VERIFY) {
             return Err(Status::INVALID_PROTECTION);
@@ -267,20 +273,43 @@ impl Model {
     }
 
     fn deallocate(&self, state: &mut State, command: &Command, index: usize) -> Result<(), Status> {
-        let ranges = command.dword10[0].get() as usize & 0xff;
-        for range in 0..=ranges {
-            let bytes = self.fetch(state, command, range * RANGE, RANGE)?;
-            let blocks = u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes"));
-            let first = u64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes"));
+        let format = state.format(command)?;
+        let zeroes = vec![0; 1 << format.block_shift];
+        for (first, blocks) in self.ranges(state, command, &format)? {
             let media = &mut state.media[index];
-            let end = first.checked_add(blocks.into());
-            if end.is_none_or(|end| end > media.format.blocks) {
-                return Err(Status::OUT_OF_RANGE);
-            }
-            let zeroes = vec![0; 1 << media.format.block_shift];
-            (first..first + u64::from(blocks)).for_each(|block| media.write(block, &zeroes));
+            (first..first + blocks).for_each(|block| media.write(block, &zeroes));
         }
         Ok(())
+    }
+
+    /// The blocks of a command that names a range of them, which is as the driver promises.
+    pub(super) fn range(
+        &self,
+        format: &ModelNamespace,
+        command: &Command,
+    ) -> Result<(u64, u64), Status> {
+        let (first, blocks) =
+            (command.first_block(), u64::from(command.dword10[2].get() & 0xffff) + 1);
+        if first.checked_add(blocks).is_none_or(|end| end > format.blocks) {
+            return Err(Status::OUT_OF_RANGE);
+        }
+        let size = 1usize << format.block_shift;
+        let page = 4096u64 << self.options.page_shift;
+        let limit = match command.opcode {
+            io::VERIFY => self.options.limits.0,
+            io::WRITE_ZEROES => self.options.limits.1,
+            _ => self.options.transfer_max_shift,
+        };
+        if limit != 0 && blocks * size as u64 > page << limit {
+            return Err(Status::INVALID_FIELD);
+        }
+        let boundary = u64::from(format.optimal_boundary);
+        let moves = matches!(command.opcode, io::READ | io::WRITE | io::COMPARE);
+        if moves && boundary > 0 && first / boundary != (first + blocks - 1) / boundary {
+            // Allowed by the specification, but the driver promises not to.
+            return Err(Status::INVALID_FIELD);
+        }
+        Ok((first, blocks))
     }
 
     /// The device address of each piece of the command's data from `at` on.
@@ -371,7 +400,7 @@ impl Model {
         if left > 0 { Err(Status::INVALID_FIELD) } else { Ok(found) }
     }
 
-    fn give(
+    pub(super) fn give(
         &self,
         state: &mut State,
         command: &Command,
@@ -388,7 +417,7 @@ impl Model {
         Ok(())
     }
 
-    fn fetch(
+    pub(super) fn fetch(
         &self,
         state: &mut State,
         command: &Command,

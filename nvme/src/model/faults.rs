@@ -25,6 +25,8 @@ pub enum Fault {
     Hang(Scope),
     /// Commands are never done, nor aborted.
     HangForGood(Scope),
+    /// Reads are done, and a bit is flipped on its way into memory.
+    Flip(Scope),
     /// The next completion names a command that is not outstanding.
     UnknownCommand,
     /// The next completion names another submission queue.
@@ -48,12 +50,40 @@ pub enum Fault {
     Vanish,
     /// It is put back, as after power-on.
     Return,
-    /// It reports a fatal error and does nothing more until it is reset.
+    /// It reports a fatal error, and does nothing more, whatever is done about it.
     Fatal,
     /// It does not become ready any more.
     NeverReady,
     /// It does not become disabled any more.
     NeverDisabled,
+}
+
+/// What a model did to its driver so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Struck {
+    /// Commands that failed, undone.
+    pub failed: u64,
+    /// Commands that hung.
+    pub hung: u64,
+    /// Reads that gave other content.
+    pub flipped: u64,
+    /// Completion entries that no honest controller writes.
+    pub corrupt: u64,
+    /// I/O commands that were completed before an older one of their queue.
+    pub overtaking: u64,
+    /// I/O commands that took more than a hundred milliseconds.
+    pub late: u64,
+}
+
+impl Struck {
+    fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Fails(_) => self.failed += 1,
+            Outcome::Hangs | Outcome::HangsForGood => self.hung += 1,
+            Outcome::Flips => self.flipped += 1,
+            Outcome::Done | Outcome::Answered(_) => {}
+        }
+    }
 }
 
 #[derive(Default)]
@@ -69,6 +99,7 @@ pub(super) struct Faults {
     pub(super) twice: bool,
     pub(super) masks: VecDeque<[u8; 16]>,
     scoped: Vec<(Scope, Outcome)>,
+    pub(super) struck: Struck,
     pub(super) identify: Vec<(u8, usize, Vec<u8>)>,
 }
 
@@ -79,6 +110,9 @@ pub(super) enum Outcome {
     Fails(Status),
     Hangs,
     HangsForGood,
+    Flips,
+    /// What the content's keeper answered.
+    Answered(Status),
 }
 
 impl Faults {
@@ -87,6 +121,7 @@ impl Faults {
             Fault::Fail(scope, status) => self.scoped.push((scope, Outcome::Fails(status))),
             Fault::Hang(scope) => self.scoped.push((scope, Outcome::Hangs)),
             Fault::HangForGood(scope) => self.scoped.push((scope, Outcome::HangsForGood)),
+            Fault::Flip(scope) => self.scoped.push((scope, Outcome::Flips)),
             Fault::UnknownCommand => self.unknown_command = true,
             Fault::WrongQueue => self.wrong_queue = true,
             Fault::WrongHead => self.wrong_head = true,
@@ -94,11 +129,26 @@ impl Faults {
             Fault::Completions(masks) => self.masks.extend(masks),
             Fault::Identify { what, at, bytes } => self.identify.push((what, at, bytes)),
             Fault::Vanish => self.vanished = true,
-            Fault::Return => *self = Faults::default(),
+            Fault::Return => *self = Faults { struck: self.struck, ..Faults::default() },
             Fault::Fatal => self.fatal = true,
             Fault::NeverReady => self.never_ready = true,
             Fault::NeverDisabled => self.never_disabled = true,
         }
+    }
+
+    /// What was not met yet is taken back.
+    pub(super) fn spare(&mut self) {
+        let Faults { vanished, fatal, never_ready, never_disabled, struck, .. } = *self;
+        let identify = std::mem::take(&mut self.identify);
+        *self = Faults {
+            vanished,
+            fatal,
+            never_ready,
+            never_disabled,
+            struck,
+            identify,
+            ..Faults::default()
+        };
     }
 
     /// Decides about a command that was taken.
@@ -114,6 +164,8 @@ impl Faults {
             return Outcome::Done;
         }
         scope.count -= 1;
-        *outcome
+        let outcome = *outcome;
+        self.struck.count(outcome);
+        outcome
     }
 }

@@ -13,11 +13,20 @@ pub struct ModelNamespace {
     pub protection: u8,
     /// NOIOB.
     pub optimal_boundary: u16,
+    /// Its content is kept elsewhere: see `outside.rs`. It then reads, writes, flushes and deallocates, and does nothing
+    /// else, without protection.
+    pub outside: bool,
 }
 
 impl Default for ModelNamespace {
     fn default() -> ModelNamespace {
-        ModelNamespace { blocks: 4096, block_shift: 12, protection: 0, optimal_boundary: 0 }
+        ModelNamespace {
+            blocks: 4096,
+            block_shift: 12,
+            protection: 0,
+            optimal_boundary: 0,
+            outside: false,
+        }
     }
 }
 
@@ -32,7 +41,7 @@ pub struct Media {
 
 impl Media {
     pub(super) fn new(format: &ModelNamespace) -> Media {
-        let bytes = format.blocks << format.block_shift;
+        let bytes = if format.outside { 0 } else { format.blocks << format.block_shift };
         Media {
             format: format.clone(),
             stable: vec![0; usize::try_from(bytes).expect("a model's content is in memory")],

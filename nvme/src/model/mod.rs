@@ -12,11 +12,15 @@ mod commands;
 mod faults;
 mod hostile;
 mod media;
+mod outside;
 mod queues;
+#[cfg(test)]
+mod tests;
 
-pub use faults::{Fault, Scope};
+pub use faults::{Fault, Scope, Struck};
 pub use hostile::misbehave;
 pub use media::{Media, ModelNamespace};
+pub use outside::{OutsideOperation, OutsideRequest};
 
 use crate::dma::{DmaPool, DmaSpace, Mapper, PageKind};
 use crate::registers::{Interrupts, Registers};
@@ -28,6 +32,7 @@ use crate::transport::Transport;
 use cleave_runtime::random::{Random, SplitMix};
 use cleave_runtime::time::Moment;
 use faults::Faults;
+use outside::Outside;
 use queues::{Doorbells, Queues, Work};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -99,6 +104,7 @@ struct State {
     doorbells: Doorbells,
     /// Commands taken, with the time when they are done.
     working: Vec<Work>,
+    outside: Outside,
     event_requests: VecDeque<u16>,
     /// Events that wait for a request.
     events: VecDeque<u32>,
@@ -125,6 +131,7 @@ impl Model {
             queues: Queues::default(),
             doorbells: Doorbells::default(),
             working: Vec::new(),
+            outside: Outside::default(),
             event_requests: VecDeque::new(),
             events: VecDeque::new(),
             media: options.namespaces.iter().map(Media::new).collect(),
@@ -174,6 +181,11 @@ impl Model {
         self.state().faults.add(fault);
     }
 
+    /// Faults that wait for a command or a completion do not come any more.
+    pub fn spare(&self) {
+        self.state().faults.spare();
+    }
+
     /// Changes the range of the time that commands take.
     pub fn set_latency(&self, latency: (Duration, Duration)) {
         self.state().latency = latency;
@@ -184,14 +196,16 @@ impl Model {
         self.state().events.push_back(event);
     }
 
-    /// Power goes: content that was not flushed is lost where `lost` says so, by namespace and
-    /// block.
+    /// Power goes, and comes back: content that was not flushed is lost where `lost` says so, by namespace
+    /// and block. What lies outside is its keeper's.
     pub fn cut_power(&self, mut lost: impl FnMut(u32, u64) -> bool) {
         let mut state = self.state();
         for (number, media) in (1..).zip(&mut state.media) {
             media.cut_power(|block| lost(number, block));
         }
         state.forget();
+        state.registers.clear();
+        state.turning = None;
     }
 
     /// Looks at, or changes, the content of a namespace.
@@ -202,6 +216,23 @@ impl Model {
     /// Commands taken so far.
     pub fn commands(&self) -> u64 {
         self.state().commands
+    }
+
+    /// What it did to its driver so far.
+    pub fn struck(&self) -> Struck {
+        self.state().faults.struck
+    }
+
+    /// Times that it forgot everything: resets, and losses of its power.
+    pub fn restarts(&self) -> u64 {
+        self.state().outside.restarts()
+    }
+
+    /// Commands of I/O queues that were taken and not completed.
+    pub fn outstanding(&self) -> usize {
+        let state = self.state();
+        let working = state.working.iter().filter(|work| work.queue != 0).count();
+        working + state.outside.len()
     }
 
     /// Accesses, while they were allowed, to memory that was not mapped: the driver's mistakes.
@@ -231,6 +262,7 @@ impl State {
         self.queues = Queues::default();
         self.doorbells = Doorbells::default();
         self.working.clear();
+        self.outside.restart();
         self.event_requests.clear();
         self.features.clear();
         self.ready = false;

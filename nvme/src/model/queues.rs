@@ -48,7 +48,10 @@ impl Doorbells {
 
 /// A command that was taken.
 pub(super) struct Work {
+    pub(super) taken: Moment,
     pub(super) due: Moment,
+    /// In the order in which commands were taken.
+    pub(super) number: u64,
     pub(super) queue: u16,
     pub(super) command: Command,
     pub(super) outcome: super::faults::Outcome,
@@ -125,7 +128,9 @@ impl Model {
                 let command = Command::read_from_bytes(&bytes).expect("as long as a command");
                 let outcome = state.faults.decide(queue == 0, command.opcode);
                 let due = state.now + self.latency(state);
-                state.working.push(Work { due, queue, command, outcome, aborted: false });
+                let (taken, number) = (state.now, state.commands);
+                let work = Work { taken, due, number, queue, command, outcome, aborted: false };
+                state.working.push(work);
             }
         }
         any
@@ -163,6 +168,10 @@ impl Model {
             phase_and_status: (status.0 << 1 | u16::from(phase)).into(),
         };
         let twice = std::mem::take(&mut faults.twice);
+        let odd = entry.submission_head.get() != head
+            || entry.submission_queue.get() != queue
+            || entry.identifier.get() != identifier;
+        faults.struck.corrupt += u64::from(odd || twice);
         // The word with the phase tag comes last.
         let mask = state.faults.masks.pop_front().unwrap_or_default();
         let mut bytes = [0; COMPLETION_BYTES];

@@ -2,7 +2,7 @@
 //!
 //! A → B means A may depend on B: shells → their core → codec, erasure, wire → format; cores → the
 //! contracts of runtime and coordinator; shells, the simulator and measurements → cores and
-//! bindings, and the verifier's model; nothing → shells or other tools. The two engines meet only in format, wire and erasure.
+//! bindings, and the verifier's model; the simulator → the NVMe driver; nothing → shells or other tools. The two engines meet only in format, wire and erasure.
 //! Tests of an engine's crates may also use the simulated runtime.
 
 use crate::tree::Member;
@@ -144,6 +144,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cleave-erasure",
             "cleave-format",
             "cleave-host-core",
+            // Its driver, over its model of a controller.
+            "cleave-nvme",
             "cleave-runtime",
             "cleave-runtime-sim",
             "cleave-verify",

@@ -10,6 +10,7 @@ use crate::guest::Guest;
 use crate::host::{HOSTS, HostEngine};
 use crate::journal::Journal;
 use crate::kinds::Kind;
+use crate::nvme::Nvme;
 use crate::plan::{CONTROLLERS, Plan, stream};
 use crate::store::SimStore;
 use cleave_catalog::storage::MemoryStorage;
@@ -64,6 +65,8 @@ pub struct Cluster {
     pub controllers: [Option<ControllerEngine>; 2],
     /// The hosts' flash, where they have any.
     pub flash: Option<Flash>,
+    /// NVMe controllers, where there are any.
+    pub nvme: Option<Nvme>,
     /// Drives that were lost.
     pub lost: Cell<u16>,
     /// The role epoch whose vault images are both complete, while they count.
@@ -103,6 +106,10 @@ impl Cluster {
         format(&world, &plan, &drives);
         let hosts = HOSTS.len() - 1;
         let flash = plan.flash.map(|size| Flash::new(&world, plan.seed, size, hosts));
+        let nvme = plan.nvme.as_ref().map(|behind| {
+            let flash = flash.as_ref().map_or(&[][..], Flash::devices);
+            Nvme::new(plan.seed, behind, &drives, flash)
+        });
         Cluster {
             plan,
             journal,
@@ -121,6 +128,7 @@ impl Cluster {
             abandoned: None,
             controllers: [None, None],
             flash,
+            nvme,
             lost: Cell::new(0),
             images: Cell::new(None),
             world,
@@ -139,8 +147,15 @@ impl Cluster {
             journal,
             self.host_number,
             self.flash.as_ref().map(|flash| flash.of(self.host_number)),
+            self.nvme.as_ref().and_then(|nvme| nvme.of_flash(self.host_number)),
         );
         self.host = Some(host);
+    }
+
+    /// Ends what faults have ahead of them; damage that was done stays.
+    pub fn calm(&self) {
+        self.world.calm();
+        self.nvme.iter().for_each(Nvme::calm);
     }
 
     /// The number of the host whose guests run.

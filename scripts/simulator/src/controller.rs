@@ -6,6 +6,7 @@
 use crate::cluster::{Cluster, identity};
 use crate::journal::Journal;
 use crate::kinds::Kind;
+use crate::nvme::ProcessNvme;
 use crate::plan::{CONTROLLERS, Plan};
 use cleave_catalog::{Catalog, Owner};
 use cleave_coordinator::{DirectStore, StoreClient};
@@ -16,6 +17,7 @@ use cleave_datanode_core::status::Status;
 use cleave_datanode_core::superblocks::identify;
 use cleave_datanode_core::{DataNode, GRANTS_KEPT, NoObserver, Settings, World as CoreWorld};
 use cleave_format::ids::{DriveId, Position};
+use cleave_nvme::place::Place;
 use cleave_runtime::drives::{Drive, DriveIo};
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::Process;
@@ -38,6 +40,10 @@ struct Shared {
     node: RefCell<Option<DataNode>>,
     /// Drives whose superblocks are being read, before the core has them.
     starting: RefCell<Vec<DriveIo>>,
+    /// The NVMe controllers of its drives, where it has any.
+    nvme: RefCell<Option<ProcessNvme>>,
+    /// They are being told that power may go.
+    parting: Cell<bool>,
     stopping: Cell<bool>,
     stopped: Cell<bool>,
     turns: Cell<u64>,
@@ -55,13 +61,18 @@ impl ControllerEngine {
         match Catalog::open_storage(storage, Path::new("catalog"), owner) {
             Ok(catalog) => {
                 let vault = process.open_drive(&cluster.vaults[number]);
-                let open = |drive| process.try_open_drive(drive).ok();
                 // The drives are the active one's.
-                let drives = if number == 0 {
-                    cluster.drives.iter().map(open).collect()
-                } else {
-                    Vec::new()
+                let mine = if number == 0 { cluster.drives.as_slice() } else { &[] };
+                let nvme = cluster.nvme.as_ref().filter(|_| number == 0);
+                let open = |(index, drive)| match nvme.and_then(|nvme| nvme.place_of(index)) {
+                    Some(place) => Opening::Nvme(place),
+                    None => Opening::Plain(process.try_open_drive(drive).ok()),
                 };
+                let drives = mine.iter().enumerate().map(open).collect();
+                if let Some(nvme) = nvme {
+                    let taken = nvme.for_process(&cluster.world, &process, &journal);
+                    *shared.nvme.borrow_mut() = Some(taken);
+                }
                 let client = StoreClient::new(store.clone());
                 let world = Startup { process: process.clone(), client, catalog, vault, drives };
                 let starting = start(Rc::clone(&shared), plan, number, world);
@@ -70,10 +81,13 @@ impl ControllerEngine {
             Err(error) => journal.fail(format!("the catalog cannot be opened: {error}")),
         }
         let (turning, limits) = (Rc::clone(&shared), cluster.plan.log);
-        let world = cluster.world.clone();
+        let (world, own) = (cluster.world.clone(), process.clone());
         process.set_turn(move || {
             journal.at(&world);
-            turning.turn(&journal, limits)
+            let nvme = turning.nvme.borrow().clone();
+            let any = nvme.as_ref().is_some_and(ProcessNvme::turn);
+            let any = turning.turn(&own, &journal, limits) || any;
+            nvme.as_ref().is_some_and(ProcessNvme::turn) || any
         });
         ControllerEngine { process, store, shared }
     }
@@ -174,7 +188,15 @@ struct Startup {
     client: StoreClient,
     catalog: Catalog,
     vault: Rc<dyn Drive>,
-    drives: Vec<Option<Rc<dyn Drive>>>,
+    drives: Vec<Opening>,
+}
+
+/// A drive that is being opened.
+enum Opening {
+    /// It is, unless it is lost.
+    Plain(Option<Rc<dyn Drive>>),
+    /// It is behind an NVMe controller.
+    Nvme(Place),
 }
 
 /// The shell's start.
@@ -183,6 +205,12 @@ async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Start
     let mut opened = Vec::new();
     for (index, drive) in drives.into_iter().enumerate() {
         let mut open = None;
+        let nvme = shared.nvme.borrow().clone();
+        let drive = match (drive, nvme) {
+            (Opening::Plain(drive), _) => drive,
+            (Opening::Nvme(place), Some(nvme)) => nvme.open(place).await,
+            (Opening::Nvme(_), None) => None,
+        };
         if let Some(drive) = drive {
             let io = DriveIo::new(Rc::clone(&drive));
             shared.starting.borrow_mut().push(io.clone());
@@ -237,7 +265,10 @@ fn check_bounds(status: &Status, limits: LogSettings) -> Result<(), String> {
 }
 
 impl Shared {
-    fn turn(&self, journal: &Journal, limits: LogSettings) -> bool {
+    fn turn(self: &Rc<Shared>, process: &Process, journal: &Journal, limits: LogSettings) -> bool {
+        if self.parting.get() {
+            return false;
+        }
         let starting: Vec<DriveIo> = self.starting.borrow().clone();
         let mut any = false;
         for io in starting {
@@ -250,8 +281,15 @@ impl Shared {
             journal.fail(format!("a controller cannot go on: {reason}"));
             return false;
         }
-        if node.is_stopped() {
-            self.stopped.set(true);
+        if node.is_stopped() && !self.parting.replace(true) {
+            let shared = Rc::clone(self);
+            process.executor().spawn(Priority::Foreground, async move {
+                let nvme = shared.nvme.borrow().clone();
+                if let Some(nvme) = nvme {
+                    nvme.stop().await;
+                }
+                shared.stopped.set(true);
+            });
         }
         self.turns.set(self.turns.get() + 1);
         if self.turns.get().is_multiple_of(BOUNDS_EVERY)

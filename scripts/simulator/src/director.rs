@@ -8,6 +8,7 @@ use crate::finale;
 use crate::flash;
 use crate::idle;
 use crate::kinds::Kind;
+use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
 use crate::{host, log_loss, report::Report, rot, strikes};
 use cleave_runtime::random::Random;
@@ -172,8 +173,9 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
         strikes::second(cluster);
     }
     flash::strike(cluster);
+    nvme::strike(cluster);
     revive(cluster);
-    cluster.world.calm();
+    cluster.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());
     log_loss::look(cluster);
     if !cluster.journal.failed() {
@@ -257,7 +259,7 @@ pub fn stop_both(cluster: &mut Cluster) {
         return;
     }
     // What a fault of the background does to a clean stop is an unclean one.
-    cluster.world.calm();
+    cluster.calm();
     cluster.journal.fault(Kind::ControllersStopped, "both controllers stop cleanly");
     let first = cluster.random.below(2) as usize;
     for number in [first, 1 - first] {
@@ -299,7 +301,7 @@ pub fn stop_host(cluster: &mut Cluster) {
     for guest in cluster.guests.iter() {
         guest.borrow_mut().set_budget(0);
     }
-    cluster.world.calm();
+    cluster.calm();
     if !cluster.until("guests at rest", RECOVERY, |c| c.guests_quiet() && c.serves()) {
         return;
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub fn play(cluster: &mut Cluster) {
     cluster.journal.at(&cluster.world);
     cluster.journal.note("calm");
-    cluster.world.calm();
+    cluster.calm();
     cluster.end_abandoned();
     revive(cluster);
     let recovered = |c: &Cluster| c.guests_quiet() && c.serves() && c.mirrored();

@@ -25,6 +25,11 @@ impl Flash {
         Flash { devices, random: Box::new(stream(seed, "strikes of flash")) }
     }
 
+    /// The devices, by the host's number, from 1.
+    pub fn devices(&self) -> &[SimDrive] {
+        &self.devices
+    }
+
     /// A host's device.
     pub fn of(&self, host: u32) -> SimDrive {
         self.devices[host as usize - 1].clone()
@@ -62,7 +67,10 @@ pub fn strike(cluster: &Cluster) {
         }
         (7, _) => {
             note("it loses power");
-            device.power_loss();
+            match cluster.nvme.as_ref().and_then(|nvme| nvme.of_flash(cluster.host_number())) {
+                Some(controller) => controller.cut_power(&cluster.journal),
+                None => device.power_loss(),
+            }
         }
         (8, _) => {
             note("it is lost");

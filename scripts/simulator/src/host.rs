@@ -6,6 +6,7 @@
 
 use crate::guest::Guest;
 use crate::journal::Journal;
+use crate::nvme::{Controller, ProcessNvme};
 use crate::plan::Plan;
 use crate::store::SimStore;
 use cleave_coordinator::records::owner_key;
@@ -16,6 +17,7 @@ use cleave_format::flash::FlashId;
 use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
 use cleave_format::layout::BLOCK;
 use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, KnownStripes, OpenRequest};
+use cleave_nvme::place::Place;
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::{Process, SimDrive, World};
 use std::cell::{Cell, RefCell};
@@ -58,6 +60,16 @@ struct Shared {
     buffer_limit: Cell<u64>,
     /// Pending wakes of the turn, so that there is one at a time.
     alarm: Cell<Option<Duration>>,
+    /// The NVMe controller of its flash, where that has one.
+    nvme: Option<ProcessNvme>,
+    /// The core does nothing more: the controller is being told that power may go.
+    parting: Cell<bool>,
+}
+
+/// Where a host's flash is.
+enum FlashDevice {
+    Plain(SimDrive),
+    Nvme(Place),
 }
 
 impl HostEngine {
@@ -70,6 +82,7 @@ impl HostEngine {
         journal: &Journal,
         number: u32,
         flash: Option<SimDrive>,
+        controller: Option<Rc<Controller>>,
     ) -> HostEngine {
         let process = world.start_process(HOSTS[number as usize]);
         let direct = store.connect(&process);
@@ -87,14 +100,24 @@ impl HostEngine {
             buffered: Cell::new(u64::MAX),
             buffer_limit: Cell::new(0),
             alarm: Cell::new(None),
+            nvme: controller
+                .as_ref()
+                .map(|one| ProcessNvme::new(world, &process, journal, vec![Rc::clone(one)])),
+            parting: Cell::new(false),
         });
+        let flash = match controller {
+            Some(controller) => controller.place(0).map(FlashDevice::Nvme),
+            None => flash.map(FlashDevice::Plain),
+        };
         let starting = start(Rc::clone(&shared), process.clone(), client.clone(), flash);
         process.executor().spawn(Priority::Foreground, starting);
         let (turning, world, own) = (Rc::clone(&shared), world.clone(), process.clone());
         let polled = client.clone();
         process.set_turn(move || {
-            let any = polled.turn();
-            turning.turn(&world, &own) || any
+            let mut any = polled.turn();
+            any |= turning.nvme.as_ref().is_some_and(ProcessNvme::turn);
+            any |= turning.turn(&world, &own);
+            any | turning.nvme.as_ref().is_some_and(ProcessNvme::turn)
         });
         HostEngine { process, store: direct, client, shared }
     }
@@ -174,6 +197,10 @@ impl HostEngine {
                     }
                 }
             }
+            if let Some(nvme) = &shared.nvme {
+                shared.parting.set(true);
+                nvme.stop().await;
+            }
             shared.closed.set(true);
         });
         self.process.wake();
@@ -225,7 +252,12 @@ impl HostEngine {
 }
 
 /// The shell's start: incarnation, core, and every vdisk taken and opened.
-async fn start(shared: Rc<Shared>, process: Process, client: StoreClient, flash: Option<SimDrive>) {
+async fn start(
+    shared: Rc<Shared>,
+    process: Process,
+    client: StoreClient,
+    flash: Option<FlashDevice>,
+) {
     let incarnation = match next_incarnation(&client).await {
         Ok(number) => Incarnation(number),
         Err(error) => return shared.journal.fail(format!("no incarnation: {error}")),
@@ -250,7 +282,7 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient, flash:
     *shared.core.borrow_mut() = Some(core.clone());
     shared.incarnation.set(incarnation);
     if let Some(device) = flash {
-        add_flash(&shared, &process, &core, &device);
+        add_flash(&shared, &process, &core, device);
     }
     for number in 0..shared.guests.len() {
         serve(&shared, &process, &client, &core, number, incarnation).await;
@@ -258,16 +290,25 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient, flash:
 }
 
 /// Gives the engine its flash; without it, or with what is no flash any more, it serves as well.
-fn add_flash(shared: &Rc<Shared>, process: &Process, core: &HostCore, device: &SimDrive) {
-    let (name, cluster) = (device.name().to_owned(), shared.plan.cluster);
+fn add_flash(shared: &Rc<Shared>, process: &Process, core: &HostCore, device: FlashDevice) {
+    let (journal, cluster) = (shared.journal.clone(), shared.plan.cluster);
     let mut id = FlashId([0x5f; 16]);
     id.0[..8].copy_from_slice(&shared.incarnation.get().0.to_le_bytes());
-    let drive = match process.try_open_drive(device) {
-        Ok(drive) => drive,
-        Err(error) => return shared.journal.note(format!("no flash: {error}")),
+    let (name, opened) = match device {
+        FlashDevice::Plain(device) => match process.try_open_drive(&device) {
+            Ok(drive) => (device.name().to_owned(), Ok(drive)),
+            Err(error) => return journal.note(format!("no flash: {error}")),
+        },
+        FlashDevice::Nvme(place) => (place.to_string(), Err(place)),
     };
-    let (flash, journal) = (core.flash().clone(), shared.journal.clone());
+    let (flash, shared) = (core.flash().clone(), Rc::clone(shared));
     process.executor().spawn(Priority::Foreground, async move {
+        let drive = match (opened, &shared.nvme) {
+            (Ok(drive), _) => Some(drive),
+            (Err(place), Some(nvme)) => nvme.open(place).await,
+            (Err(_), None) => None,
+        };
+        let Some(drive) = drive else { return };
         if let Err(error) = flash.open(&name, drive, cluster, id).await {
             journal.note(format!("flash is not used: {error}"));
         }
@@ -331,6 +372,9 @@ async fn take(
 impl Shared {
     fn turn(self: &Rc<Shared>, world: &World, process: &Process) -> bool {
         let Some(core) = self.core.borrow().clone() else { return false };
+        if self.parting.get() {
+            return false;
+        }
         self.journal.at(world);
         let mut any = core.turn();
         while let Some(event) = core.next_event() {

@@ -155,6 +155,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::AppendAfterSeal, 10),
     (Planted::CommitBeforeFlush, 0),
     (Planted::VaultNotFlushed, 0),
+    (Planted::TrustFailedCommands, 105),
     (Planted::TrimBeforeSynced, 3),
     (Planted::NoReserveForCommits, 6),
     (Planted::ReuseSlotsEarly, 6),

@@ -94,6 +94,23 @@ kinds! {
     /// A vdisk grows.
     Resize = "resizes",
 
+    /// An NVMe controller takes many times as long.
+    NvmeSlow = "slow NVMe controllers",
+    /// An NVMe controller says of a command that it failed.
+    NvmeFailed = "failed NVMe commands",
+    /// An NVMe controller never completes a command.
+    NvmeHung = "hanging NVMe commands",
+    /// An NVMe controller writes a completion entry that cannot be.
+    NvmeCorrupt = "corrupt NVMe completions",
+    /// A bit of what an NVMe controller reads is flipped on its way into memory.
+    NvmeFlipped = "bits flipped on their way from NVMe controllers",
+    /// An NVMe controller loses its power under the engine, with what it did not flush, and is there again.
+    NvmePower = "power losses of NVMe controllers",
+    /// An NVMe controller breaks down, and no reset brings it back.
+    NvmeBroken = "broken NVMe controllers",
+    /// An NVMe controller is removed: its registers read as all ones.
+    NvmeVanished = "removed NVMe controllers",
+
     /// A write was in flight at a crash, and some of its pages landed.
     TornWrite = "torn writes",
     /// A write was in flight at a crash, and nothing of it landed.
@@ -118,6 +135,12 @@ kinds! {
     DelayedMessage = "delayed messages",
     /// A message arrived before an older one.
     OvertakingMessage = "reordered messages",
+    /// An NVMe command was completed before an older one of its queue.
+    NvmeOvertaking = "reordered NVMe commands",
+    /// An NVMe command took more than a hundred milliseconds.
+    NvmeLate = "late NVMe commands",
+    /// The driver reset an NVMe controller, and it came back.
+    NvmeReset = "resets of NVMe controllers",
 }
 
 impl Kind {

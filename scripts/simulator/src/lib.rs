@@ -11,6 +11,7 @@
 //! | [`director`], [`strikes`], [`aimed`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
 //! | [`flash`] | the hosts' flash, and what strikes it |
+//! | [`nvme`] | NVMe controllers in front of drives and flash: production's driver over the software model |
 //! | [`log_loss`], [`rot`] | whole logs that are lost, and bits of them that flip in memory |
 //! | [`finale`] | the end of a run: recovery, quiescence, reading everything back |
 //! | [`leaks`] | the judge of what the catalog lists and maps name |
@@ -42,6 +43,7 @@ pub mod kinds;
 pub mod leaks;
 pub mod log_loss;
 pub mod nonces;
+pub mod nvme;
 pub mod plan;
 pub mod pool;
 pub mod report;

@@ -62,7 +62,7 @@ pub fn lose_log(cluster: &mut Cluster, second: &dyn Random) {
         cluster.crash_controller(number, second.below(2) == 0);
     }
     // Background faults end here: the only copy of the records must not be lost too.
-    cluster.world.calm();
+    cluster.calm();
     start_without_log(cluster, second);
     let sent_again = |c: &Cluster| c.guests_quiet() && c.mirrored() && finale::is_quiescent(c);
     cluster.until("what was in a lost log is mirrored again", RECOVERY, sent_again);
@@ -83,7 +83,7 @@ pub fn lose_everything(cluster: &mut Cluster) {
     cluster.crash_host(false);
     [0, 1].into_iter().for_each(|number| cluster.crash_controller(number, true));
     cluster.store.crash(Some(&*second));
-    cluster.world.calm();
+    cluster.calm();
     for (guest, unreleased) in cluster.guests.iter().zip(&unreleased) {
         guest.borrow_mut().doubt(unreleased);
     }

@@ -1,5 +1,6 @@
 //! What a seed stands for: the cluster's shape and limits, the guests, the faults, the number of episodes.
 
+use crate::nvme::NvmePlan;
 use cleave_codec::{KEY_LENGTH, Keys};
 use cleave_datanode_core::log::LogSettings;
 use cleave_format::ids::{ClusterId, DatanodeId, VdiskId};
@@ -59,6 +60,8 @@ pub struct Plan {
     pub log: LogSettings,
     /// Bytes of each host's flash, where hosts have any.
     pub flash: Option<u64>,
+    /// What is behind NVMe controllers, in seeds that have any.
+    pub nvme: Option<NvmePlan>,
     /// The write buffer's bytes.
     pub write_buffer: u64,
     /// When destage writes stripes.
@@ -134,6 +137,7 @@ impl Plan {
                 control_bytes_max: pick(&[2, 4, 16]) * MIB,
             },
             flash: (flash > 0).then_some(flash),
+            nvme: NvmePlan::draw(seed, victims, flash > 0),
             write_buffer: pick(&[1, 2, 4, 16]) * MIB,
             destage: DestageConfig {
                 fill_percent: pick(&[10, 50, 80]),

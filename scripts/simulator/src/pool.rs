@@ -5,11 +5,12 @@
 //! for those on drives that were lost or harmed, and for at most one that its commit said was missing (C16).
 
 use crate::cluster::Cluster;
+use crate::nvme::Nvme;
 use cleave_catalog::tables::StripeRow;
 use cleave_catalog::{Catalog, Owner};
 use cleave_datanode_core::drives::DriveReport;
 use cleave_format::ids::StripeId;
-use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLOT_HEADER};
+use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::slot::SlotHeader;
 use cleave_format::superblock::Superblock;
 use std::collections::BTreeMap;
@@ -109,6 +110,17 @@ fn claim(
     }
 }
 
+/// Whether what a slot holds may be wrong although its stripe was committed with it. Behind NVMe controllers only
+/// damage to the very slot excuses it: however they failed, the driver said so of every write that did (C10).
+fn is_harmed(cluster: &Cluster, drive: u16, offset: u64) -> bool {
+    let behind = |nvme: &Nvme| nvme.place_of(usize::from(drive)).is_some();
+    if drive < cluster.plan.victims && cluster.nvme.as_ref().is_some_and(behind) {
+        let slot = offset..offset + SLOT as u64;
+        return cluster.drives[usize::from(drive)].damaged().iter().any(|page| slot.contains(page));
+    }
+    drive < cluster.plan.victims
+}
+
 /// Redundancy is whole, but for what was harmed on purpose.
 fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<(), String> {
     if row.shards_missing.count_ones() > 1 {
@@ -116,7 +128,6 @@ fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<
     }
     let mut missing = 0;
     for (shard, place) in row.slots.iter().enumerate() {
-        let harmed = place.drive.0 < cluster.plan.victims;
         let said = row.shards_missing >> shard & 1 == 1;
         let superblock = Superblock::for_size(
             crate::cluster::identity(&cluster.plan, usize::from(place.drive.0)),
@@ -124,6 +135,7 @@ fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<
         );
         let offset = superblock.expect("drives are large enough").slot_offset(place.slot);
         let drive = &cluster.drives[usize::from(place.drive.0)];
+        let harmed = is_harmed(cluster, place.drive.0, offset);
         let header = SlotHeader::decode(&drive.peek(offset, SLOT_HEADER));
         let whole = header.map_err(|error| error.to_string()).and_then(|header| {
             let same = header.check_identity(cluster.plan.cluster, stripe, shard, place);
