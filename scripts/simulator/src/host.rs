@@ -35,6 +35,9 @@ const REQUEST_MAX: u64 = 1 << 20;
 /// A clean stop gives up waiting after this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Flash behind an NVMe controller may take this long to describe what it holds.
+const FLASH_CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
 /// A running host engine.
 pub struct HostEngine {
     process: Process,
@@ -188,8 +191,9 @@ impl HostEngine {
         let shared = Rc::clone(&self.shared);
         shared.serving.iter().for_each(|serving| serving.set(false));
         let core = shared.core.borrow().clone();
+        let executor = self.process.executor();
         self.process.executor().spawn(Priority::Foreground, async move {
-            if let Some(core) = core {
+            if let Some(core) = &core {
                 for guest in shared.guests.iter() {
                     let vdisk = guest.borrow().vdisk();
                     if !core.close(vdisk, CLOSE_LIMIT).await {
@@ -197,7 +201,9 @@ impl HostEngine {
                     }
                 }
             }
-            if let Some(nvme) = &shared.nvme {
+            if let (Some(nvme), Some(core)) = (&shared.nvme, &core) {
+                // As the shell: what is described in time is found again.
+                executor.timeout(FLASH_CLOSE_LIMIT, core.flash().close()).await;
                 shared.parting.set(true);
                 nvme.stop().await;
             }
