@@ -243,6 +243,7 @@ async fn start(shared: Rc<Shared>, process: Process, client: StoreClient, flash:
         memory: (64 << 20) + 2 * plan.write_buffer,
         // Sometimes so little that most is forgotten.
         dedupe: [0, 8 << 10, 1 << 20][plan.seed as usize % 3],
+        map: plan.map,
         destage: plan.destage.clone(),
     };
     shared.journal.note(format!("host engine begins incarnation {incarnation}"));

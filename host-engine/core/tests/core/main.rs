@@ -9,4 +9,5 @@ mod freeing;
 mod full;
 mod memory;
 mod order;
+mod paging;
 mod rig;
