@@ -197,6 +197,7 @@ fn settings(
                     write_buffer,
                     memory: config.memory_budget / u64::from(cores),
                     dedupe: config.memory_budget / u64::from(cores) / DEDUPE_SHARE,
+                    map: config.map_budget() / u64::from(cores),
                     destage: DestageConfig::default(),
                 },
                 links: QuicConfig { mtu: config.mtu, ..QuicConfig::new(listen, identity.clone()) },

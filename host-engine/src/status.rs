@@ -11,8 +11,8 @@ use cleave_control::names::vhost_socket;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
     CodecStatistics, DestageStatistics, Fill, FlashStatistics, HostFlashStatus, HostLogStatistics,
-    HostLogStatus, HostStatistics, HostStatus, ProcessState, ProcessStatus, ReadStatistics,
-    VdiskEntry, VdiskServing, VdiskStatistics, VdiskStatus,
+    HostLogStatus, HostStatistics, HostStatus, MapStatistics, ProcessState, ProcessStatus,
+    ReadStatistics, VdiskEntry, VdiskServing, VdiskStatistics, VdiskStatus,
 };
 use cleave_format::layout::BLOCK;
 use cleave_process::stop::Stop;
@@ -184,6 +184,17 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
             recognisable: sum(|view| view.core.index_entries),
             stripes_left: sum(|view| view.core.stripes_left),
             retries: sum(|view| view.core.stripes_abandoned),
+        },
+        map: MapStatistics {
+            pages: Fill {
+                used: sum(|view| view.core.map_resident),
+                capacity: engine.config.map_budget(),
+            },
+            leaves: sum(|view| view.core.map_leaves),
+            memory: sum(|view| view.core.map_memory),
+            read: sum(|view| view.core.pages_read),
+            failed: sum(|view| view.core.pages_failed),
+            evicted: sum(|view| view.core.pages_evicted),
         },
         reads: ReadStatistics {
             zero: sum(|view| view.core.reads_zero),

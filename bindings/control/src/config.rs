@@ -114,6 +114,10 @@ pub struct HostConfig {
     /// Bytes of memory that the engine may use.
     #[serde(deserialize_with = "size::deserialize")]
     pub memory_budget: u64,
+    /// Bytes of it for the parts of vdisks' maps that are kept in memory; the others are read again from flash or pool
+    /// when they are needed. 0: a quarter of the budget.
+    #[serde(default, deserialize_with = "size::deserialize")]
+    pub map: u64,
     /// Bytes of acknowledged writes that may wait for destage, within the budget.
     #[serde(deserialize_with = "size::deserialize")]
     pub write_buffer: u64,
@@ -202,6 +206,14 @@ impl HostConfig {
         load(path, HostConfig::check)
     }
 
+    /// Bytes for what is kept of maps in memory.
+    pub fn map_budget(&self) -> u64 {
+        match self.map {
+            0 => self.memory_budget / 4,
+            map => map,
+        }
+    }
+
     /// The file's content.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration has no maps with strange keys")
@@ -226,6 +238,10 @@ impl HostConfig {
         if self.write_buffer > self.memory_budget {
             let (buffer, budget) = (self.write_buffer, self.memory_budget);
             return wrong("write_buffer", format!("{buffer} is more than memory_budget {budget}"));
+        }
+        if self.map > self.memory_budget {
+            let (map, budget) = (self.map, self.memory_budget);
+            return wrong("map", format!("{map} is more than memory_budget {budget}"));
         }
         if self.vhost_group.as_deref() == Some("") {
             return wrong("vhost_group", "is empty; leave it out for the engine's own group");

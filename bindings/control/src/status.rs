@@ -401,6 +401,9 @@ pub struct HostStatistics {
     pub log: HostLogStatistics,
     /// Destage.
     pub destage: DestageStatistics,
+    /// Maps.
+    #[serde(default)]
+    pub map: MapStatistics,
     /// Where reads were served from.
     pub reads: ReadStatistics,
     /// Flash.
@@ -506,6 +509,23 @@ pub struct DestageStatistics {
     pub stripes_left: u64,
     /// Stripes that were given up and written anew.
     pub retries: u64,
+}
+
+/// The maps of a host's vdisks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapStatistics {
+    /// Bytes of the parts that are in memory and can be read again, and what they may be.
+    pub pages: Fill,
+    /// Leaves in memory; each is the map of 2 MiB of a vdisk.
+    pub leaves: u64,
+    /// Bytes of everything that maps keep in memory: tables of stripes and pieces too.
+    pub memory: u64,
+    /// Pieces read from flash or pool.
+    pub read: u64,
+    /// Pieces that could not be read.
+    pub failed: u64,
+    /// Parts that left memory.
+    pub evicted: u64,
 }
 
 /// Blocks read, by the place that served them.

@@ -100,6 +100,10 @@ bugs! {
     ReferWithoutHolding breaks "C19";
     /// A stripe is freed as soon as one vdisk names it no more, whoever else does.
     FreeWhileReferenced breaks "C20";
+    /// A vdisk leaves stripes before all pieces of its map are counted.
+    FreeBeforeTheCount breaks "C20";
+    /// A part of the map leaves memory although no durable piece reflects it.
+    EvictChanged breaks "C21";
     /// A stripe is freed that a commit after the run's frontier needs.
     FreeAheadOfTheRun breaks "C21";
     /// A map run claims commits that it does not reflect.

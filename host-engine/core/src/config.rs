@@ -27,6 +27,9 @@ pub struct HostCoreConfig {
     /// Bytes of it for the fingerprint index: 56 and a little for each block that can be recognised. 0: nothing is
     /// recognised.
     pub dedupe: u64,
+    /// Bytes of it for the parts of maps that can be read again. What changed since its last run, and what a stripe on
+    /// its way changes, stays in memory also beyond that; runs are begun so that it is about half.
+    pub map: u64,
     /// When destage writes stripes.
     pub destage: DestageConfig,
 }

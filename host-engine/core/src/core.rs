@@ -61,6 +61,8 @@ pub struct KnownStripes {
     pub unnamed: BTreeSet<StripeId>,
     /// The position.
     pub applied: Position,
+    /// All pieces of the map are counted; else some of what it names is not among them, or among the wrong ones.
+    pub counted: bool,
 }
 
 /// A host core; clones are the same one.
@@ -231,7 +233,8 @@ impl HostCore {
         let state = self.0.state.borrow();
         let applied = state.vdisks.get(&vdisk)?.applied;
         let (named, unnamed) = state.map.known_stripes(vdisk);
-        Some(KnownStripes { named, unnamed, applied })
+        let counted = state.map.is_counted(vdisk);
+        Some(KnownStripes { named, unnamed, applied, counted })
     }
 
     /// Appends how long records took from being taken to being mirrored, since the last call; of very

@@ -10,6 +10,7 @@
 //! records.
 
 pub(crate) mod commit;
+mod leaves;
 mod pack;
 pub mod plan;
 
@@ -298,7 +299,11 @@ impl Destage {
 
     /// The stripe's way from the plan to the map.
     async fn stripe(&self, grant: &GrantedStripe, plan: Plan) -> Result<(), GivenUp> {
-        let packed = pack::pack(&self.shared, grant, &plan).await;
+        let leaves = self.hold_leaves(&plan).await;
+        let packed = match leaves.faults.is_empty() {
+            true => pack::pack(&self.shared, grant, &plan).await,
+            false => None,
+        };
         if is_planted(Planted::ReleaseBeforeCommit) {
             self.release_before_commit(&plan).await;
         }
@@ -310,13 +315,13 @@ impl Destage {
                 self.wait_for_flash(segment).await;
                 written
             }
-            // A vdisk in it was forgotten, or a damaged frame was found: the others go on.
+            // A vdisk in it was forgotten, or a damaged frame or piece was found: the others go on.
             None => Err(GivenUp::Again),
         };
         let committed = match written {
             Ok(missing) => {
                 reached(Point::HostShardsWritten);
-                self.commit_stripe(grant, missing, &plan).await
+                self.commit_stripe(grant, missing, &plan, &leaves).await
             }
             Err(given_up) => Err(given_up),
         };
@@ -325,6 +330,9 @@ impl Destage {
         if committed.is_err() {
             state.flash.forget(grant.stripe);
             state.mark(&plan, false);
+        }
+        self.let_leaves_go(&mut state, &plan, leaves);
+        if committed.is_err() {
             state.return_pieces(plan.pieces);
         }
         state.progress.notify();

@@ -55,6 +55,16 @@ impl Handles {
     /// # Panics
     /// With more than 2^29 stripes in the maps of one core: 4 PiB.
     pub fn reference(&mut self, vdisk: VdiskId, stripe: StripeId) -> (Handle, bool) {
+        self.reference_often(vdisk, stripe, 1)
+    }
+
+    /// As [`reference`](Handles::reference), for `often` entries.
+    pub fn reference_often(
+        &mut self,
+        vdisk: VdiskId,
+        stripe: StripeId,
+        often: u64,
+    ) -> (Handle, bool) {
         let handle = match self.by_stripe.get(&stripe) {
             Some(handle) => *handle,
             None => self.name(stripe),
@@ -62,11 +72,11 @@ impl Handles {
         let entries = &mut self.named[handle.0 as usize].entries;
         match entries.iter_mut().find(|(holder, _)| *holder == vdisk) {
             Some((_, count)) => {
-                *count += 1;
+                *count += often;
                 (handle, false)
             }
             None => {
-                entries.push((vdisk, 1));
+                entries.push((vdisk, often));
                 (handle, true)
             }
         }
@@ -103,6 +113,30 @@ impl Handles {
         let stripe = named.stripe;
         self.forget_unnamed(handle);
         Some(stripe)
+    }
+
+    /// The handle of a stripe that entries of the vdisk name.
+    pub fn find(&self, vdisk: VdiskId, stripe: StripeId) -> Option<Handle> {
+        let handle = *self.by_stripe.get(&stripe)?;
+        let entries = &self.named[handle.0 as usize].entries;
+        entries.iter().any(|(holder, _)| *holder == vdisk).then_some(handle)
+    }
+
+    /// No entry of the vdisk names anything any more. Looks at every stripe.
+    pub fn forget(&mut self, vdisk: VdiskId) {
+        for index in 1..self.named.len() {
+            let entries = &mut self.named[index].entries;
+            if let Some(held) = entries.iter().position(|(holder, _)| *holder == vdisk) {
+                entries.swap_remove(held);
+                self.forget_unnamed(Handle(index as u32));
+            }
+        }
+    }
+
+    /// A stripe's slots, if it has a name and they are known.
+    pub fn places(&self, stripe: StripeId) -> Option<Places> {
+        let handle = self.by_stripe.get(&stripe)?;
+        self.named[handle.0 as usize].places.clone()
     }
 
     fn forget_unnamed(&mut self, handle: Handle) {

@@ -10,6 +10,7 @@
 //! | `read`, `pool`, `solve` | reads from buffer, flash and pool; lost and damaged shards (C3) |
 //! | `ahead` | what a miss brings to flash beside what is wanted |
 //! | `map`, `handles` | where blocks lie (C2) |
+//! | `paging` | which parts of the map are in memory |
 //! | `dedupe` | where content lies already (C19, C30) |
 //! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
@@ -33,6 +34,7 @@ mod liveness;
 mod log_client;
 pub mod map;
 mod open;
+mod paging;
 mod pool;
 mod publish;
 mod read;

@@ -56,7 +56,13 @@ impl Liveness {
     }
 
     /// A group's piece is current from now on; `None`: the group has none.
-    pub fn set_piece(&mut self, vdisk: VdiskId, group: u32, address: Option<Address>) {
+    /// Returns the one before.
+    pub fn set_piece(
+        &mut self,
+        vdisk: VdiskId,
+        group: u32,
+        address: Option<Address>,
+    ) -> Option<Address> {
         let found = self.vdisks.entry(vdisk).or_default();
         let old = match address {
             Some(address) => {
@@ -69,7 +75,7 @@ impl Liveness {
             }
             None => found.pieces.remove(&group),
         };
-        let Some(Address { stripe, .. }) = old else { return };
+        let Address { stripe, .. } = old?;
         let count = found.pieces_in.get_mut(&stripe).expect("a current piece is counted");
         *count -= 1;
         if *count == 0 {
@@ -78,6 +84,17 @@ impl Liveness {
                 found.dead.insert(stripe);
             }
         }
+        old
+    }
+
+    /// Where a group's current piece lies.
+    pub fn piece(&self, vdisk: VdiskId, group: u32) -> Option<Address> {
+        self.vdisks.get(&vdisk)?.pieces.get(&group).copied()
+    }
+
+    /// Whether a current piece of any vdisk lies in the stripe.
+    pub fn holds_pieces(&self, stripe: StripeId) -> bool {
+        self.vdisks.values().any(|found| found.pieces_in.contains_key(&stripe))
     }
 
     /// A run of the vdisk begins: remembers what nothing names now, as much as one run may name, but for what
@@ -182,7 +199,9 @@ mod tests {
         let left = liveness.leaves(DISK, &both);
         assert_eq!(left, stripes(&[1, 3]));
         liveness.unnamed(DISK, StripeId(9));
-        both.iter().for_each(|piece| liveness.set_piece(DISK, piece.group, piece.address));
+        for piece in both {
+            liveness.set_piece(DISK, piece.group, piece.address);
+        }
         liveness.left(DISK, &left);
         let unnamed: Vec<StripeId> = liveness.unnamed_of(DISK).into_iter().collect();
         assert_eq!(unnamed, stripes(&[2, 4, 5, 9]));

@@ -1,5 +1,5 @@
 //! The maps of the core's vdisks: for every block the frame that the newest applied commit gave
-//! it.
+//! it. Of some groups of slices only the durable piece is known, and where it lies (`pages`).
 //!
 //! Invariants: a leaf reflects exactly the commits applied so far, whatever the write buffer
 //! holds. A block keeps its version beside the leaf while the slice has an unreleased record that
@@ -18,7 +18,15 @@ use cleave_format::ids::{BlockIndex, SliceIndex, StripeId, VdiskId, Version};
 use cleave_format::layout::{PIECE_SLICES, SLICE_BLOCKS};
 use cleave_format::map_piece::{Leaf, MapPiece};
 use cleave_runtime::planted::{Planted, is_planted};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+mod leaf;
+mod pages;
+
+use leaf::{Group, SliceMap};
+use pages::Pieces;
+pub use pages::{Held, changed_max};
 
 const BLOCKS: usize = SLICE_BLOCKS as usize;
 
@@ -37,44 +45,6 @@ pub struct MapChange {
     pub frame: Option<(Address, u8)>,
 }
 
-struct SliceMap {
-    entries: Box<[MapEntry; BLOCKS]>,
-    /// Entries that are not empty.
-    used: u16,
-    /// By block; only those that an unreleased record could still meet.
-    versions: Vec<(u16, Version)>,
-    newest: Version,
-}
-
-impl SliceMap {
-    fn new() -> SliceMap {
-        SliceMap {
-            entries: Box::new([MapEntry::EMPTY; BLOCKS]),
-            used: 0,
-            versions: Vec::new(),
-            newest: Version::default(),
-        }
-    }
-
-    fn version(&self, block: u16) -> Option<Version> {
-        let found = self.versions.binary_search_by_key(&block, |(block, _)| *block);
-        found.ok().map(|index| self.versions[index].1)
-    }
-
-    fn keep_version(&mut self, block: u16, version: Version) {
-        match self.versions.binary_search_by_key(&block, |(block, _)| *block) {
-            Ok(index) => self.versions[index].1 = version,
-            Err(index) => self.versions.insert(index, (block, version)),
-        }
-    }
-
-    fn forget_version(&mut self, block: u16) {
-        if let Ok(index) = self.versions.binary_search_by_key(&block, |(block, _)| *block) {
-            self.versions.remove(index);
-        }
-    }
-}
-
 /// A run in progress: the pieces of one vdisk as they were when it began.
 #[derive(Default)]
 struct Snapshot {
@@ -82,12 +52,32 @@ struct Snapshot {
     remaining: BTreeSet<u32>,
     /// Changed since: copied before.
     copied: BTreeMap<u32, Option<MapPiece>>,
+    /// Taken by the run, which is not durable yet.
+    taken: BTreeSet<u32>,
+}
+
+impl Snapshot {
+    fn has(&self, group: u32) -> bool {
+        self.remaining.contains(&group)
+            || self.copied.contains_key(&group)
+            || self.taken.contains(&group)
+    }
 }
 
 /// All maps of a core.
 #[derive(Default)]
 pub struct Map {
-    slices: HashMap<(VdiskId, SliceIndex), SliceMap>,
+    /// In memory.
+    groups: HashMap<(VdiskId, u32), Group>,
+    /// All of them, in the order in which the hand comes by.
+    ring: VecDeque<(VdiskId, u32)>,
+    /// How many of them the hand left alone one after the other.
+    fruitless: usize,
+    /// Groups that must stay in memory, and for how many.
+    held: BTreeMap<(VdiskId, u32), u32>,
+    leaves: usize,
+    vdisks: BTreeMap<VdiskId, Pieces>,
+    generations: u64,
     handles: Handles,
     liveness: Liveness,
     /// Groups that changed since the last run began.
@@ -96,6 +86,8 @@ pub struct Map {
     versions_kept: usize,
     /// Blocks with a frame.
     mapped: BTreeMap<VdiskId, u64>,
+    /// Where stripes lie that hold current pieces.
+    piece_places: HashMap<StripeId, Places>,
 }
 
 /// The group of pieces that a slice belongs to.
@@ -104,20 +96,29 @@ pub fn group_of(slice: SliceIndex) -> u32 {
 }
 
 impl Map {
-    /// A block's entry.
-    pub fn get(&self, vdisk: VdiskId, block: BlockIndex) -> MapEntry {
-        let leaf = self.slices.get(&(vdisk, block.slice()));
-        leaf.map_or(MapEntry::EMPTY, |leaf| leaf.entries[usize::from(block.within_slice())])
+    /// A block's entry; `None`: its group is not in memory.
+    pub fn get(&self, vdisk: VdiskId, block: BlockIndex) -> Option<MapEntry> {
+        let number = group_of(block.slice());
+        let Some(group) = self.groups.get(&(vdisk, number)) else {
+            return self.piece_address(vdisk, number).is_none().then_some(MapEntry::EMPTY);
+        };
+        group.hot.set(true);
+        let leaf = group.leaf(block.slice());
+        Some(leaf.map_or(MapEntry::EMPTY, |leaf| leaf.entries[usize::from(block.within_slice())]))
     }
 
-    /// Whether no block of the slice has a frame.
+    /// Whether no block of the slice has a frame, as far as memory says.
     pub fn is_empty(&self, vdisk: VdiskId, slice: SliceIndex) -> bool {
-        self.slices.get(&(vdisk, slice)).is_none_or(|leaf| leaf.used == 0)
+        match self.groups.get(&(vdisk, group_of(slice))) {
+            Some(group) => group.leaf(slice).is_none_or(|leaf| leaf.used == 0),
+            None => self.piece_address(vdisk, group_of(slice)).is_none(),
+        }
     }
 
-    /// The age of a block's content, while it is kept.
+    /// The age of a block's content, while it is kept; its group is in memory.
     pub fn version(&self, vdisk: VdiskId, block: BlockIndex) -> Option<Version> {
-        self.slices.get(&(vdisk, block.slice()))?.version(block.within_slice())
+        let group = self.groups.get(&(vdisk, group_of(block.slice())))?;
+        group.leaf(block.slice())?.version(block.within_slice())
     }
 
     /// The stripe that an entry names, and its slots where they are known.
@@ -129,6 +130,14 @@ impl Map {
     /// Remembers where a stripe lies.
     pub fn learn(&mut self, stripe: StripeId, places: &Places) {
         self.handles.learn(stripe, places);
+        if self.liveness.holds_pieces(stripe) {
+            self.piece_places.insert(stripe, Rc::clone(places));
+        }
+    }
+
+    /// Where a stripe lies that holds a current piece, if that is known.
+    pub fn places(&self, stripe: StripeId) -> Option<Places> {
+        self.handles.places(stripe).or_else(|| self.piece_places.get(&stripe).cloned())
     }
 
     /// Applies a change where it is newer (C2). Versions not older than `oldest`, the slice's oldest
@@ -138,7 +147,11 @@ impl Map {
         assert!(end <= SLICE_BLOCKS && (change.frame.is_none() || change.blocks == 1));
         self.before_change(vdisk, change.slice);
         self.mark_dirty(vdisk, group_of(change.slice));
-        let leaf = self.slices.entry((vdisk, change.slice)).or_insert_with(SliceMap::new);
+        self.group_mut(vdisk, change.slice);
+        let group = self.groups.get_mut(&(vdisk, group_of(change.slice))).expect("it is there");
+        let place = group.leaf_mut(change.slice);
+        self.leaves += usize::from(place.is_none());
+        let leaf = place.get_or_insert_with(SliceMap::new);
         let (kept_before, used_before) = (leaf.versions.len(), leaf.used);
         let keep = oldest.is_some_and(|oldest| change.version >= oldest);
         leaf.newest = leaf.newest.max(change.version);
@@ -172,68 +185,60 @@ impl Map {
                 }
             }
         }
-        self.versions_kept = self.versions_kept + leaf.versions.len() - kept_before;
+        let (kept, used) = (leaf.versions.len(), leaf.used);
+        if leaf.is_empty() {
+            *place = None;
+            self.leaves -= 1;
+        }
+        self.versions_kept = self.versions_kept + kept - kept_before;
         let mapped = self.mapped.entry(vdisk).or_default();
-        *mapped = *mapped + u64::from(leaf.used) - u64::from(used_before);
+        *mapped = *mapped + u64::from(used) - u64::from(used_before);
     }
 
     /// Forgets versions that no unreleased record of the slice can meet any more.
     pub fn trim(&mut self, vdisk: VdiskId, slice: SliceIndex, oldest: Option<Version>) {
         let unneeded = |version: &Version| oldest.is_none_or(|oldest| *version < oldest);
-        let found = self.slices.get(&(vdisk, slice));
+        let found = self.groups.get(&(vdisk, group_of(slice))).and_then(|group| group.leaf(slice));
         if !found.is_some_and(|leaf| leaf.versions.iter().any(|(_, version)| unneeded(version))) {
             return;
         }
         self.before_change(vdisk, slice);
         self.mark_dirty(vdisk, group_of(slice));
-        let leaf = self.slices.get_mut(&(vdisk, slice)).expect("it was there");
+        let place = self.group_mut(vdisk, slice).leaf_mut(slice);
+        let leaf = place.as_mut().expect("it was there");
         let kept_before = leaf.versions.len();
         leaf.versions.retain(|(_, version)| !unneeded(version));
-        self.versions_kept -= kept_before - leaf.versions.len();
-        if leaf.used == 0 && leaf.versions.is_empty() {
-            self.slices.remove(&(vdisk, slice));
+        let forgotten = kept_before - leaf.versions.len();
+        let emptied = leaf.is_empty();
+        if emptied {
+            *place = None;
         }
-    }
-
-    /// Puts a piece in that a run wrote; its slices are empty so far.
-    pub fn load(&mut self, piece: &MapPiece) {
-        for stored in &piece.leaves {
-            let mut leaf = SliceMap::new();
-            leaf.newest = stored.newest;
-            leaf.versions.clone_from(&stored.versions);
-            for (entry, found) in leaf.entries.iter_mut().zip(stored.entries.iter()) {
-                let Some(address) = piece.address(*found) else { continue };
-                let (handle, only) = self.handles.reference(piece.vdisk, address.stripe);
-                if only {
-                    self.liveness.named(piece.vdisk, address.stripe);
-                }
-                *entry =
-                    MapEntry::new(handle, address.offset, address.length, found.block_in_frame());
-                leaf.used += 1;
-            }
-            self.versions_kept += leaf.versions.len();
-            *self.mapped.entry(piece.vdisk).or_default() += u64::from(leaf.used);
-            let old = self.slices.insert((piece.vdisk, stored.slice), leaf);
-            assert!(old.is_none(), "a piece is loaded once, before commits are applied");
-        }
+        self.versions_kept -= forgotten;
+        self.leaves -= usize::from(emptied);
     }
 
     /// Forgets everything of a vdisk.
     pub fn forget(&mut self, vdisk: VdiskId) {
-        let (handles, versions_kept) = (&mut self.handles, &mut self.versions_kept);
-        self.slices.retain(|(owner, _), leaf| {
+        let (leaves, versions_kept) = (&mut self.leaves, &mut self.versions_kept);
+        self.groups.retain(|(owner, _), group| {
             if *owner == vdisk {
-                leaf.entries.iter().filter_map(|e| e.handle()).for_each(|handle| {
-                    handles.release(vdisk, handle);
-                });
-                *versions_kept -= leaf.versions.len();
+                let (count, versions) = group.weight();
+                *leaves -= count;
+                *versions_kept -= versions;
             }
             *owner != vdisk
         });
+        self.handles.forget(vdisk);
+        self.ring.retain(|(owner, _)| *owner != vdisk);
+        self.fruitless = 0;
+        self.held.retain(|(owner, _), _| *owner != vdisk);
+        self.vdisks.remove(&vdisk);
         self.dirty.remove(&vdisk);
         self.snapshots.remove(&vdisk);
         self.mapped.remove(&vdisk);
         self.liveness.forget(vdisk);
+        let liveness = &self.liveness;
+        self.piece_places.retain(|stripe, _| liveness.holds_pieces(*stripe));
     }
 
     /// Whether an entry of the vdisk names the stripe.
@@ -250,12 +255,15 @@ impl Map {
 
     /// A group's piece is current from now on; `None`: the group has none.
     pub fn set_piece(&mut self, vdisk: VdiskId, group: u32, address: Option<Address>) {
-        self.liveness.set_piece(vdisk, group, address);
+        let old = self.liveness.set_piece(vdisk, group, address);
+        if let Some(old) = old.filter(|old| !self.liveness.holds_pieces(old.stripe)) {
+            self.piece_places.remove(&old.stripe);
+        }
     }
 
     /// What the vdisk can leave with the commit of its run, which makes these pieces current (C21).
     pub fn leaves(&mut self, vdisk: VdiskId, pieces: &[PiecePlace]) -> Vec<StripeId> {
-        if is_planted(Planted::FreeAheadOfTheRun) {
+        if is_planted(Planted::FreeAheadOfTheRun) && self.is_counted(vdisk) {
             self.liveness.capture(vdisk, |_| false);
         }
         self.liveness.leaves(vdisk, pieces)
@@ -273,7 +281,15 @@ impl Map {
 
     /// Stripes that the vdisk could leave.
     pub fn dead(&self, vdisk: VdiskId) -> usize {
-        self.liveness.dead(vdisk)
+        match self.may_leave(vdisk) {
+            true => self.liveness.dead(vdisk),
+            false => 0,
+        }
+    }
+
+    /// Whether the vdisk's entries are counted, so that a stripe that none of them names can be left (C20).
+    fn may_leave(&self, vdisk: VdiskId) -> bool {
+        self.is_counted(vdisk) || is_planted(Planted::FreeBeforeTheCount)
     }
 
     /// Stripes that the vdisk's entries name, and those listed for it that none of them names: for judges.
@@ -311,19 +327,22 @@ impl Map {
     /// one, as it is now.
     pub fn begin_run(&mut self, vdisk: VdiskId) {
         let remaining = self.dirty.remove(&vdisk).unwrap_or_default();
-        let old = self.snapshots.insert(vdisk, Snapshot { remaining, copied: BTreeMap::new() });
+        let snapshot = Snapshot { remaining, ..Snapshot::default() };
+        let old = self.snapshots.insert(vdisk, snapshot);
         assert!(old.is_none(), "a vdisk has one run at a time");
-        let handles = &self.handles;
-        self.liveness.capture(vdisk, |stripe| handles.is_pinned(stripe));
+        let (handles, may_leave) = (&self.handles, self.may_leave(vdisk));
+        self.liveness.capture(vdisk, |stripe| !may_leave || handles.is_pinned(stripe));
     }
 
     /// Takes a piece out of the run; `None` inside for a group that has no entries any more.
     pub fn next_piece(&mut self, vdisk: VdiskId) -> Option<(u32, Option<MapPiece>)> {
         let snapshot = self.snapshots.get_mut(&vdisk)?;
         if let Some(copied) = snapshot.copied.pop_first() {
+            snapshot.taken.insert(copied.0);
             return Some(copied);
         }
         let group = snapshot.remaining.pop_first()?;
+        snapshot.taken.insert(group);
         Some((group, self.piece(vdisk, group)))
     }
 
@@ -332,6 +351,7 @@ impl Map {
         if let Some(snapshot) = self.snapshots.remove(&vdisk) {
             let groups = snapshot.remaining.into_iter().chain(snapshot.copied.into_keys());
             groups.for_each(|group| self.mark_dirty(vdisk, group));
+            self.fruitless = 0;
         }
     }
 
@@ -352,8 +372,9 @@ impl Map {
         let mut leaves = Vec::new();
         for slice in group * PIECE_SLICES..(group + 1) * PIECE_SLICES {
             let slice = SliceIndex(slice);
-            let Some(leaf) = self.slices.get(&(vdisk, slice)) else { continue };
-            if leaf.used == 0 && leaf.versions.is_empty() {
+            let found = self.groups.get(&(vdisk, group));
+            let Some(leaf) = found.and_then(|group| group.leaf(slice)) else { continue };
+            if leaf.is_empty() {
                 continue;
             }
             let mut entries = Box::new([MapEntry::EMPTY; BLOCKS]);
@@ -382,8 +403,11 @@ impl Map {
 
     /// Bytes that the maps take, about.
     pub fn memory(&self) -> usize {
-        self.slices.len() * (BLOCKS * 8 + 96)
-            + self.versions_kept * 24
+        let listed: usize = self.vdisks.values().map(|found| found.uncounted.len() * 8).sum();
+        self.resident() as usize
+            + (self.ring.len() + self.held.len()) * 24
+            + listed
+            + self.piece_places.len() * 256
             + self.handles.memory()
             + self.liveness.memory()
     }

@@ -1,8 +1,10 @@
 //! Taking a vdisk over.
 //!
 //! ```text
-//! Seal -> pieces up to the frontier -> commits after it, by version (C2) -> unreleased records -> serve
+//! Seal -> list of pieces up to the frontier -> commits after it, by version (C2) -> unreleased records -> serve
 //! ```
+//! Of the pieces only those are read that commits and records change; the others come when they are asked for
+//! (`paging`).
 //! Nothing is served, and nothing written to the log, before all of it is done. A flow that fails or is
 //! dropped leaves nothing behind here; the seal stays, and the next opening has a newer epoch (C8).
 
@@ -12,6 +14,7 @@ mod load;
 use crate::buffer::Record;
 use crate::core::{HostCore, Shared};
 use crate::error::HostError;
+use crate::map::group_of;
 use crate::state::{State, Vdisk};
 use bytes::Bytes;
 use cleave_codec::{CodecError, Keys};
@@ -70,6 +73,8 @@ impl HostCore {
                     drop(state);
                     let listing = Rc::clone(&shared).list_stripes(vdisk, epoch, sealed);
                     shared.executor.spawn(Priority::Background, listing);
+                    let counting = Rc::clone(&shared).count_pieces(vdisk, epoch);
+                    shared.executor.spawn(Priority::Background, counting);
                     Ok(())
                 }
                 Err(error) => {
@@ -111,6 +116,7 @@ impl State {
             stats: Default::default(),
         };
         self.vdisks.insert(vdisk, opening);
+        self.map.begin(vdisk);
         Ok(())
     }
 
@@ -165,7 +171,8 @@ impl Shared {
         let sealed = self.seal(request).await?;
         reached(Point::HostSealed);
         let (pieces, commits) = self.durable_map(vdisk, epoch).await?;
-        let mut slices = self.load_pieces(vdisk, &pieces).await?;
+        self.list_pieces(vdisk, &pieces).await?;
+        let mut slices = BTreeSet::new();
         let committed = commits.len();
         let positions: Vec<Position> = commits.iter().map(|commit| commit.position).collect();
         self.apply_commits(vdisk, commits, &mut slices).await?;
@@ -277,12 +284,8 @@ impl Shared {
                     continue;
                 }
             }
-            if self.state.borrow().log_identity != log {
-                // The log is lost, and what it still had of the vdisk (C7). Its successor has what was
-                // fetched before, from here and under new versions: fetched once more, it would be here twice.
-                tracing::warn!(%vdisk, "the log was lost while the vdisk was opened");
-                return Ok(slices.into_keys().collect());
-            }
+            let mut page = Vec::with_capacity(records.len());
+            let mut groups = BTreeSet::new();
             for length in records {
                 let short = FormatError::Short("log record");
                 let bytes = reply.payload.take(length as usize).ok_or(HostError::Malformed {
@@ -290,6 +293,21 @@ impl Shared {
                     what: "a log record",
                     reason: short,
                 })?;
+                if let Ok(record) = LogRecord::decode(&bytes) {
+                    groups.insert(group_of(record.identity.slice));
+                }
+                page.push(bytes);
+            }
+            // C2: what the map has is compared with them.
+            let held = self.hold_pages(vdisk, groups).await?;
+            if self.state.borrow().log_identity != log {
+                // The log is lost, and what it still had of the vdisk (C7). Its successor has what was
+                // fetched before, from here and under new versions: fetched once more, it would be here twice.
+                self.state.borrow_mut().map.let_go(held);
+                tracing::warn!(%vdisk, "the log was lost while the vdisk was opened");
+                return Ok(slices.into_keys().collect());
+            }
+            for bytes in page {
                 let mut state = self.state.borrow_mut();
                 let identity = LogRecord::decode(&bytes).map(|record| record.identity);
                 if let Ok(identity) = identity
@@ -306,6 +324,7 @@ impl Shared {
                     key_checked = true;
                 }
             }
+            self.state.borrow_mut().map.let_go(held);
             self.executor.yield_now().await;
             match next {
                 Some(next) => from = next,

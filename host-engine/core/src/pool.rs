@@ -7,6 +7,8 @@
 
 use crate::buffer::WriteKey;
 use crate::handles::Places;
+use crate::map::group_of;
+use crate::paging::Waiter;
 use crate::publish::ReadKey;
 use crate::request::GuestError;
 use crate::state::{Asked, State};
@@ -44,13 +46,32 @@ pub(crate) enum Sink {
         /// The block.
         block: BlockIndex,
     },
+    /// The map: a piece of it.
+    Piece {
+        /// Whose.
+        vdisk: VdiskId,
+        /// Its group.
+        group: u32,
+        /// Which opening of the vdisk asked.
+        generation: u64,
+    },
 }
 
 /// A frame to read.
 pub(crate) struct Wanted {
     pub address: Address,
-    places: Option<Places>,
-    sink: Sink,
+    pub places: Option<Places>,
+    pub sink: Sink,
+}
+
+/// What the map says about a block.
+pub(crate) enum Lookup {
+    /// It reads as zeros.
+    Zeros,
+    /// It has a frame.
+    Frame(Wanted),
+    /// Nothing: its group is not in memory.
+    Out,
 }
 
 /// A range of a data shard, with the frames that are wanted of it.
@@ -91,6 +112,12 @@ impl RangeRead {
         (first.shard_offset() as u32, last.offset + last.length - first.offset)
     }
 
+    /// Frames of blocks among those that are wanted.
+    fn blocks(&self) -> u64 {
+        let is_block = |wanted: &&Wanted| !matches!(wanted.sink, Sink::Piece { .. });
+        self.frames.iter().filter(is_block).count() as u64
+    }
+
     /// The frame within the range's bytes, if it passes its check (C3).
     pub fn check<'a>(&self, wanted: &Wanted, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let start = (wanted.address.offset - self.frames[0].address.offset) as usize;
@@ -101,16 +128,13 @@ impl RangeRead {
 }
 
 impl State {
-    /// The frame that the map names for a block; `None`: it reads as zeros.
-    pub fn wanted(&self, vdisk: VdiskId, block: BlockIndex, sink: Sink) -> Option<Wanted> {
-        let (address, places) = self.map.resolve(self.map.get(vdisk, block))?;
-        Some(Wanted { address, places, sink })
-    }
-
-    /// Reads one block's frame, which the map has.
-    pub fn read_frame(&mut self, vdisk: VdiskId, block: BlockIndex, sink: Sink) {
-        let wanted = self.wanted(vdisk, block, sink);
-        self.read_frames(wanted.into_iter().collect());
+    /// The frame that the map names for a block.
+    pub fn wanted(&self, vdisk: VdiskId, block: BlockIndex, sink: Sink) -> Lookup {
+        let Some(entry) = self.map.get(vdisk, block) else { return Lookup::Out };
+        match self.map.resolve(entry) {
+            Some((address, places)) => Lookup::Frame(Wanted { address, places, sink }),
+            None => Lookup::Zeros,
+        }
     }
 
     /// Reads frames, those of one part together.
@@ -156,10 +180,10 @@ impl State {
 
     /// Begins a range that flash does not have.
     fn read_from_pool(&mut self, range: RangeRead) {
-        self.stats.reads_pool += range.frames.len() as u64;
+        self.stats.reads_pool += range.blocks();
         let vdisk = match range.frames[0].sink {
             Sink::Read { read, .. } => self.reads.get(&read).map(|read| read.vdisk),
-            Sink::Merge { vdisk, .. } => Some(vdisk),
+            Sink::Merge { vdisk, .. } | Sink::Piece { vdisk, .. } => Some(vdisk),
         };
         if let Some(vdisk) = vdisk {
             self.read_ahead(vdisk, &range);
@@ -171,12 +195,12 @@ impl State {
     pub fn flash_read(&mut self, key: RangeKey, bytes: Option<&[u8]>) {
         let Some(range) = self.ranges.remove(&key) else { return };
         let Some(bytes) = bytes else { return self.read_from_pool(range) };
-        let all = range.frames.len();
+        let all = range.blocks();
         let part = (range.frames[0].address.offset as usize / PART) as u8;
         let stripe = range.stripe;
         let failed = self.deliver_checked(range, bytes);
         let count = failed.as_ref().map_or(0, |range| range.frames.len());
-        self.stats.reads_flash += (all - count) as u64;
+        self.stats.reads_flash += all - failed.as_ref().map_or(0, RangeRead::blocks);
         if let Some(range) = failed {
             self.stats.flash_checks_failed += count as u64;
             self.flash_was_wrong(stripe, part);
@@ -295,10 +319,23 @@ impl State {
                     None => continue,
                 },
                 Sink::Merge { vdisk, block, .. } => (vdisk, block),
+                // A piece is current for as long as its group is away, and its stripe is not freed.
+                sink @ Sink::Piece { .. } => {
+                    failed = true;
+                    self.deliver(sink, Err(error));
+                    continue;
+                }
             };
-            let now = self.map.resolve(self.map.get(vdisk, block)).map(|(address, _)| address);
+            let group = group_of(block.slice());
             match wanted.sink {
-                Sink::Read { read, block } if now != Some(wanted.address) => {
+                Sink::Read { read, block } if self.map.is_out(vdisk, group) => {
+                    let unreadable = Some(wanted.address);
+                    self.wait_for_page(vdisk, group, Waiter::Read { read, block, unreadable });
+                    self.begin_fetches();
+                }
+                Sink::Read { read, block }
+                    if self.address(vdisk, block) != Some(wanted.address) =>
+                {
                     self.read_again(read, block);
                 }
                 // What it merges onto changes only after it (C6).
@@ -315,6 +352,9 @@ impl State {
         match sink {
             Sink::Read { read, block } => self.fill(read, block, frame),
             Sink::Merge { write, vdisk, block } => self.merge_read(write, vdisk, block, frame),
+            Sink::Piece { vdisk, group, generation } => {
+                self.page_read((vdisk, group, generation), frame);
+            }
         }
     }
 }

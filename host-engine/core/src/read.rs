@@ -1,10 +1,13 @@
-//! Reads: each block from the write buffer, or zeros, or the pool; in any order, never behind writes.
+//! Reads: each block from the write buffer, or zeros, or the pool; in any order, never behind writes. Where its part of
+//! the map is not in memory, a block waits for that, and nothing else does.
 //!
 //! A read that meets mirrored content of an unpublished write waits for that write (C23); its
 //! other blocks go on.
 
 use crate::buffer::Visible;
-use crate::pool::{Sink, Wanted};
+use crate::map::group_of;
+use crate::paging::Waiter;
+use crate::pool::{Lookup, Sink, Wanted};
 use crate::publish::ReadKey;
 use crate::request::{GuestCompletion, GuestError, TRANSFER_MAX};
 use crate::state::State;
@@ -64,11 +67,12 @@ impl State {
             self.read_block(key, vdisk, BlockIndex(block), &mut wanted);
         }
         self.read_frames(wanted);
+        self.begin_fetches();
         self.block_read(key, Ok(()));
     }
 
-    /// Gives the read a block, or notes that the pool or a write must.
-    fn read_block(
+    /// Gives the read a block, or notes that the pool, a write, or a piece of the map must.
+    pub fn read_block(
         &mut self,
         key: ReadKey,
         vdisk: VdiskId,
@@ -93,10 +97,14 @@ impl State {
                 self.fill(key, block, checked);
             }
             Visible::Map => match self.wanted(vdisk, block, Sink::Read { read: key, block }) {
-                Some(frame) => wanted.push(frame),
-                None => {
+                Lookup::Frame(frame) => wanted.push(frame),
+                Lookup::Zeros => {
                     self.stats.reads_zero += 1;
                     self.fill_zeros(key, block);
+                }
+                Lookup::Out => {
+                    let waiter = Waiter::Read { read: key, block, unreadable: None };
+                    self.wait_for_page(vdisk, group_of(block.slice()), waiter);
                 }
             },
         }
@@ -108,6 +116,7 @@ impl State {
         let mut wanted = Vec::new();
         self.read_block(key, vdisk, block, &mut wanted);
         self.read_frames(wanted);
+        self.begin_fetches();
     }
 
     fn fill_zeros(&mut self, key: ReadKey, block: BlockIndex) {

@@ -7,6 +7,7 @@
 //! the same commit the vdisk leaves the stripes that nothing of it names any more (C21, `liveness`): a
 //! run is begun by the number of commits, or for the space that it frees.
 
+use crate::map::changed_max;
 use crate::state::{State, Vdisk};
 use bytes::{Bytes, BytesMut};
 use cleave_format::address::Address;
@@ -123,7 +124,7 @@ impl State {
         let by_commits = commits > 0
             && (vdisk.run_wanted
                 || commits >= config.run_always
-                || dirty >= PIECES_MAX
+                || dirty >= PIECES_MAX.min(changed_max(self.config.map))
                 || (commits >= config.run_after && worth_it));
         let stripe = u64::from(self.data_shards.max(1)) * SHARD as u64;
         let space = dead * stripe;

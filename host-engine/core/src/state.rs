@@ -10,6 +10,7 @@ use crate::dedupe::Index;
 use crate::hash::Map as HashMap;
 use crate::log_client::LogClient;
 use crate::map::Map;
+use crate::paging::Fetches;
 use crate::pool::{RangeKey, RangeRead, SlowRead};
 use crate::publish::{ReadKey, Write, Writes};
 use crate::read::ReadOperation;
@@ -108,6 +109,7 @@ pub(crate) struct State {
     pub buffers: Vec<BufferPool>,
 
     pub map: Map,
+    pub fetches: Fetches,
     pub index: Index,
     pub buffer: WriteBuffer,
     pub sequences: Sequences,
@@ -174,6 +176,7 @@ impl State {
             scratch: BytesMut::new(),
             buffers: vec![pool(1, 256), pool(4, 64), pool(16, 32), pool(64, 16), pool(256, 4)],
             map: Map::default(),
+            fetches: Fetches::default(),
             index,
             buffer: WriteBuffer::default(),
             sequences: Sequences::default(),
@@ -499,6 +502,7 @@ impl State {
         }
         self.buffer.forget(vdisk);
         self.map.forget(vdisk);
+        self.fetches.forget(vdisk);
         self.sequences.forget(vdisk);
         if self.run.as_ref().is_some_and(|run| run.vdisk == vdisk) {
             self.run = None;
@@ -509,6 +513,7 @@ impl State {
 
     /// Sends what the turn brought together.
     pub fn flush(&mut self) -> bool {
+        self.evict_pages();
         let sent = self.log.flush(&*self.links, &self.buffer, &self.sequences);
         self.fingerprint_some() || sent
     }
@@ -524,6 +529,8 @@ impl State {
             buffer_memory_limit: self.memory_limit().all(),
             map_memory: self.map.memory() as u64,
             map_stripes: self.map.stripes() as u64,
+            map_resident: self.map.resident(),
+            map_leaves: self.map.leaves_resident() as u64,
             index_memory: self.index.memory() as u64,
             index_entries: self.index.len().0 as u64,
             connected: self.ready(Class::Log).is_some(),

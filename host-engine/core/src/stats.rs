@@ -23,7 +23,7 @@ pub struct VdiskStats {
     pub stored_blocks: u64,
     /// Requests that failed.
     pub errors: u64,
-    /// Blocks that the map has a frame for; what is only in the write buffer not counted.
+    /// Blocks that the map has a frame for, as far as it is counted; what is only in the write buffer is not.
     pub mapped_blocks: u64,
     /// Commits after the map's frontier.
     pub commits_after_frontier: u64,
@@ -50,7 +50,17 @@ pub struct CoreStats {
     pub buffer_memory_limit: u64,
     /// Memory of the maps, about, in bytes.
     pub map_memory: u64,
-    /// Stripes that the maps name.
+    /// Memory of the parts of maps that can be read again from their pieces, in bytes, about; and leaves in it.
+    pub map_resident: u64,
+    /// See [`map_resident`](CoreStats::map_resident).
+    pub map_leaves: u64,
+    /// Pieces of maps that were read, those that could not be, and groups that left memory.
+    pub pages_read: u64,
+    /// See [`pages_read`](CoreStats::pages_read).
+    pub pages_failed: u64,
+    /// See [`pages_read`](CoreStats::pages_read).
+    pub pages_evicted: u64,
+    /// Stripes that the maps name, as far as they are counted.
     pub map_stripes: u64,
     /// Records sent to the log, resends included, and their bytes.
     pub appended: u64,

@@ -6,7 +6,9 @@
 //! overlap are numbered in the order taken, and no others wait.
 
 use crate::buffer::{ChunkKey, Record, RecordKey, Visible, WriteKey};
-use crate::pool::Sink;
+use crate::map::group_of;
+use crate::paging::Waiter;
+use crate::pool::{Lookup, Sink};
 use crate::request::{GuestError, Operation, RANGE_MAX, SECTOR, TRANSFER_MAX};
 use crate::state::State;
 use bytes::Bytes;
@@ -268,6 +270,7 @@ impl State {
             }
             let index = part.slice.block(block);
             let mut base = Box::new([0; BLOCK]);
+            let mut below = None;
             let newest = match is_planted(Planted::MergeOntoPublished) {
                 true => self.buffer.published_content(part.vdisk, index),
                 false => self.buffer.newest(part.vdisk, index),
@@ -280,14 +283,23 @@ impl State {
                     self.decode(part.vdisk, &bytes, &mut base[..])?;
                     true
                 }
-                Visible::Map => self.map.get(part.vdisk, index).is_empty(),
+                Visible::Map => {
+                    let sink = Sink::Merge { write: part.write, vdisk: part.vdisk, block: index };
+                    below = Some(self.wanted(part.vdisk, index, sink));
+                    matches!(below, Some(Lookup::Zeros))
+                }
                 Visible::Unpublished(_) => unreachable!("merging does not wait for publication"),
             };
             complete &= found;
             part.bases.push((block, found.then_some(base)));
-            if !found {
-                let sink = Sink::Merge { write: part.write, vdisk: part.vdisk, block: index };
-                self.read_frame(part.vdisk, index, sink);
+            match below {
+                Some(Lookup::Frame(frame)) => self.read_frames(vec![frame]),
+                Some(Lookup::Out) => {
+                    let waiter = Waiter::Merge { write: part.write, block: index };
+                    self.wait_for_page(part.vdisk, group_of(part.slice), waiter);
+                    self.begin_fetches();
+                }
+                Some(Lookup::Zeros) | None => {}
             }
         }
         Ok(complete)
@@ -301,16 +313,27 @@ impl State {
         block: BlockIndex,
         frame: Result<&[u8], GuestError>,
     ) {
-        let key = (vdisk, block.slice());
         let mut base = Box::new([0; BLOCK]);
         let decoded = frame.and_then(|frame| self.decode(vdisk, frame, &mut base[..]));
+        self.merge_onto(write, vdisk, block, decoded.map(|()| base));
+    }
+
+    /// What lies below a partial block is known.
+    pub fn merge_onto(
+        &mut self,
+        write: WriteKey,
+        vdisk: VdiskId,
+        block: BlockIndex,
+        base: Result<Box<[u8; BLOCK]>, GuestError>,
+    ) {
+        let key = (vdisk, block.slice());
         let Some(parts) = self.waiting.get_mut(&key) else { return };
         let Some(place) = parts.iter().position(|waiting| waiting.part.write == write) else {
             return;
         };
         let part = &mut parts[place].part;
-        match decoded {
-            Ok(()) => {
+        match base {
+            Ok(base) => {
                 let within = block.within_slice();
                 let slot = part.bases.iter_mut().find(|(known, _)| *known == within);
                 slot.expect("only bases are asked for").1 = Some(base);
@@ -493,8 +516,9 @@ impl State {
     /// Adds a zero block, unless it reads as zeros already and nothing of it is on its way.
     fn add_zero(&self, part: &Part, block: u16, entries: &mut Vec<Entry>) {
         let index = part.slice.block(block);
-        let empty =
-            self.map.is_empty(part.vdisk, part.slice) || self.map.get(part.vdisk, index).is_empty();
+        // What is not in memory may have a frame.
+        let empty = self.map.is_empty(part.vdisk, part.slice)
+            || self.map.get(part.vdisk, index).is_some_and(|entry| entry.is_empty());
         if empty && !self.buffer.holds(part.vdisk, index) {
             return;
         }

@@ -128,6 +128,7 @@ fn config(folder: &std::path::Path) -> HostConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         cores: 1,
         memory_budget: 64 * MIB,
+        map: 0,
         write_buffer: 32 * MIB,
         quota: 32 * MIB,
         vhost_dir: folder.to_owned(),

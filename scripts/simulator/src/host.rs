@@ -281,6 +281,7 @@ async fn start(
         memory: (64 << 20) + 2 * plan.write_buffer,
         // Sometimes so little that most is forgotten.
         dedupe: [0, 8 << 10, 1 << 20][plan.seed as usize % 3],
+        map: plan.map,
         destage: plan.destage.clone(),
     };
     shared.journal.note(format!("host engine begins incarnation {incarnation}"));

@@ -163,6 +163,8 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::ReferToFreed, 2),
     (Planted::ReferWithoutHolding, 14),
     (Planted::FreeWhileReferenced, 3),
+    (Planted::FreeBeforeTheCount, 120),
+    (Planted::EvictChanged, 2),
     (Planted::FreeAheadOfTheRun, 25),
     (Planted::RunAheadOfItsFrontier, 4),
     (Planted::PublishOutOfOrder, 1),

@@ -28,6 +28,10 @@ pub fn judge(cluster: &Cluster) {
     for guest in cluster.guests.iter() {
         let vdisk = guest.borrow().vdisk();
         let Some(known) = host.known_stripes(vdisk) else { continue };
+        if !known.counted {
+            let what = format!("vdisk {vdisk}: its map is not counted, so that nothing is freed");
+            return cluster.journal.fail(what);
+        }
         match look(&catalog, vdisk, &known) {
             Ok(Ok(count)) => listed += count,
             Ok(Err(what)) => return cluster.journal.fail(format!("vdisk {vdisk}: {what}")),

@@ -64,6 +64,8 @@ pub struct Plan {
     pub nvme: Option<NvmePlan>,
     /// The write buffer's bytes.
     pub write_buffer: u64,
+    /// Bytes of the map that stay in memory, at least.
+    pub map: u64,
     /// When destage writes stripes.
     pub destage: DestageConfig,
     /// How long the catalog takes for a request.
@@ -139,6 +141,8 @@ impl Plan {
             flash: (flash > 0).then_some(flash),
             nvme: NvmePlan::draw(seed, victims, flash > 0),
             write_buffer: pick(&[1, 2, 4, 16]) * MIB,
+            // Half of the seeds have room for none of it, or for a few leaves.
+            map: [0, 0, 20 << 10, MIB, MIB, MIB][stream(seed, "map").below(6) as usize],
             destage: DestageConfig {
                 fill_percent: pick(&[10, 50, 80]),
                 full_after: Duration::from_millis(pick(&[1, 50, 1_000])),

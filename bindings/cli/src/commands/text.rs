@@ -158,6 +158,17 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
                 destage.deduplicated, destage.recognisable, destage.stripes_left
             ),
         );
+        let map = &host.map;
+        line(
+            &mut out,
+            format_args!(
+                "  map: {} in memory, {} pieces read, {} parts evicted, {} pieces unreadable",
+                fill(map.pages),
+                map.read,
+                map.evicted,
+                map.failed
+            ),
+        );
         let reads = &host.reads;
         line(
             &mut out,

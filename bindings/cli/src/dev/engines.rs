@@ -88,6 +88,7 @@ fn host(cluster: &Cluster) -> HostConfig {
         listen: address(settings.ports[2]),
         cores: 0,
         memory_budget: settings.host_memory,
+        map: 0,
         write_buffer,
         quota,
         vhost_dir: directory.vhost(),

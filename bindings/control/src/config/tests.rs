@@ -65,6 +65,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 fn good_files_are_read_and_written() {
     let host = HostConfig::load(file(HOST).path()).unwrap();
     assert_eq!((host.memory_budget, host.write_buffer, host.mtu), (512 << 20, 64 << 20, 1452));
+    assert_eq!((host.map, host.map_budget()), (0, 128 << 20));
     assert_eq!((host.cores, &host.key_file, &host.vhost_group), (0, &None, &None));
     assert_eq!(HostConfig::load(file(&host.to_toml()).path()).unwrap(), host);
     let datanode = DatanodeConfig::load(file(DATANODE).path()).unwrap();
@@ -102,6 +103,7 @@ fn wrong_host_files_are_told_in_one_line() {
         ("\"512M\"", "0", "memory_budget: 0 bytes are below"),
         ("\"512M\"", "-5", "negative"),
         ("67108864", "\"1G\"", "write_buffer: 1073741824 is more than memory_budget"),
+        ("quota =", "map = \"1G\"\nquota =", "map: 1073741824 is more than memory_budget"),
         ("[::1]:4002", "[::1]:0", "no address to connect to"),
         ("datanode-1b", "datanode-1a", "controller datanode-1a appears twice"),
         ("    { name = \"datanode-1b\", address = \"[::1]:4002\" },\n", "", "1 controllers, not 2"),

@@ -9,6 +9,7 @@
 //! committed was applied while the old versions stood, and what covers a block of this one is still in the map with
 //! its version (C2). What is planned under the lost log and comes later is planned anew.
 
+use super::leaves::Leaves;
 use super::{Destage, GivenUp, Plan};
 use crate::buffer::RecordKey;
 use crate::core::Shared;
@@ -62,9 +63,10 @@ impl Destage {
         grant: &GrantedStripe,
         missing: u16,
         plan: &Plan,
+        leaves: &Leaves,
     ) -> Result<(), GivenUp> {
         let _turn = self.commit_turn().await;
-        let Some(prepared) = self.prepare(plan, Some(grant.stripe)) else {
+        let Some(prepared) = self.prepare(plan, leaves, Some(grant.stripe)) else {
             return Err(GivenUp::Again);
         };
         let sent = self.send_commit(grant.stripe, missing, &prepared).await;
@@ -94,12 +96,14 @@ impl Destage {
 
     /// Commits entries that need no stripe (C5).
     pub(super) async fn commit_entries(&self, plan: Plan) -> Result<(), GivenUp> {
-        let outcome = self.commit_without_stripe(&plan).await;
+        let leaves = self.hold_leaves(&plan).await;
+        let outcome = self.commit_without_stripe(&plan, &leaves).await;
         let mut state = self.shared.state.borrow_mut();
         state.unmark(&plan);
         if outcome.is_err() {
             state.mark(&plan, false);
         }
+        self.let_leaves_go(&mut state, &plan, leaves);
         outcome
     }
 
@@ -107,7 +111,7 @@ impl Destage {
     pub(super) async fn release(&self) -> Result<(), GivenUp> {
         let log = self.shared.state.borrow().log_identity;
         let (items, pieces, pins) = (Vec::new(), Vec::new(), BTreeSet::new());
-        self.commit_without_stripe(&Plan { items, pieces, pins, log }).await
+        self.commit_without_stripe(&Plan { items, pieces, pins, log }, &Leaves::none()).await
     }
 
     /// Releases what a stripe holds before its commit, as nothing may: for a planted bug.
@@ -125,17 +129,18 @@ impl Destage {
     }
 
     /// What the commit of a plan says; `None` when the log that it was planned under is gone (C7): the records
-    /// have other versions by now, and nothing would keep those of the plan in the map and its runs (C2).
-    fn prepare(&self, plan: &Plan, stripe: Option<StripeId>) -> Option<Prepared> {
+    /// have other versions by now, and nothing would keep those of the plan in the map and its runs (C2). Also `None`
+    /// when what it changes of the map is not in memory, or was another opening's.
+    fn prepare(&self, plan: &Plan, leaves: &Leaves, stripe: Option<StripeId>) -> Option<Prepared> {
         let mut state = self.shared.state.borrow_mut();
         let current = state.log_identity == plan.log || is_planted(Planted::CommitAcrossLogs);
-        current.then(|| state.prepare(plan, stripe))
+        (current && leaves.are_there(&state)).then(|| state.prepare(plan, stripe))
     }
 
-    async fn commit_without_stripe(&self, plan: &Plan) -> Result<(), GivenUp> {
+    async fn commit_without_stripe(&self, plan: &Plan, leaves: &Leaves) -> Result<(), GivenUp> {
         let identity = self.identity().await?;
         let _turn = self.commit_turn().await;
-        let prepared = self.prepare(plan, None);
+        let prepared = self.prepare(plan, leaves, None);
         let Some(prepared) = prepared.filter(|prepared| !prepared.vdisks.is_empty()) else {
             self.identities.borrow_mut().push_front(identity);
             // Content that was planned is planned anew; a release is decided anew anyway.
@@ -404,6 +409,10 @@ impl State {
         if let Some(run) = prepared.run {
             let ended = prepared.vdisks.iter().find_map(|part| part.run.as_ref());
             self.pieces_committed(run, &prepared.pieces, ended);
+        }
+        if let Some((stripe, places)) = &stripe {
+            // It may hold current pieces since.
+            self.map.learn(*stripe, places);
         }
         self.run_may_be_due = true;
         self.progress.notify();

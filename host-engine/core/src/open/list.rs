@@ -59,6 +59,14 @@ impl Shared {
 
     /// Puts what the footers of a vdisk's stripes say into the fingerprint index, until that is full.
     async fn refill_index(self: &Rc<Shared>, vdisk: VdiskId, epoch: Epoch, mut all: Vec<StripeId>) {
+        // What no map names, as far as that is counted, is not referred to (C19).
+        let progress = self.state.borrow().progress.clone();
+        let counted = || {
+            let state = self.state.borrow();
+            let open = state.vdisks.get(&vdisk).is_some_and(|open| open.epoch == epoch);
+            (!open || state.map.is_counted(vdisk)).then_some(())
+        };
+        progress.until(counted).await;
         // Newer ones have higher numbers, mostly.
         all.sort_unstable();
         while let Some(stripe) = all.pop() {

@@ -1,14 +1,14 @@
-//! What is durable of a vdisk's map, read from the pool: pieces, then the footers of commits after them.
+//! What is durable of a vdisk's map: the list of its pieces, and the footers of commits after them.
 //!
 //! Everything is checked at its address (C3), and solved from other shards where it is damaged or lost.
 
 use crate::core::Shared;
 use crate::error::HostError;
 use crate::handles::Places;
-use crate::map::MapChange;
+use crate::map::{Held, MapChange, group_of};
+use crate::paging::PageFault;
 use crate::pool::is_at;
 use crate::solve::ShardRange;
-use crate::state::State;
 use bytes::Bytes;
 use cleave_format::FormatError;
 use cleave_format::address::Address;
@@ -16,52 +16,62 @@ use cleave_format::control::PiecePlace;
 use cleave_format::footer::{self, FooterContent, FooterEntry, TRAILER, Trailer};
 use cleave_format::ids::{SliceIndex, StripeId, VdiskId, Version};
 use cleave_format::layout::{PARITY_SHARDS, SHARD};
-use cleave_format::map_piece::MapPiece;
 use cleave_runtime::executor::Priority;
-use cleave_runtime::links::Class;
 use cleave_runtime::sync::Queue;
-use cleave_wire::{ControllerMessage, HostMessage, MapCommit};
+use cleave_wire::MapCommit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::rc::Rc;
 
-/// Pieces, or footers, that are read at a time.
+/// Footers that are read at a time.
 const READS: usize = 16;
-/// Stripes that are located with one request.
-const LOCATE: usize = 512;
+/// Pieces that are read to prove the key, until one can be.
+const PROOFS: usize = 4;
 /// Bytes of the end of a data section that are read at first: most footers are in it.
 const TAIL: usize = 192 << 10;
 
 impl Shared {
-    pub(super) async fn load_pieces(
+    /// Takes the list of the pieces. One of them is read, so that a wrong key is found before anything is served.
+    pub(super) async fn list_pieces(
         self: &Rc<Shared>,
         vdisk: VdiskId,
         pieces: &[PiecePlace],
-    ) -> Result<BTreeSet<SliceIndex>, HostError> {
-        let addresses: Vec<(u32, Address)> =
-            pieces.iter().filter_map(|piece| Some((piece.group, piece.address?))).collect();
-        let stripes: BTreeSet<StripeId> = addresses.iter().map(|(_, a)| a.stripe).collect();
-        let places = self.locate_all(vdisk, &stripes).await?;
-        let mut slices = BTreeSet::new();
-        for batch in addresses.chunks(READS) {
-            let reads = batch.iter().map(|(_, address)| {
-                let places = Rc::clone(&places[&address.stripe]);
-                Rc::clone(self).read_object(vdisk, places, *address)
-            });
-            for ((group, address), frame) in batch.iter().zip(self.gather(reads).await) {
-                let frame = frame?;
-                let mut state = self.state.borrow_mut();
-                let mut object = Vec::new();
-                state.decode_object(vdisk, &frame, &mut object)?;
-                let piece = MapPiece::decode(vdisk, *group, &object).map_err(|reason| {
-                    HostError::Malformed { vdisk, what: "a piece of the map", reason }
-                })?;
-                slices.extend(piece.leaves.iter().map(|leaf| leaf.slice));
-                state.map.load(&piece);
-                state.map.set_piece(vdisk, *group, Some(*address));
+    ) -> Result<(), HostError> {
+        {
+            let mut state = self.state.borrow_mut();
+            for piece in pieces {
+                if let Some(address) = piece.address {
+                    state.map.list_piece(vdisk, piece.group, address);
+                }
             }
         }
-        Ok(slices)
+        let listed = pieces.iter().filter(|piece| piece.address.is_some());
+        for piece in listed.take(PROOFS) {
+            let (held, mut faults) = self.page_in(vdisk, BTreeSet::from([piece.group])).await;
+            self.state.borrow_mut().map.let_go(held);
+            match faults.pop() {
+                None => return Ok(()),
+                Some((_, fault @ (PageFault::Key(_) | PageFault::Gone))) => {
+                    return Err(opening_fault(vdisk, fault));
+                }
+                // Damaged content is no reason not to serve the rest; whoever reads it is told.
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds groups that opening needs.
+    pub(super) async fn hold_pages(
+        &self,
+        vdisk: VdiskId,
+        groups: BTreeSet<u32>,
+    ) -> Result<Held, HostError> {
+        let (held, mut faults) = self.page_in(vdisk, groups).await;
+        match faults.pop() {
+            None => Ok(held),
+            Some((_, fault)) => Err(opening_fault(vdisk, fault)),
+        }
     }
 
     async fn read_object(
@@ -84,29 +94,6 @@ impl Shared {
         };
         let read = self.read_checked(&range, |bytes| is_at(bytes, &address));
         read.await.map_err(|reason| HostError::Unreadable { vdisk, stripe, reason })
-    }
-
-    async fn locate_all(
-        &self,
-        vdisk: VdiskId,
-        stripes: &BTreeSet<StripeId>,
-    ) -> Result<BTreeMap<StripeId, Places>, HostError> {
-        let mut places = BTreeMap::new();
-        let stripes: Vec<StripeId> = stripes.iter().copied().collect();
-        for batch in stripes.chunks(LOCATE) {
-            let ask = |request| HostMessage::Locate { request, stripes: batch.to_vec() };
-            let reply = self.request(Class::Read, 0, ask, &[]).await;
-            if let ControllerMessage::Located { stripes, .. } = reply.message {
-                places.extend(stripes.into_iter().map(|found| (found.stripe, found.slots.into())));
-            }
-        }
-        match stripes.iter().find(|stripe| !places.contains_key(stripe)) {
-            None => Ok(places),
-            Some(stripe) => {
-                let reason = "the data node does not know it".to_owned();
-                Err(HostError::Unreadable { vdisk, stripe: *stripe, reason })
-            }
-        }
     }
 
     pub(super) async fn apply_commits(
@@ -136,7 +123,7 @@ impl Shared {
                 if let Some((stripe, places, entries)) = footer? {
                     let of_it = entries.iter().filter(|entry| entry.vdisk == vdisk);
                     changes.extend(of_it.filter_map(|entry| change(stripe, entry)));
-                    self.apply_changes(vdisk, &changes, slices);
+                    self.apply_changes(vdisk, &changes, slices).await?;
                     self.state.borrow_mut().map.learn(stripe, &places);
                 }
                 let inline = commit.entries.iter().map(|entry| MapChange {
@@ -155,24 +142,28 @@ impl Shared {
                     self.check_key(vdisk, places, address).await?;
                     key_checked = true;
                 }
-                self.apply_changes(vdisk, &inline, slices);
+                self.apply_changes(vdisk, &inline, slices).await?;
             }
         }
         Ok(())
     }
 
-    fn apply_changes(
-        &self,
+    async fn apply_changes(
+        self: &Rc<Shared>,
         vdisk: VdiskId,
         changes: &[MapChange],
         slices: &mut BTreeSet<SliceIndex>,
-    ) {
+    ) -> Result<(), HostError> {
+        let groups = changes.iter().map(|change| group_of(change.slice)).collect();
+        let held = self.hold_pages(vdisk, groups).await?;
         let mut state = self.state.borrow_mut();
         for change in changes {
             // Which records are unreleased is known only later: every version is kept until then.
             state.map.apply(vdisk, change, Some(Version::default()));
             slices.insert(change.slice);
         }
+        state.map.let_go(held);
+        Ok(())
     }
 
     /// Decodes one block, so that a wrong key is found before anything is served.
@@ -254,16 +245,18 @@ impl Shared {
     }
 }
 
-impl State {
-    fn decode_object(
-        &mut self,
-        vdisk: VdiskId,
-        frame: &[u8],
-        object: &mut Vec<u8>,
-    ) -> Result<(), HostError> {
-        let open = self.vdisks.get(&vdisk).ok_or(HostError::NotOpen { vdisk })?;
-        let codec = &mut self.codecs[open.codec].1;
-        codec.decode_object(frame, object).map_err(|reason| HostError::Key { vdisk, reason })
+/// Why a vdisk cannot be opened whose map cannot be read.
+fn opening_fault(vdisk: VdiskId, fault: PageFault) -> HostError {
+    match fault {
+        PageFault::Key(reason) => HostError::Key { vdisk, reason },
+        PageFault::Malformed(reason) => {
+            HostError::Malformed { vdisk, what: "a piece of the map", reason }
+        }
+        PageFault::Unreadable(stripe) => {
+            let reason = "a piece of the map is in it".to_owned();
+            HostError::Unreadable { vdisk, stripe, reason }
+        }
+        PageFault::Gone => HostError::NotOpen { vdisk },
     }
 }
 

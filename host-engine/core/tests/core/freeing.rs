@@ -16,7 +16,7 @@ fn rig(seed: u64) -> Rig {
 }
 
 /// What the pool lists for the disk is what the host knows of it, and no more (C20).
-fn check_nothing_leaks(rig: &Rig) {
+pub fn check_nothing_leaks(rig: &Rig) {
     let pool = rig.pool.borrow();
     let listed = pool.holders.iter().filter(|(_, holders)| holders.contains_key(&DISK));
     let listed: BTreeSet<StripeId> = listed.map(|(stripe, _)| *stripe).collect();

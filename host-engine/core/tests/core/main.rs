@@ -7,6 +7,8 @@ mod disk;
 mod flash;
 mod freeing;
 mod full;
+mod large;
 mod memory;
 mod order;
+mod paging;
 mod rig;

@@ -183,6 +183,7 @@ async fn serve(shared: &Shared, process: &Process, client: &StoreClient) -> Resu
         write_buffer: 4 << 20,
         memory: 64 << 20,
         dedupe: 1 << 20,
+        map: 16 << 20,
         destage: DestageConfig {
             fill_percent: 5,
             full_after: Duration::from_millis(1),

@@ -49,7 +49,12 @@ pub struct Pool {
     pub released: BTreeMap<Position, (RecordIdentity, Bytes)>,
     pub fail_writes: u32,
     pub no_space: bool,
+    /// Gives what shards have that are not written.
+    pub made_up: Option<MadeUp>,
 }
+
+/// The content of a range of a data shard.
+pub type MadeUp = Box<dyn Fn(StripeId, u8, u32, u32) -> Bytes>;
 
 impl Pool {
     pub fn new(data_shards: u8) -> Rc<RefCell<Pool>> {
@@ -80,6 +85,7 @@ impl Pool {
             released: BTreeMap::new(),
             fail_writes: 0,
             no_space: false,
+            made_up: None,
         }))
     }
 
@@ -284,7 +290,10 @@ impl Pool {
         if self.lost.contains(&place.drive) {
             return Err(ShardFault::Lost);
         }
-        let Some(data) = self.shards.get(&(stripe, shard)) else { return Err(ShardFault::Io) };
+        let Some(data) = self.shards.get(&(stripe, shard)) else {
+            let made_up = self.made_up.as_ref().ok_or(ShardFault::Io)?;
+            return Ok(made_up(stripe, shard, offset, length));
+        };
         let range = data.slice(offset as usize..(offset + length) as usize);
         if self.rotten.contains(&(stripe, shard)) {
             let mut bytes = range.to_vec();

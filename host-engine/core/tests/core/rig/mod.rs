@@ -29,6 +29,8 @@ pub struct Rig {
     pub write_buffer: u64,
     pub memory: Option<u64>,
     pub destage: DestageConfig,
+    /// Bytes for maps.
+    pub map: u64,
     /// The host's flash, when it has any.
     pub flash: Option<SimDrive>,
 }
@@ -51,6 +53,7 @@ impl Rig {
             write_buffer: 4 << 20,
             memory: None,
             destage,
+            map: 16 << 20,
             flash: None,
         };
         rig.start_controller();
@@ -84,6 +87,7 @@ impl Rig {
             write_buffer: self.write_buffer,
             memory: self.memory.unwrap_or((64 << 20) + 2 * self.write_buffer),
             dedupe: 1 << 20,
+            map: self.map,
             destage: self.destage.clone(),
         };
         let core = HostCore::new(process.links(), process.executor(), process.random(), config);
