@@ -490,12 +490,7 @@ impl State {
             }
         }
         for (_, connection, message) in replies {
-            match &mut self.active {
-                Some(active) if !self.sessions.contains_key(&connection) => {
-                    active.keep_untold(message);
-                }
-                _ => self.reply(connection, 0, &message, None),
-            }
+            self.reply(connection, 0, &message, None);
         }
         any
     }

@@ -18,7 +18,7 @@ use crate::resident::Resident;
 use bytes::Bytes;
 use cleave_catalog::Damage;
 use cleave_coordinator::LogRole;
-use cleave_format::control::Control;
+use cleave_format::control::{Control, GrantedStripe};
 use cleave_format::ids::{ClusterId, DatanodeId, Epoch, Incarnation, Position, StripeId};
 use cleave_format::vault::VaultHeader;
 use cleave_runtime::crash_points::{Point, reached};
@@ -185,9 +185,9 @@ pub(crate) struct Active {
     /// log was lost and an operator ordered an empty one: who owns a vdisk, that it was deleted, which stripes
     /// a host may name (C3), and that records are committed, which the host drops from then on (C7).
     pub replies: VecDeque<(Position, ConnectionId, ControllerMessage)>,
-    /// Grants whose answer found no connection any more: their hosts do not know of them, and get them first
-    /// when they ask again.
-    pub untold: BTreeMap<Incarnation, Issued>,
+    /// Open grants of each core that it may not know of, because their answer may be lost, with the position of their
+    /// record. It says when it asks again, and gets them first. What an earlier process granted is not among them.
+    pub untold: BTreeMap<(Incarnation, u16), BTreeMap<StripeId, Position>>,
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,
@@ -529,35 +529,27 @@ impl Active {
         self.drives = drives;
     }
 
-    /// Keeps grants of an answer that nobody takes.
-    pub fn keep_untold(&mut self, message: ControllerMessage) {
-        let ControllerMessage::Granted { stripes, identities, .. } = message else { return };
-        let first = stripes.first().map(|granted| granted.stripe).or(identities.first().copied());
-        if let Some(incarnation) = first.and_then(|stripe| self.grants.holder(stripe)) {
-            let untold = self.untold.entry(incarnation).or_default();
-            untold.stripes.extend(stripes);
-            untold.identities.extend(identities);
-        }
-    }
-
-    /// Grants of this incarnation that it was never told of, as many as it asks for.
+    /// Open grants of a core after the newest that it was told of, and the position of the last one's record.
     pub fn take_untold(
         &mut self,
         incarnation: Incarnation,
-        stripes: usize,
-        identities: usize,
-    ) -> Issued {
-        let Some(untold) = self.untold.get_mut(&incarnation) else { return Issued::default() };
-        let open = |stripe: StripeId| self.grants.open(stripe, incarnation).is_some();
-        untold.stripes.retain(|granted| open(granted.stripe));
-        untold.identities.retain(|stripe| open(*stripe));
-        let stripes = stripes.min(untold.stripes.len());
-        let identities = identities.min(untold.identities.len());
-        Issued {
-            stripes: untold.stripes.drain(..stripes).collect(),
-            identities: untold.identities.drain(..identities).collect(),
-            shortage: None,
+        core: u16,
+        told: StripeId,
+    ) -> (Issued, Option<Position>) {
+        let mut issued = Issued::default();
+        let Some(untold) = self.untold.get_mut(&(incarnation, core)) else {
+            return (issued, None);
+        };
+        let grants = &self.grants;
+        untold.retain(|stripe, _| *stripe > told && grants.open(*stripe, incarnation).is_some());
+        for stripe in untold.keys().copied() {
+            let slots = grants.open(stripe, incarnation).expect("it was kept").to_vec();
+            match slots.is_empty() {
+                true => issued.identities.push(stripe),
+                false => issued.stripes.push(GrantedStripe { stripe, slots }),
+            }
         }
+        (issued, untold.values().max().copied())
     }
 
     /// A control record is mirrored: what it means for slots.

@@ -56,6 +56,9 @@ pub enum HostMessage {
     Grant {
         /// Request number.
         request: RequestNumber,
+        /// The newest identity that this core was told of in an answer, 0 at first: what was granted to it after that
+        /// one, in an answer that did not arrive, is given again.
+        told: StripeId,
         /// Stripes with slots.
         stripes: u16,
         /// Identities for stripeless commits.

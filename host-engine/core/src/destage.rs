@@ -69,9 +69,32 @@ pub(crate) struct Destage {
     /// Kept for a map run in a pool without space: it may free some.
     reserve: RefCell<Option<GrantedStripe>>,
     identities: RefCell<VecDeque<StripeId>>,
+    /// The newest identity that was granted here.
+    told: Cell<StripeId>,
     on_their_way: Cell<usize>,
+    asking: Cell<bool>,
     committing: Cell<bool>,
     freed: Signal,
+}
+
+/// One of several tasks at a time does something: holds back the others.
+struct Turn<'a> {
+    taken: &'a Cell<bool>,
+    freed: &'a Signal,
+}
+
+impl<'a> Turn<'a> {
+    async fn take(taken: &'a Cell<bool>, freed: &'a Signal) -> Turn<'a> {
+        freed.until(|| (!taken.replace(true)).then_some(())).await;
+        Turn { taken, freed }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.taken.set(false);
+        self.freed.notify();
+    }
 }
 
 /// Starts the core's destage.
@@ -81,7 +104,9 @@ pub(crate) fn start(shared: &Rc<Shared>) {
         stripes: RefCell::default(),
         reserve: RefCell::default(),
         identities: RefCell::default(),
+        told: Cell::new(StripeId(0)),
         on_their_way: Cell::new(0),
+        asking: Cell::new(false),
         committing: Cell::new(false),
         freed: Signal::new(),
     });
@@ -421,8 +446,11 @@ impl Destage {
         }
     }
 
+    /// Asks for grants, one task at a time: what an answer brings is newer than what was there, or its answer was lost.
     async fn ask_grants(&self) -> Result<(), GivenUp> {
-        let ask = |request| HostMessage::Grant { request, stripes: STOCK, identities: STOCK };
+        let _turn = Turn::take(&self.asking, &self.freed).await;
+        let told = self.told.get();
+        let ask = |request| HostMessage::Grant { request, told, stripes: STOCK, identities: STOCK };
         let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
         let ControllerMessage::Granted { stripes, identities, shortage, .. } = reply.message else {
             return Err(GivenUp::NoSpace(
@@ -431,9 +459,12 @@ impl Destage {
         };
         let any = !stripes.is_empty();
         reached(Point::HostGranted);
-        let sound = |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS;
+        let names = stripes.iter().map(|grant| grant.stripe).chain(identities.iter().copied());
+        self.told.set(names.fold(told, Ord::max));
+        let sound =
+            |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS && grant.stripe > told;
         self.stripes.borrow_mut().extend(stripes.into_iter().filter(sound));
-        self.identities.borrow_mut().extend(identities);
+        self.identities.borrow_mut().extend(identities.into_iter().filter(|name| *name > told));
         match any {
             true => Ok(()),
             false => Err(GivenUp::NoSpace(shortage.unwrap_or_else(|| "no slots are free".into()))),

@@ -90,7 +90,7 @@ impl State {
             HostMessage::Commit { request, stripe, shards_missing, vdisks } => {
                 self.commit(connection, who, request, stripe, shards_missing, vdisks);
             }
-            HostMessage::Grant { request, stripes, identities } => {
+            HostMessage::Grant { request, told, stripes, identities } => {
                 let drives = active.drives.states();
                 let usable = drives.map(|(drive, generation, _, active)| UsableDrive {
                     drive,
@@ -99,19 +99,28 @@ impl State {
                 });
                 let usable: Vec<_> = usable.collect();
                 let (stripes, identities) = (usize::from(stripes), usize::from(identities));
-                let mut untold = active.take_untold(who.incarnation, stripes, identities);
-                // What it was not told of needs no record: it has that at once.
+                let (mut untold, recorded) = active.take_untold(who.incarnation, who.core, told);
+                // What it was not told of it has at once, and needs no record.
                 let (stripes, identities) = match untold.stripes.is_empty() {
-                    true => (stripes, identities - untold.identities.len()),
+                    true => (stripes, identities.saturating_sub(untold.identities.len())),
                     false => (0, 0),
                 };
                 let issued = active.grants.issue(who.incarnation, stripes, identities, &usable);
                 self.counters.granted += issued.stripes.len() as u64;
                 let all = issued.all();
-                let position = (!all.is_empty()).then(|| {
-                    let incarnation = who.incarnation;
-                    self.append_control(&Control::Grant { incarnation, stripes: all })
-                });
+                let position = match all.is_empty() {
+                    true => recorded,
+                    false => {
+                        let names: Vec<StripeId> = all.iter().map(|grant| grant.stripe).collect();
+                        let incarnation = who.incarnation;
+                        let grant = Control::Grant { incarnation, stripes: all };
+                        let position = self.append_control(&grant);
+                        let active = self.active.as_mut().expect("as above");
+                        let untold = active.untold.entry((incarnation, who.core)).or_default();
+                        untold.extend(names.into_iter().map(|stripe| (stripe, position)));
+                        Some(position)
+                    }
+                };
                 untold.stripes.extend(issued.stripes);
                 untold.identities.extend(issued.identities);
                 let granted = ControllerMessage::Granted {

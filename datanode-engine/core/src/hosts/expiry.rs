@@ -28,7 +28,7 @@ impl State {
         let present: BTreeSet<Incarnation> =
             sessions.filter_map(|session| session.who).map(|who| who.incarnation).collect();
         let mut holders = active.grants.holders();
-        active.untold.retain(|incarnation, _| holders.contains(incarnation));
+        active.untold.retain(|(incarnation, _), _| holders.contains(incarnation));
         holders.retain(|incarnation| !present.contains(incarnation));
         active.absent.retain(|incarnation, _| holders.contains(incarnation));
         for incarnation in &holders {

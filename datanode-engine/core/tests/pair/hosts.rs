@@ -185,7 +185,9 @@ fn a_full_log_still_commits() {
 #[test]
 fn control_records_wait_for_room() {
     let (rig, mut host) = begin(76);
-    let grant = |request| HostMessage::Grant { request, stripes: 0, identities: 10 };
+    // It asks without waiting for answers, and wants nothing twice.
+    let told = StripeId(u64::MAX);
+    let grant = |request| HostMessage::Grant { request, told, stripes: 0, identities: 10 };
     for request in 20_000..20_100 {
         host.send(Class::Log, 0, &[encode_header(&grant(request))]);
     }
@@ -240,6 +242,38 @@ fn grants_of_a_host_that_is_away_end() {
     assert_eq!(rig.status(0).grants, 0);
     assert_eq!(host.commit(&rig, granted[0].stripe).0, Err(Refusal::NoGrant));
     host.verify(&rig);
+}
+
+/// C15: a grant whose answer was lost is given again, as long as it is not known to have arrived.
+#[test]
+fn grants_of_a_lost_answer_are_given_again() {
+    let (rig, mut host) = begin(83);
+    let known = host.grant(&rig, 1);
+    let told = known[0].stripe;
+    let grant =
+        |told| move |request| HostMessage::Grant { request, told, stripes: 2, identities: 2 };
+    let ask = |host: &mut FakeHost, told| match host.call(&rig, Class::Log, None, grant(told)).0 {
+        ControllerMessage::Granted { stripes, identities, .. } => (stripes, identities),
+        other => panic!("{other:?}"),
+    };
+    // The answer is on its way, or was sent, when the connection breaks.
+    for (wait, number) in [(0, 50_000), (2, 50_001)] {
+        host.send(Class::Log, 0, &[encode_header(&grant(told)(number))]);
+        rig.world.run_for(wait * SECOND);
+        host.connect(&rig);
+    }
+    let (stripes, identities) = ask(&mut host, told);
+    assert_eq!((stripes.len(), identities.len()), (2, 2));
+    assert_eq!(rig.status(0).grants, 5, "no others were given out");
+    assert_eq!(ask(&mut host, told), (stripes.clone(), identities.clone()));
+    // What was committed, or is known, is not given again.
+    assert!(host.write_stripe(&rig, &stripes[0]).iter().all(|result| result.is_ok()));
+    host.commit(&rig, stripes[0].stripe).0.unwrap();
+    assert_eq!(ask(&mut host, told), (stripes[1..].to_vec(), identities.clone()));
+    let newest = identities[1].max(stripes[1].stripe);
+    let (others, more) = ask(&mut host, newest);
+    assert!(others.len() == 2 && more.len() == 2);
+    assert!(others.iter().all(|granted| granted.stripe > newest));
 }
 
 /// C15: the time of a host that nobody hears begins with the controller that waits for it.
@@ -339,7 +373,8 @@ fn returned_grants_that_wait_are_bounded() {
     assert!(host.is_connected() && rig.status(0).counters.malformed == 0);
     rig.kill(1);
     rig.world.run_for(SECOND);
-    let grant = |request| HostMessage::Grant { request, stripes: 0, identities: 900 };
+    let told = StripeId(u64::MAX);
+    let grant = |request| HostMessage::Grant { request, told, stripes: 0, identities: 900 };
     (0..2).for_each(|n| host.send(Class::Log, 0, &[encode_header(&grant(30_000 + n))]));
     rig.world.run_for(SECOND);
     flood(&mut host);

@@ -10,7 +10,7 @@
 //! its version (C2). What is planned under the lost log and comes later is planned anew.
 
 use super::leaves::Leaves;
-use super::{Destage, GivenUp, Plan};
+use super::{Destage, GivenUp, Plan, Turn};
 use crate::buffer::RecordKey;
 use crate::core::Shared;
 use crate::handles::Places;
@@ -41,20 +41,10 @@ struct Prepared {
     log: Option<u64>,
 }
 
-/// Holds back other commits of the core.
-struct Turn<'a>(&'a Destage);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.committing.set(false);
-        self.0.freed.notify();
-    }
-}
-
 impl Destage {
+    /// Holds back other commits of the core.
     async fn commit_turn(&self) -> Turn<'_> {
-        self.freed.until(|| (!self.committing.replace(true)).then_some(())).await;
-        Turn(self)
+        Turn::take(&self.committing, &self.freed).await
     }
 
     /// Commits a stripe whose shards are durable.
@@ -118,7 +108,7 @@ impl Destage {
     pub(super) async fn release_before_commit(&self, plan: &Plan) {
         let Ok(identity) = self.identity().await else { return };
         let _turn = self.commit_turn().await;
-        let Some(mut prepared) = self.prepare(plan, &Leaves::none(), None) else { return };
+        let mut prepared = self.shared.state.borrow_mut().prepare(plan, None);
         for part in &mut prepared.vdisks {
             part.entries.clear();
             part.run = None;

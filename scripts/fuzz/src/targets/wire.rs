@@ -97,7 +97,7 @@ pub(super) fn host_seeds() -> Vec<Vec<u8>> {
         HostMessage::Append(Append { number: 1, records }),
         HostMessage::Seal { request, vdisk, epoch, predecessor_dead: true },
         HostMessage::Commit { request, stripe, shards_missing: 2, vdisks },
-        HostMessage::Grant { request, stripes: 4, identities: 2 },
+        HostMessage::Grant { request, told: StripeId(3), stripes: 4, identities: 2 },
         HostMessage::ReturnGrant { stripes: vec![stripe; 3] },
         HostMessage::Fetch { request, vdisk, epoch, from: Position(1) },
         HostMessage::OpenMap { request, vdisk, epoch, cursor },

@@ -44,6 +44,8 @@ pub struct FakeHost {
     pub vdisk: u64,
     pub epoch: u64,
     next: BTreeMap<u32, u64>,
+    /// The newest stripe that it was granted.
+    told_of: StripeId,
     /// Everything that is not released, with whether it is known to be mirrored.
     pub records: BTreeMap<Name, (Vec<u8>, bool)>,
     numbers: [u64; 4],
@@ -95,6 +97,7 @@ impl FakeHost {
             vdisk: 1,
             epoch: 0,
             next: BTreeMap::new(),
+            told_of: StripeId(0),
             records: BTreeMap::new(),
             numbers: [0; 4],
             in_flight: Default::default(),
@@ -346,9 +349,13 @@ impl FakeHost {
     }
 
     pub fn grant(&mut self, rig: &Rig, stripes: u16) -> Vec<GrantedStripe> {
-        let grant = |request| HostMessage::Grant { request, stripes, identities: 0 };
+        let told = self.told_of;
+        let grant = |request| HostMessage::Grant { request, told, stripes, identities: 0 };
         match self.call(rig, Class::Log, None, grant).0 {
-            ControllerMessage::Granted { stripes, .. } => stripes,
+            ControllerMessage::Granted { stripes, .. } => {
+                self.told_of = stripes.iter().map(|granted| granted.stripe).fold(told, Ord::max);
+                stripes
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -436,7 +436,7 @@ impl Controller {
                 pool.records.retain(|_, (identity, _)| identity.vdisk != vdisk);
                 ControllerMessage::Done { request, result: Ok(pool.position()) }
             }
-            HostMessage::Grant { request, stripes, identities } => {
+            HostMessage::Grant { request, stripes, identities, .. } => {
                 let count = match pool.no_space {
                     true => 0,
                     false => stripes,
