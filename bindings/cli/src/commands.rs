@@ -18,10 +18,13 @@ use cleave_control::status::VdiskEntry;
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a cluster may take to answer: a restart waits for a clean stop.
 const ANSWER: Duration = Duration::from_secs(180);
+/// How long a host engine's cores may take to be started or ended; it goes on with it afterwards.
+const CORES: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Carries a command out and prints what comes of it.
 pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
@@ -65,6 +68,7 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
                 _ => Err(Error::UnknownAnswer),
             }
         }
+        Command::Host(HostCommand::Cpu { insane, cores, json }) => cpu(&dir, insane, cores, json),
         Command::Flash(command) => flash(&dir, command),
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::StartEmpty { datanode, accept_data_loss } => {
@@ -74,6 +78,29 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             }
             done(&dir, &Request::StartEmptyLog { datanode, accept_data_loss })
         }
+    }
+}
+
+/// Changes the host engine's cores when that is asked for, waits until it is so, and shows them.
+fn cpu(dir: &Path, insane: Option<bool>, cores: Option<u16>, json: bool) -> Result<()> {
+    let hosts = || match ask(dir, &Request::Status {})? {
+        Reply::Status(status) => Ok(status.hosts),
+        _ => Err(Error::UnknownAnswer),
+    };
+    if insane.is_some() || cores.is_some() {
+        done(dir, &Request::SetCpu { insane, cores })?;
+    }
+    let deadline = Instant::now() + CORES;
+    let hosts = loop {
+        let hosts = hosts()?;
+        if !hosts.iter().any(|host| host.cpu.changing) || Instant::now() > deadline {
+            break hosts;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    };
+    match json {
+        true => print_json(&hosts.iter().map(|host| &host.cpu).collect::<Vec<_>>()),
+        false => print(&hosts.iter().map(|host| text::cpu(&host.cpu)).collect::<String>()),
     }
 }
 

@@ -73,6 +73,9 @@ pub struct HostStatus {
     pub process: ProcessStatus,
     /// Cores that the engine runs on.
     pub cores: u32,
+    /// Which these are.
+    #[serde(default)]
+    pub cpu: HostCpuStatus,
     /// What the engine uses of its memory, by its own count.
     pub memory: Fill,
     /// Resident memory of its process without memory of guests, as the kernel counts it; 0 when it is not known.
@@ -87,6 +90,38 @@ pub struct HostStatus {
     pub flash: HostFlashStatus,
     /// Its vdisks, in order of names.
     pub vdisks: Vec<VdiskStatus>,
+}
+
+/// The processors of a host, as its engine uses them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostCpuStatus {
+    /// Processors that the engine may use.
+    pub processors: u32,
+    /// Insane Mode: two fifths of the processors in place of one.
+    pub insane: bool,
+    /// Cores that an operator asked for; 0: by their share of the processors.
+    pub cores_configured: u16,
+    /// Cores that there should be.
+    pub cores_wanted: u16,
+    /// Cores are being started or ended, or vdisks moved because of that.
+    pub changing: bool,
+    /// Vdisks that moved to another core since the engine started.
+    pub moves: u64,
+    /// The cores.
+    pub cores: Vec<CoreStatus>,
+}
+
+/// A core.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoreStatus {
+    /// Its number, which no other core of the engine ever has.
+    pub core: u16,
+    /// The processor to which it is bound; `null` when it may run on any.
+    pub processor: Option<u32>,
+    /// Percent of the time that it worked, lately.
+    pub busy_percent: f64,
+    /// Vdisks that it serves.
+    pub vdisks: u32,
 }
 
 /// A host's flash.
@@ -189,6 +224,9 @@ pub struct VdiskStatus {
     pub state: VdiskServing,
     /// Ownership epoch; 0 when the host does not own it.
     pub epoch: u64,
+    /// The core that serves it, by its number.
+    #[serde(default)]
+    pub core: u16,
     /// Queues that the front end uses.
     pub queues: u32,
     /// Requests taken and not completed.

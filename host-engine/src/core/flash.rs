@@ -132,17 +132,22 @@ impl Core<'_> {
             });
             return Ok(());
         };
-        let share = Share { core: u32::from(self.number), cores };
+        let share = Share { core: u32::from(self.place), cores };
         flash.add(&name, drive, *superblock, share).map_err(|error| error.to_string())
     }
 
     /// Retires a device; answers when nothing of it is in use any more.
-    pub(super) fn retire_flash(&mut self, number: u64, name: String) {
+    pub(super) fn retire_flash(&mut self, number: u64, name: String, tidily: bool) {
         self.prepared_flash.remove(&name);
         let flash = self.core.flash().clone();
-        flash.retire(&name, "it was taken out");
+        if !tidily {
+            flash.retire(&name, "it was taken out");
+        }
         let finished = self.finished.clone();
         self.executor.spawn(Priority::Foreground, async move {
+            if tidily {
+                flash.let_go(&name, FLASH_CLOSE_MAX).await;
+            }
             flash.gone(&name).await;
             finished.push(Finished::FlashRetired { number, name });
         });

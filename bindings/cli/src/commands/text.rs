@@ -1,8 +1,8 @@
 //! Status and statistics as people read them. Scripts read the JSON.
 
 use cleave_control::status::{
-    ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostFlashStatus, Latency,
-    OperationStatistics, ProcessState, ProcessStatus, Role, VdiskEntry, VdiskServing,
+    ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostCpuStatus, HostFlashStatus,
+    Latency, OperationStatistics, ProcessState, ProcessStatus, Role, VdiskEntry, VdiskServing,
 };
 use std::fmt::Write;
 
@@ -19,6 +19,7 @@ pub fn status(status: &ClusterStatus) -> String {
             continue;
         }
         line(&mut out, format_args!("  memory {}", fill(host.memory)));
+        out.push_str(&cpu(&host.cpu));
         for log in &host.logs {
             let writable = if log.writable { "writable" } else { "not writable" };
             line(
@@ -207,6 +208,37 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
     out
 }
 
+/// Cores, and where they run.
+pub fn cpu(cpu: &HostCpuStatus) -> String {
+    let mut out = String::new();
+    let insane = if cpu.insane { ", Insane Mode" } else { "" };
+    let why = match cpu.cores_configured {
+        0 => String::new(),
+        cores => format!(", {cores} asked for"),
+    };
+    let changing = match cpu.changing {
+        true => format!(", on the way to {}", cpu.cores_wanted),
+        false => String::new(),
+    };
+    let (count, processors) = (cpu.cores.len(), cpu.processors);
+    line(
+        &mut out,
+        format_args!("  CPU: {count} cores of {processors} processors{insane}{why}{changing}"),
+    );
+    for core in &cpu.cores {
+        let place = match core.processor {
+            Some(processor) => format!("on processor {processor}"),
+            None => "on any processor".to_owned(),
+        };
+        let (busy, vdisks) = (core.busy_percent, core.vdisks);
+        line(
+            &mut out,
+            format_args!("  core {}: {place}, {busy:.1} % busy, {vdisks} vdisks", core.core),
+        );
+    }
+    out
+}
+
 /// Devices, and whether what vdisks hold fits.
 pub fn flash(flash: &HostFlashStatus) -> String {
     let mut out = String::new();
@@ -324,6 +356,7 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cleave_control::status::CoreStatus;
 
     #[test]
     fn bytes_have_three_digits() {
@@ -338,6 +371,24 @@ mod tests {
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn cores_are_described() {
+        let core = CoreStatus { core: 3, processor: Some(1), busy_percent: 12.34, vdisks: 2 };
+        let shown = HostCpuStatus {
+            processors: 8,
+            insane: true,
+            cores_wanted: 4,
+            changing: true,
+            cores: vec![core],
+            ..HostCpuStatus::default()
+        };
+        let text = cpu(&shown);
+        assert!(text.contains("1 cores of 8 processors, Insane Mode, on the way to 4"), "{text}");
+        assert!(text.contains("core 3: on processor 1, 12.3 % busy, 2 vdisks"), "{text}");
+        let text = cpu(&HostCpuStatus { cores_configured: 2, ..HostCpuStatus::default() });
+        assert!(text.contains("2 asked for"), "{text}");
     }
 
     #[test]

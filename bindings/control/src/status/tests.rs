@@ -15,6 +15,7 @@ fn examples() -> (ClusterStatus, ClusterStatistics) {
         hosts: vec![HostStatus {
             logs: vec![HostLogStatus::default()],
             vdisks: vec![VdiskStatus::default()],
+            cpu: HostCpuStatus { cores: vec![CoreStatus::default()], ..HostCpuStatus::default() },
             flash: HostFlashStatus {
                 devices: vec![FlashStatus::default()],
                 ..HostFlashStatus::default()
