@@ -98,6 +98,10 @@ impl Engine {
                     }
                 }
                 Report::FlashReady { name } => self.flash.ready(&name, count),
+                Report::FlashEvent { name, offset, event } => {
+                    let at = self.executor.clock().unix_seconds();
+                    self.flash.note(at, &name, offset, event);
+                }
                 Report::FlashRetired { name, reason } => flash::given_up(self, &name, &reason),
                 Report::Rejected { reason } => self.fail(HostEngineError::Rejected(reason)),
                 Report::Answer { .. } => unreachable!("answers go to those who asked"),

@@ -12,18 +12,21 @@ use crate::core::{CoreHandle, NvmeParts, OpenFailure};
 use crate::engine::Engine;
 use crate::messages::{Answer, CoreView, FlashOrder, Order};
 use cleave_control::flash::FlashPlace;
-use cleave_control::status::{Fill, FlashState, FlashStatus};
+use cleave_control::status::{Fill, FlashEventStatus, FlashState, FlashStatus};
 use cleave_flash::DeviceStats;
 use cleave_format::flash::FlashId;
 use cleave_runtime::executor::Priority;
 use cleave_runtime::sync::Signal;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io::Read;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// How long another process may hold a device: a predecessor that ends.
 const HELD_MAX: Duration = Duration::from_secs(60);
+/// Events that are shown.
+const EVENTS_MAX: usize = 32;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How long a core may take to describe what a device holds that is to be shared anew.
 const DESCRIBE_MAX: Duration = Duration::from_secs(10);
@@ -56,6 +59,8 @@ struct Counts {
 pub struct HostFlash {
     devices: RefCell<Vec<Rc<Device>>>,
     changed: Signal,
+    /// The newest last.
+    events: RefCell<VecDeque<FlashEventStatus>>,
     /// Devices come and go together, but not while they are shared anew.
     pub gate: Gate,
 }
@@ -116,6 +121,20 @@ impl HostFlash {
             device.state.set(FlashState::InUse);
             self.changed.notify();
         }
+    }
+
+    /// Keeps what happened to a device.
+    pub fn note(&self, at: u64, device: &str, offset: Option<u64>, event: String) {
+        let mut events = self.events.borrow_mut();
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(FlashEventStatus { at, device: device.to_owned(), offset, event });
+    }
+
+    /// What happened, the newest last.
+    pub fn events(&self) -> Vec<FlashEventStatus> {
+        self.events.borrow().iter().cloned().collect()
     }
 
     /// Bytes that devices were given before they were shared as they are at present.
@@ -340,6 +359,8 @@ pub fn given_up(engine: &Rc<Engine>, name: &str, reason: &str) {
         return;
     }
     device.retired(reason);
+    let at = engine.executor.clock().unix_seconds();
+    engine.flash.note(at, name, None, format!("it is retired: {reason}"));
     engine.flash.changed.notify();
     let (engine, name) = (Rc::clone(engine), name.to_owned());
     engine.clone().executor.spawn(Priority::Foreground, async move {

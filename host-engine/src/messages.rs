@@ -149,6 +149,15 @@ pub enum Report {
         /// Its name.
         name: String,
     },
+    /// Something happened to a device of flash.
+    FlashEvent {
+        /// Its name.
+        name: String,
+        /// First byte of the place, where it is one.
+        offset: Option<u64>,
+        /// What happened.
+        event: String,
+    },
     /// A device of flash is not used any more.
     FlashRetired {
         /// Its name.

@@ -123,6 +123,7 @@ fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
         cpu: cpu_status(engine),
         memory: Fill { used: sum(memory), capacity: config.memory_budget },
         memory_resident: resident(),
+        shortage: views.iter().find_map(|view| view.core.shortage.clone()),
         flash: flash_status(engine, views),
         store_connected: engine.store.is_connected(),
         logs: vec![log],
@@ -265,6 +266,7 @@ fn flash_status(engine: &Engine, views: &[CoreView]) -> HostFlashStatus {
         working_set,
         headroom: space.capacity as i64 - working_set as i64,
         memory: views.iter().map(|view| view.flash.memory).sum(),
+        events: engine.flash.events(),
     }
 }
 

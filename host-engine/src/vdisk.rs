@@ -113,8 +113,14 @@ impl Vdisk {
 
     /// It is to be served by another core, as soon as that is possible.
     pub fn move_to(&self, core: Rc<CoreHandle>) {
-        self.target.replace(Some(core));
-        self.changed.notify();
+        match self.serving.get() {
+            // No core has it: it waits for its lock, or for the next attempt.
+            VdiskServing::Waiting | VdiskServing::Failed => drop(self.core.replace(core)),
+            VdiskServing::Recovering | VdiskServing::Serving => {
+                self.target.replace(Some(core));
+                self.changed.notify();
+            }
+        }
     }
 
     /// What is recorded has changed.

@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # Registered in the order in which they are run: quick ones first.
-    for module in ("errors", "lifecycle", "images", "upgrade", "cpu", "flash", "frontend", "guests", "crashes"):
+    for module in ("errors", "lifecycle", "images", "upgrade", "cpu", "flash", "pool", "frontend", "guests", "crashes"):
         __import__(module)
     chosen = [
         one

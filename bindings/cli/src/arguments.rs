@@ -95,6 +95,9 @@ pub enum Command {
     /// Add, retire and show the host's flash.
     #[command(subcommand)]
     Flash(FlashCommand),
+    /// Look at the pool: drives, space, stripes.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Start an engine that has ended, or end and start one that runs.
     Restart {
         /// Its name, such as host-1.
@@ -186,6 +189,17 @@ pub enum HostCommand {
         #[arg(long, value_name = "N|auto", value_parser = cores)]
         cores: Option<u16>,
         /// Show them as JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What to do with the pool.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Show its drives, what of its space is used, its stripes, and what it lacks.
+    Status {
+        /// As JSON (docs/STATUS.md).
         #[arg(long)]
         json: bool,
     },

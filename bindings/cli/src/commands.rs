@@ -8,13 +8,13 @@
 pub mod attach;
 pub mod text;
 
-use crate::arguments::{Command, FlashCommand, HostCommand, VdiskCommand};
+use crate::arguments::{Command, FlashCommand, HostCommand, PoolCommand, VdiskCommand};
 use crate::dev::directory::control_socket;
 use crate::error::{Error, Result};
 use crate::image::{self, Export, Import};
 use cleave_control::names::check_name;
 use cleave_control::protocol::{Reply, Request, call};
-use cleave_control::status::VdiskEntry;
+use cleave_control::status::{HostFlashStatus, PoolStatus, VdiskEntry};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,15 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
         }
         Command::Host(HostCommand::Cpu { insane, cores, json }) => cpu(&dir, insane, cores, json),
         Command::Flash(command) => flash(&dir, command),
+        Command::Pool(PoolCommand::Status { json }) => {
+            let (Reply::Status(status), Reply::Statistics(statistics)) =
+                (ask(&dir, &Request::Status {})?, ask(&dir, &Request::Stats {})?)
+            else {
+                return Err(Error::UnknownAnswer);
+            };
+            let pool = PoolStatus::of(&status, &statistics);
+            if json { print_json(&pool) } else { print(&text::pool(&pool)) }
+        }
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::StartEmpty { datanode, accept_data_loss } => {
             if !accept_data_loss {
@@ -126,7 +135,11 @@ fn flash(dir: &Path, command: FlashCommand) -> Result<()> {
             let flash = status.hosts.into_iter().map(|host| host.flash);
             match json {
                 true => print_json(&flash.collect::<Vec<_>>()),
-                false => print(&flash.map(|flash| text::flash(&flash)).collect::<String>()),
+                false => {
+                    let shown =
+                        |flash: HostFlashStatus| text::flash(&flash) + &text::flash_events(&flash);
+                    print(&flash.map(shown).collect::<String>())
+                }
             }
         }
     }

@@ -199,7 +199,6 @@ pub struct DatanodeConfig {
     pub drives: Vec<DriveConfig>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_false(value: &bool) -> bool {
     !*value
 }

@@ -85,6 +85,9 @@ pub struct HostStatus {
     pub store_connected: bool,
     /// Each data node's log, as this host sees it.
     pub logs: Vec<HostLogStatus>,
+    /// Why destage waits, when it does: writes stall once the log is full; else `null`.
+    #[serde(default)]
+    pub shortage: Option<String>,
     /// Its flash.
     #[serde(default)]
     pub flash: HostFlashStatus,
@@ -137,6 +140,22 @@ pub struct HostFlashStatus {
     pub headroom: i64,
     /// Memory for the tables of what lies where, in bytes.
     pub memory: u64,
+    /// What happened to its devices since the engine started, the newest last; of very much only that.
+    #[serde(default)]
+    pub events: Vec<FlashEventStatus>,
+}
+
+/// What happened to a flash device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlashEventStatus {
+    /// Seconds since the Unix epoch.
+    pub at: u64,
+    /// The device's name.
+    pub device: String,
+    /// First byte of the place, where it was one.
+    pub offset: Option<u64>,
+    /// For a person.
+    pub event: String,
 }
 
 /// Whether a flash device is used.
@@ -316,6 +335,43 @@ pub struct StripeStatus {
     pub degraded: u64,
     /// Committed stripes that miss more shards than parity can solve.
     pub lost: u64,
+}
+
+/// What `cleave pool status` shows: the drives and stripes of all data nodes, and what hosts did to them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Slots in use and all slots of the drives in use, in bytes, parity included.
+    pub space: Fill,
+    /// Its stripes; `null` while no controller is active.
+    pub stripes: Option<StripeStatus>,
+    /// Stripes that were freed since the active controller started.
+    pub stripes_freed: u64,
+    /// Why destage waits, when it does: writes stall once the log is full; else `null`.
+    pub shortage: Option<String>,
+    /// The drives, in order of ids.
+    pub drives: Vec<DriveStatus>,
+}
+
+impl PoolStatus {
+    /// From what the engines say.
+    pub fn of(status: &ClusterStatus, statistics: &ClusterStatistics) -> PoolStatus {
+        let active = status.controllers.iter().find(|one| one.role == Role::Active);
+        let drives = active.map(|one| one.drives.clone()).unwrap_or_default();
+        let online = drives.iter().filter(|drive| drive.state == DriveState::Online);
+        let space = online.fold(Fill::default(), |all, drive| Fill {
+            used: all.used + drive.space.used,
+            capacity: all.capacity + drive.space.capacity,
+        });
+        let name = active.map(|one| &one.process.name);
+        let freed = statistics.controllers.iter().find(|one| Some(&one.name) == name);
+        PoolStatus {
+            space,
+            stripes: active.and_then(|one| one.stripes.clone()),
+            stripes_freed: freed.map_or(0, |one| one.stripes_freed),
+            shortage: status.hosts.iter().find_map(|host| host.shortage.clone()),
+            drives,
+        }
+    }
 }
 
 /// Whether a drive is used.

@@ -211,7 +211,7 @@ impl Rig {
     }
 
     /// The device went to another thread and came back; the rig as it was when it cannot go.
-    pub(crate) fn handed_over(self) -> Result<Rig, Rig> {
+    pub(crate) fn handed_over(self) -> Result<Rig, Box<Rig>> {
         let Rig { disk, requests, stream, calls, kicks, _folder } = self;
         let (disk, handed) = match disk.detach() {
             Ok(detached) => {
@@ -221,7 +221,7 @@ impl Rig {
             Err(disk) => (*disk, false),
         };
         let rig = Rig { disk, requests, stream, calls, kicks, _folder };
-        if handed { Ok(rig) } else { Err(rig) }
+        if handed { Ok(rig) } else { Err(Box::new(rig)) }
     }
 
     /// Turns until nothing more happens; requests gather in `requests`.

@@ -24,6 +24,9 @@ pub(super) enum FlashEnd {
     Closed,
 }
 
+/// Reports that may wait for the control thread when one more is made of an event.
+const EVENTS_MAX: usize = 64;
+
 /// Why a device is not opened.
 #[derive(Debug)]
 pub enum OpenFailure {
@@ -165,6 +168,13 @@ impl Core<'_> {
         });
     }
 
+    /// Tells the control thread what it shows; of very much only the first.
+    fn flash_event(&mut self, device: &str, offset: Option<u64>, event: String) {
+        if self.unreported.len() < EVENTS_MAX {
+            self.report(Report::FlashEvent { name: device.to_owned(), offset, event });
+        }
+    }
+
     /// Tells the control thread what became of devices; the flash has logged it.
     pub(super) fn take_flash_events(&mut self) -> bool {
         let mut worked = false;
@@ -177,9 +187,17 @@ impl Core<'_> {
                 FlashEvent::Retired { device, reason } => {
                     self.report(Report::FlashRetired { name: device.to_string(), reason });
                 }
-                FlashEvent::Error { .. }
-                | FlashEvent::PlaceRetired { .. }
-                | FlashEvent::NoSpace { .. } => {}
+                FlashEvent::Error { device, offset, reason } => {
+                    self.flash_event(&device, offset, reason);
+                }
+                FlashEvent::PlaceRetired { device, offset } => {
+                    let event = "a place lost its content and is retired".to_owned();
+                    self.flash_event(&device, Some(offset), event);
+                }
+                FlashEvent::NoSpace { device } => {
+                    let event = "there is no space behind it: nothing is written to it for a while";
+                    self.flash_event(&device, None, event.to_owned());
+                }
             }
         }
         worked

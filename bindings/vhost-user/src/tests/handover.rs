@@ -13,7 +13,7 @@ fn a_device_moves_with_nothing_in_flight_and_its_front_end_stays() {
     rig.turn();
     let first = rig.requests.pop().unwrap();
     // The engine has a request of it: it stays, and answers it.
-    let mut rig = rig.handed_over().err().unwrap();
+    let mut rig = *rig.handed_over().err().unwrap();
     rig.disk.complete(first.tag, Outcome::Done);
     assert_eq!((guest.used_index(0), guest.status(0, 0)), (1, 0));
 
