@@ -105,7 +105,8 @@ impl HostCore {
     pub fn set_share(&self, share: CoreShare) {
         let CoreShare { cores, write_buffer, memory, map } = share;
         let mut state = self.0.state.borrow_mut();
-        let changed = HostCoreConfig { cores, write_buffer, memory, map, ..(*state.config).clone() };
+        let changed =
+            HostCoreConfig { cores, write_buffer, memory, map, ..(*state.config).clone() };
         state.config = Rc::new(changed);
         state.progress.notify();
     }

@@ -118,7 +118,7 @@ impl Destage {
     pub(super) async fn release_before_commit(&self, plan: &Plan) {
         let Ok(identity) = self.identity().await else { return };
         let _turn = self.commit_turn().await;
-        let Some(mut prepared) = self.prepare(plan, None) else { return };
+        let Some(mut prepared) = self.prepare(plan, &Leaves::none(), None) else { return };
         for part in &mut prepared.vdisks {
             part.entries.clear();
             part.run = None;
