@@ -6,6 +6,7 @@
 //! device waits until the first one's socket is gone.
 
 use crate::core::CoreHandle;
+use crate::cores::Cores;
 use crate::error::HostEngineError;
 use crate::flash::{self, HostFlash};
 use crate::messages::Report;
@@ -33,8 +34,10 @@ pub struct Engine {
     pub keys: Option<Keys>,
     /// This start of the engine; 0 until it is drawn.
     pub incarnation: Cell<Incarnation>,
-    /// The cores; none until they are started.
+    /// The cores, by place; none until they are started.
     pub cores: RefCell<Vec<Rc<CoreHandle>>>,
+    /// What is known of them together.
+    pub cpu: Cores,
     /// The flash of this host.
     pub flash: HostFlash,
     /// The vdisks of this host, by number.
@@ -64,6 +67,7 @@ impl Engine {
             keys,
             incarnation: Cell::default(),
             cores: RefCell::default(),
+            cpu: Cores::default(),
             flash: HostFlash::default(),
             vdisks: RefCell::default(),
             names: RefCell::default(),
@@ -82,8 +86,9 @@ impl Engine {
     pub fn take_reports(self: &Rc<Engine>) -> bool {
         let cores = self.cores.borrow().clone();
         let count = cores.len();
+        let leaving = self.cpu.leaving.borrow().clone();
         let mut any = false;
-        for core in cores {
+        for core in cores.into_iter().chain(leaving) {
             any |= core.turn(|report| match report {
                 Report::Fenced { vdisk } => {
                     let fenced = self.vdisks.borrow().get(&vdisk.0).cloned();
@@ -93,6 +98,10 @@ impl Engine {
                     }
                 }
                 Report::FlashReady { name } => self.flash.ready(&name, count),
+                Report::FlashEvent { name, offset, event } => {
+                    let at = self.executor.clock().unix_seconds();
+                    self.flash.note(at, &name, offset, event);
+                }
                 Report::FlashRetired { name, reason } => flash::given_up(self, &name, &reason),
                 Report::Rejected { reason } => self.fail(HostEngineError::Rejected(reason)),
                 Report::Answer { .. } => unreachable!("answers go to those who asked"),
@@ -169,10 +178,10 @@ impl Engine {
     }
 
     /// The core with the fewest vdisks.
-    fn least_loaded(&self) -> Rc<CoreHandle> {
+    pub fn least_loaded(&self) -> Rc<CoreHandle> {
         let vdisks = self.vdisks.borrow();
         let load = |core: &&Rc<CoreHandle>| {
-            vdisks.values().filter(|vdisk| vdisk.core.core == core.core).count()
+            vdisks.values().filter(|vdisk| vdisk.next_core().core == core.core).count()
         };
         let cores = self.cores.borrow();
         let least = cores.iter().min_by_key(load).expect("an engine has cores before vdisks");
@@ -182,6 +191,7 @@ impl Engine {
     /// Nothing is left to do for a vdisk; when it is wanted again by now, it begins anew.
     pub fn forget(self: &Rc<Engine>, vdisk: &Vdisk) {
         self.vdisks.borrow_mut().remove(&vdisk.id.0);
+        self.cpu.changed.notify();
         let wanted = vdisk.wanted.borrow().clone();
         if let Some(record) = wanted
             && record.state == cleave_control::records::VdiskState::Ready

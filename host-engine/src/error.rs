@@ -57,6 +57,9 @@ pub enum HostEngineError {
         /// Why not.
         error: cleave_runtime_real::error::Error,
     },
+    /// Every number was given to a core.
+    #[error("no core numbers are left; restart this engine")]
+    CoreNumbers,
     /// The store refused or failed.
     #[error("{0}")]
     Store(#[from] cleave_coordinator::StoreError),

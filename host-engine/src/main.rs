@@ -6,7 +6,10 @@
 //! | [`run`] | starting, the control thread's loop, stopping |
 //! | [`engine`] | what the control thread knows; the namespace's watch |
 //! | [`vdisk`] | the life of one vdisk: lock, owner, open, resize, delete |
-//! | [`core`] | a core: reactor, links, host core, devices |
+//! | [`core`] | a core: reactor, links, host core, devices; vdisks that go to another core |
+//! | [`cores`] | starting, ending and balancing cores |
+//! | [`cpu`], [`balance`] | how many cores there are; what moves to another one |
+//! | [`past`] | what cores did that have ended |
 //! | [`messages`] | what the control thread and cores tell each other |
 //! | [`status`] | answers on the control socket |
 //! | [`flash`] | the host's flash devices |
@@ -19,13 +22,17 @@
 
 #![forbid(unsafe_code)]
 
+mod balance;
 mod core;
+mod cores;
+mod cpu;
 mod engine;
 mod error;
 mod flash;
 mod key;
 mod measure;
 mod messages;
+mod past;
 mod run;
 mod status;
 mod vdisk;

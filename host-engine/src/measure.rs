@@ -56,6 +56,21 @@ impl Measures {
         }
     }
 
+    /// What it cost the core, in nanoseconds, roughly: to tell vdisks of a core apart. A request costs some
+    /// microseconds; data that is written is encoded, checked, sent and packed, data that is read is checked and decoded.
+    pub fn cost(&self) -> u64 {
+        const REQUEST: u64 = 8_000;
+        let of = |kind: Kind, a_byte: u64| {
+            let Operations { operations, bytes, .. } = &self.0[kind as usize];
+            operations * REQUEST + bytes * a_byte
+        };
+        of(Kind::Read, 1)
+            + of(Kind::Write, 4)
+            + of(Kind::Flush, 0)
+            + of(Kind::Discard, 0)
+            + of(Kind::WriteZeroes, 0)
+    }
+
     /// As statistics show them.
     pub fn shown(&self) -> GuestStatistics {
         let shown = |kind: Kind| {
@@ -91,5 +106,17 @@ mod tests {
         assert_eq!((shown.write_zeroes.operations, shown.write_zeroes.errors), (1, 1));
         assert_eq!(shown.read.latency_us.max, 2.0);
         assert_eq!(shown.write, OperationStatistics::default());
+    }
+
+    #[test]
+    fn writes_cost_more_than_reads() {
+        let cost = |kind, bytes| {
+            let mut one = Measures::default();
+            one.record(kind, bytes, 1, true);
+            one.cost()
+        };
+        assert!(cost(Kind::Write, 4096) > cost(Kind::Read, 4096));
+        assert!(cost(Kind::Read, 65_536) > cost(Kind::Read, 4096));
+        assert_eq!(cost(Kind::Discard, 1 << 40), cost(Kind::Flush, 0));
     }
 }

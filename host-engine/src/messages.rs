@@ -11,8 +11,10 @@ use cleave_flash::FlashStats;
 use cleave_format::flash::{FlashId, FlashSuperblock};
 use cleave_format::ids::ClusterId;
 use cleave_format::ids::{Epoch, VdiskId};
-use cleave_host_core::{CoreStats, HostError, VdiskStats};
-use cleave_vhost_user::{DiskConfig, DiskState};
+use cleave_host_core::{CoreShare, CoreStats, HostError, VdiskStats};
+use cleave_runtime::time::Moment;
+use cleave_vhost_user::{DetachedDisk, DiskConfig, DiskState};
+use std::time::Duration;
 
 /// From the control thread to a core.
 #[derive(Debug)]
@@ -40,6 +42,12 @@ pub enum Order {
         /// Which.
         vdisk: VdiskId,
     },
+    /// Take no more of a vdisk's requests, finish what was taken, let it go, and give its device away, to which the front
+    /// end stays connected: [`Answer::Handed`].
+    Hand {
+        /// Which.
+        vdisk: VdiskId,
+    },
     /// End a vdisk for ever (C28): [`Answer::Deleted`].
     Delete {
         /// Which; it is open here.
@@ -53,11 +61,25 @@ pub enum Order {
     RetireFlash {
         /// Its name.
         name: String,
+        /// What it holds is to be found again when it is added again.
+        tidily: bool,
+    },
+    /// The number of cores has changed: [`Answer::Shared`].
+    Share {
+        /// What the core has of the engine's.
+        share: CoreShare,
+        /// How long it may spin.
+        spin: Duration,
     },
     /// Say how things are: [`Answer::View`].
     Look,
+    /// Say what was done: [`Answer::Load`].
+    Load,
     /// Close everything and end the core: [`Answer::Ended`], the last one.
-    End,
+    End {
+        /// The engine ends, too: nothing needs to be given back.
+        with_engine: bool,
+    },
 }
 
 /// A device of flash.
@@ -92,8 +114,19 @@ pub struct OpenOrder {
     pub predecessor_dead: bool,
     /// Its device; the capacity is the vdisk's size.
     pub device: DiskConfig,
+    /// The device itself, when it comes from another core.
+    pub handed: Option<Box<Handed>>,
     /// It is opened only to be ended: without a device.
     pub without_device: bool,
+}
+
+/// A vdisk's device on its way from core to core.
+#[derive(Debug)]
+pub struct Handed {
+    /// The device.
+    pub disk: DetachedDisk,
+    /// What its guest did.
+    pub measures: Measures,
 }
 
 /// From a core to the control thread.
@@ -115,6 +148,15 @@ pub enum Report {
     FlashReady {
         /// Its name.
         name: String,
+    },
+    /// Something happened to a device of flash.
+    FlashEvent {
+        /// Its name.
+        name: String,
+        /// First byte of the place, where it is one.
+        offset: Option<u64>,
+        /// What happened.
+        event: String,
     },
     /// A device of flash is not used any more.
     FlashRetired {
@@ -139,6 +181,8 @@ pub enum Answer {
     Resized(Result<(), String>),
     /// It is let go.
     Closed,
+    /// It is let go, with its device if it has one; or it is served as before, and why.
+    Handed(Result<Option<Box<Handed>>, String>),
     /// It is no more, or not.
     Deleted(Result<(), HostError>),
     /// What the device is, or why it is not used.
@@ -147,8 +191,12 @@ pub enum Answer {
     FlashAdded(Result<(), String>),
     /// Nothing of the device is in use.
     FlashRetired,
+    /// The core goes by its new share.
+    Shared,
     /// How things are.
     View(Box<CoreView>),
+    /// What was done.
+    Load(Box<CoreLoad>),
     /// The core serves nothing any more.
     Ended,
 }
@@ -167,8 +215,21 @@ pub enum OpenError {
     Stopping,
 }
 
+/// What a core did since it was started.
+#[derive(Clone, Debug)]
+pub struct CoreLoad {
+    /// The core's number.
+    pub core: u16,
+    /// When this was so.
+    pub at: Moment,
+    /// Time in which it worked.
+    pub busy: Duration,
+    /// What its vdisks' requests cost, as [`Measures::cost`](crate::measure::Measures::cost) guesses it.
+    pub vdisks: Vec<(VdiskId, u64)>,
+}
+
 /// How a core is.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CoreView {
     /// Its figures.
     pub core: CoreStats,
@@ -189,7 +250,7 @@ pub struct CoreView {
 }
 
 /// How a vdisk is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct VdiskView {
     /// Which.
     pub vdisk: VdiskId,

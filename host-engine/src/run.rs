@@ -8,7 +8,7 @@
 //! Stopping: cores take no more requests, finish those in flight for at most five seconds, and end;
 //! what is left is in the guests' inflight regions (C24). Owner records are released if the store answers at once.
 
-use crate::core::{CoreSettings, start};
+use crate::cores::{self, Template};
 use crate::engine::Engine;
 use crate::error::HostEngineError;
 use crate::flash;
@@ -21,17 +21,14 @@ use cleave_control::protocol::{Request, Response};
 use cleave_control::records::{self, CLUSTER_KEY, ClusterRecord};
 use cleave_control::server::ControlServer;
 use cleave_coordinator::{SocketStore, StoreClient, next_incarnation};
-use cleave_format::ids::{ClusterId, Epoch, HostId, Incarnation};
-use cleave_host_core::{DestageConfig, HostCoreConfig};
+use cleave_format::ids::{ClusterId, Epoch, Incarnation};
 use cleave_process::arguments::Launch;
 use cleave_process::ask::{Questions, questions};
-use cleave_process::machine::{default_cores, leave_first_processor, processors, spin};
+use cleave_process::machine::leave_first_processor;
 use cleave_process::stop::Stop;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::{Doorbell, Priority};
-use cleave_runtime::links::PeerAddress;
 use cleave_runtime_real::identity::Identity;
-use cleave_runtime_real::quic::QuicConfig;
 use cleave_runtime_real::reactor::{Reactor, ReactorConfig, Turn};
 use std::cell::Cell;
 use std::error::Error;
@@ -39,8 +36,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The part of the memory budget that the fingerprint index gets: of 1 GiB enough to recognise the newest 4 GiB.
-const DEDUPE_SHARE: u64 = 16;
 /// How long a predecessor of this engine may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(60);
 /// How long a control connection waits for an answer.
@@ -49,9 +44,6 @@ const ANSWER: Duration = Duration::from_secs(5);
 const END_MAX: Duration = Duration::from_secs(9);
 /// How long the store may take to be told of the end.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
-
-/// Bytes and number of the buffers that a core registers for its flash: guests' reads, parts, writes.
-const FLASH_BUFFERS: [(usize, u16); 3] = [(16 << 10, 64), (128 << 10, 24), (512 << 10, 4)];
 
 /// Runs the engine until it is told to stop, or cannot go on.
 pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
@@ -94,7 +86,7 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let shell = Shell { engine: Rc::clone(&engine), asked, stop, over: Rc::clone(&over) };
     reactor.run(shell, || over.get());
     let failure = engine.failure.take();
-    for core in engine.cores.take() {
+    for core in engine.cores.take().into_iter().chain(engine.cpu.leaving.take()) {
         // After a failure cores are not waited for: the process's end is theirs.
         if failure.is_none() {
             core.join();
@@ -149,10 +141,7 @@ async fn enter(
     key::check(engine.keys.as_ref(), config.key_file.as_deref(), &cluster)?;
     let incarnation = Incarnation(next_incarnation(&engine.store).await?);
     engine.incarnation.set(incarnation);
-    for settings in settings(config, wanted, incarnation, identity) {
-        let core = start(settings, Arc::clone(&doorbell))?;
-        engine.cores.borrow_mut().push(Rc::new(core));
-    }
+    cores::begin(engine, Template { cluster: wanted, identity, doorbell })?;
     tracing::info!(%incarnation, cores = engine.cores.borrow().len(), "cores run");
     for device in &config.flash {
         // Vdisks are served meanwhile; what goes wrong is shown with the device.
@@ -162,59 +151,12 @@ async fn enter(
     Ok(())
 }
 
-/// What each core is started with.
-fn settings(
-    config: &HostConfig,
-    cluster: ClusterId,
-    incarnation: Incarnation,
-    identity: Identity,
-) -> Vec<CoreSettings> {
-    let processors = processors();
-    let cores = match config.cores {
-        0 => u16::try_from(default_cores(processors)).unwrap_or(u16::MAX),
-        cores => cores,
-    };
-    let controllers = config.datanodes[0].controllers.iter().map(|controller| PeerAddress {
-        name: controller.name.clone(),
-        address: controller.address.to_string(),
-    });
-    let controllers: Vec<PeerAddress> = controllers.collect();
-    let write_buffer = config.write_buffer.min(config.quota) / u64::from(cores);
-    (0..cores)
-        .map(|core| {
-            let mut listen = config.listen;
-            // Each core has links of its own; without a wish the system chooses.
-            let port = if listen.port() == 0 { 0 } else { listen.port().saturating_add(core) };
-            listen.set_port(port);
-            CoreSettings {
-                core: HostCoreConfig {
-                    cluster,
-                    host: HostId(config.id),
-                    incarnation,
-                    core,
-                    cores,
-                    controllers: controllers.clone(),
-                    write_buffer,
-                    memory: config.memory_budget / u64::from(cores),
-                    dedupe: config.memory_budget / u64::from(cores) / DEDUPE_SHARE,
-                    map: config.map_budget() / u64::from(cores),
-                    destage: DestageConfig::default(),
-                },
-                links: QuicConfig { mtu: config.mtu, ..QuicConfig::new(listen, identity.clone()) },
-                reactor: ReactorConfig {
-                    spin: spin(processors, usize::from(cores)),
-                    drive_buffers: FLASH_BUFFERS.to_vec(),
-                    ..ReactorConfig::default()
-                },
-            }
-        })
-        .collect()
-}
-
 /// Ends the cores, then tells the store.
 async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
-    let cores = engine.cores.borrow().clone();
-    let endings: Vec<_> = cores.iter().map(|core| core.ask(Order::End)).collect();
+    let leaving = engine.cpu.leaving.borrow().clone();
+    let cores: Vec<_> = engine.cores.borrow().iter().cloned().chain(leaving).collect();
+    let end = || Order::End { with_engine: true };
+    let endings: Vec<_> = cores.iter().map(|core| core.ask(end())).collect();
     let ended = async {
         for ending in endings {
             let answer = ending.wait().await;

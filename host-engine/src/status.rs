@@ -1,6 +1,8 @@
 //! What a host engine answers on its control socket: gathered from the cores, which are asked one
 //! after another and answer from their loops.
 
+use crate::cores;
+use crate::cpu::CpuPolicy;
 use crate::engine::Engine;
 use crate::flash;
 use crate::measure::Measures;
@@ -10,11 +12,13 @@ use cleave_control::histogram::Histogram;
 use cleave_control::names::vhost_socket;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
-    CodecStatistics, DestageStatistics, Fill, FlashStatistics, HostFlashStatus, HostLogStatistics,
-    HostLogStatus, HostStatistics, HostStatus, MapStatistics, ProcessState, ProcessStatus,
-    ReadStatistics, VdiskEntry, VdiskServing, VdiskStatistics, VdiskStatus,
+    CodecStatistics, CoreStatus, DestageStatistics, Fill, FlashStatistics, HostCpuStatus,
+    HostFlashStatus, HostLogStatistics, HostLogStatus, HostStatistics, HostStatus, MapStatistics,
+    ProcessState, ProcessStatus, ReadStatistics, VdiskEntry, VdiskServing, VdiskStatistics,
+    VdiskStatus,
 };
 use cleave_format::layout::BLOCK;
+use cleave_process::machine::processors;
 use cleave_process::stop::Stop;
 use cleave_vhost_user::DiskState;
 use std::rc::Rc;
@@ -22,12 +26,22 @@ use std::rc::Rc;
 /// Answers one request.
 pub async fn answer(engine: &Rc<Engine>, request: Request, stop: &Stop) -> Response {
     match request {
-        Request::Status {} => Response::Ok(Reply::Host(status(engine, &look(engine).await))),
+        Request::Status {} => {
+            cores::look(engine).await;
+            Response::Ok(Reply::Host(status(engine, &look(engine).await)))
+        }
         Request::Stats {} => {
             Response::Ok(Reply::HostStatistics(statistics(engine, &look(engine).await)))
         }
         Request::Stop {} => {
             stop.ask();
+            Response::Ok(Reply::Done {})
+        }
+        Request::SetCpu { insane, cores } => {
+            let before = engine.cpu.policy.get();
+            let insane = insane.unwrap_or(before.insane);
+            let cores = cores.unwrap_or(before.cores);
+            cores::decide(engine, CpuPolicy { insane, cores });
             Response::Ok(Reply::Done {})
         }
         Request::AddFlash { device, .. } => {
@@ -45,9 +59,10 @@ fn done(result: Result<(), String>) -> Response {
     }
 }
 
-/// How each core is; those that have ended are left out.
+/// How each core is, and what those did that have ended, as if of one more.
 async fn look(engine: &Engine) -> Vec<CoreView> {
-    let cores = engine.cores.borrow().clone();
+    let leaving = engine.cpu.leaving.borrow().clone();
+    let cores: Vec<_> = engine.cores.borrow().iter().cloned().chain(leaving).collect();
     let asked: Vec<_> = cores.iter().map(|core| core.ask(Order::Look)).collect();
     let mut views = Vec::with_capacity(asked.len());
     for answer in asked {
@@ -55,7 +70,30 @@ async fn look(engine: &Engine) -> Vec<CoreView> {
             views.push(*view);
         }
     }
+    views.extend(engine.cpu.past.borrow().view().cloned());
     views
+}
+
+fn cpu_status(engine: &Engine) -> HostCpuStatus {
+    let (cpu, processors) = (&engine.cpu, processors());
+    let policy = cpu.policy.get();
+    let vdisks = engine.vdisks.borrow();
+    let cores = engine.cores.borrow();
+    let shown = cores.iter().map(|core| CoreStatus {
+        core: core.core,
+        processor: core.processor.and_then(|processor| u32::try_from(processor).ok()),
+        busy_percent: core.busy_percent(),
+        vdisks: vdisks.values().filter(|vdisk| vdisk.core().core == core.core).count() as u32,
+    });
+    HostCpuStatus {
+        processors: processors as u32,
+        insane: policy.insane,
+        cores_configured: policy.cores,
+        cores_wanted: policy.wanted(processors),
+        changing: cpu.changing.get(),
+        moves: cpu.moves.get(),
+        cores: shown.collect(),
+    }
 }
 
 fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
@@ -82,8 +120,10 @@ fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
         host: config.id,
         process: process(engine),
         cores: engine.cores.borrow().len() as u32,
+        cpu: cpu_status(engine),
         memory: Fill { used: sum(memory), capacity: config.memory_budget },
         memory_resident: resident(),
+        shortage: views.iter().find_map(|view| view.core.shortage.clone()),
         flash: flash_status(engine, views),
         store_connected: engine.store.is_connected(),
         logs: vec![log],
@@ -145,6 +185,7 @@ fn vdisk_status(engine: &Engine, vdisk: &Vdisk, view: Option<&VdiskView>) -> Vdi
         },
         state: serving,
         epoch: vdisk.epoch.get(),
+        core: vdisk.core().core,
         queues: view.map_or(0, |view| view.queues),
         in_flight: view.map_or(0, |view| view.in_flight),
         mapped: view.map_or(0, |view| view.stats.mapped_blocks * BLOCK as u64),
@@ -204,7 +245,7 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
             solved: sum(|view| view.core.reads_solved),
             ..ReadStatistics::default()
         },
-        flash: flash_statistics(views),
+        flash: flash_statistics(engine, views),
     }
 }
 
@@ -225,10 +266,11 @@ fn flash_status(engine: &Engine, views: &[CoreView]) -> HostFlashStatus {
         working_set,
         headroom: space.capacity as i64 - working_set as i64,
         memory: views.iter().map(|view| view.flash.memory).sum(),
+        events: engine.flash.events(),
     }
 }
 
-fn flash_statistics(views: &[CoreView]) -> FlashStatistics {
+fn flash_statistics(engine: &Engine, views: &[CoreView]) -> FlashStatistics {
     let sum = |what: fn(&CoreView) -> u64| views.iter().map(what).sum::<u64>();
     let (flash, pool) = (sum(|view| view.core.reads_flash), sum(|view| view.core.reads_pool));
     let devices = views.iter().flat_map(|view| &view.flash.devices);
@@ -241,7 +283,8 @@ fn flash_statistics(views: &[CoreView]) -> FlashStatistics {
         read_bytes: sum(|view| view.flash.read_bytes),
         check_failures: sum(|view| view.core.flash_checks_failed),
         late_reads: sum(|view| view.flash.reads_late),
-        bytes_written: devices.map(|device| device.bytes_written).sum(),
+        bytes_written: engine.flash.written_before()
+            + devices.map(|device| device.bytes_written).sum::<u64>(),
         parts_destaged: sum(|view| view.core.parts_destaged),
         parts_fetched: sum(|view| view.core.parts_fetched),
         parts_refused: sum(|view| view.flash.parts_refused),

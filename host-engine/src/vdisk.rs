@@ -5,6 +5,11 @@
 //!    ▲                                                                                                       │
 //!    └──────────────── fenced, refused, failed: again later, with a new epoch ◀──────────────────────────────┘
 //! ```
+//! While it serves it may move to another core of this engine:
+//!
+//! ```text
+//! serving ─ epoch of the next core in the store ─▶ first core: drained, closed, device detached ─▶ next core: opened (C8)
+//! ```
 //! The namespace says what is wanted; this task brings it about, one step after another. The lock is held
 //! from before the first epoch until nothing of the vdisk runs here any more. A crash leaves the owner
 //! record as it was: the successor on this host takes the lock, and so knows that nobody runs.
@@ -55,7 +60,9 @@ pub struct Vdisk {
     /// The ownership epoch; 0 while this host does not own it.
     pub epoch: Cell<u64>,
     /// The core that serves it.
-    pub core: Rc<CoreHandle>,
+    core: RefCell<Rc<CoreHandle>>,
+    /// The core to which it is to move; gone once it did, or could not.
+    pub target: RefCell<Option<Rc<CoreHandle>>>,
     /// The core said that a newer owner has it.
     pub fenced: Cell<bool>,
 }
@@ -88,8 +95,31 @@ impl Vdisk {
             changed: Signal::new(),
             serving: Cell::new(VdiskServing::Waiting),
             epoch: Cell::new(0),
-            core,
+            core: RefCell::new(core),
+            target: RefCell::default(),
             fenced: Cell::new(false),
+        }
+    }
+
+    /// The core that serves it, or is to.
+    pub fn core(&self) -> Rc<CoreHandle> {
+        Rc::clone(&self.core.borrow())
+    }
+
+    /// The core that will serve it once it has moved.
+    pub fn next_core(&self) -> Rc<CoreHandle> {
+        self.target.borrow().clone().unwrap_or_else(|| self.core())
+    }
+
+    /// It is to be served by another core, as soon as that is possible.
+    pub fn move_to(&self, core: Rc<CoreHandle>) {
+        match self.serving.get() {
+            // No core has it: it waits for its lock, or for the next attempt.
+            VdiskServing::Waiting | VdiskServing::Failed => drop(self.core.replace(core)),
+            VdiskServing::Recovering | VdiskServing::Serving => {
+                self.target.replace(Some(core));
+                self.changed.notify();
+            }
         }
     }
 
@@ -146,6 +176,7 @@ pub async fn tend(engine: Rc<Engine>, vdisk: Rc<Vdisk>) {
         let changed = vdisk.changed.until(|| (*vdisk.wanted.borrow() != looked_at).then_some(()));
         engine.executor.timeout(SERVE_AGAIN, changed).await;
     }
+    vdisk.target.take();
     engine.forget(&vdisk);
 }
 
@@ -178,9 +209,15 @@ async fn step(
         keys,
         predecessor_dead,
         device: device(engine, vdisk, record.size)?,
+        handed: None,
         without_device: deleting,
     };
-    match vdisk.core.ask(Order::Open(Box::new(order))).wait().await {
+    if let Some(target) = vdisk.target.take() {
+        // Nothing has it yet.
+        vdisk.core.replace(target);
+        engine.cpu.changed.notify();
+    }
+    match vdisk.core().ask(Order::Open(Box::new(order))).wait().await {
         Some(Answer::Opened(Err(error)))
             if deleting && is_sealed(&error) && is_owner(engine, vdisk.id, epoch).await? =>
         {
@@ -195,10 +232,12 @@ async fn step(
     vdisk.epoch.set(epoch.0);
     let outcome = match deleting {
         true => Ok(()),
-        false => serve(vdisk, record.size).await,
+        false => serve(engine, vdisk, record.size).await,
     };
+    // It may have moved.
+    let epoch = Epoch(vdisk.epoch.get());
     if outcome.is_ok() && vdisk.is_deleting() {
-        let deleted = vdisk.core.ask(Order::Delete { vdisk: vdisk.id }).wait().await;
+        let deleted = vdisk.core().ask(Order::Delete { vdisk: vdisk.id }).wait().await;
         vdisk.epoch.set(0);
         return match deleted {
             Some(Answer::Deleted(Ok(()))) => {
@@ -211,7 +250,7 @@ async fn step(
         };
     }
     if outcome.is_ok() {
-        vdisk.core.ask(Order::Close { vdisk: vdisk.id }).wait().await;
+        vdisk.core().ask(Order::Close { vdisk: vdisk.id }).wait().await;
         release(engine, vdisk.id, epoch).await?;
     }
     vdisk.epoch.set(0);
@@ -230,18 +269,15 @@ async fn is_owner(engine: &Engine, vdisk: VdiskId, epoch: Epoch) -> Result<bool,
 }
 
 /// Serves until something else is wanted.
-async fn serve(vdisk: &Vdisk, mut size: u64) -> Result<(), Failure> {
+async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Failure> {
     vdisk.serving.set(VdiskServing::Serving);
-    tracing::info!(
-        vdisk = vdisk.name,
-        epoch = vdisk.epoch.get(),
-        core = vdisk.core.core,
-        "serving"
-    );
+    let (epoch, core) = (vdisk.epoch.get(), vdisk.core().core);
+    tracing::info!(vdisk = vdisk.name, epoch, core, "serving");
     loop {
         let news = || {
             let over = vdisk.fenced.get() || !vdisk.is_wanted();
-            (over || vdisk.size() != size).then_some(())
+            let moves = vdisk.target.borrow().is_some();
+            (over || moves || vdisk.size() != size).then_some(())
         };
         vdisk.changed.until(news).await;
         if vdisk.fenced.get() {
@@ -250,9 +286,17 @@ async fn serve(vdisk: &Vdisk, mut size: u64) -> Result<(), Failure> {
         if !vdisk.is_wanted() {
             return Ok(());
         }
+        let target = vdisk.target.borrow().clone();
+        if let Some(target) = target {
+            let moved = change_core(engine, vdisk, &target, size).await;
+            vdisk.target.take();
+            engine.cpu.changed.notify();
+            moved?;
+            continue;
+        }
         let wanted = vdisk.size();
         let resize = Order::Resize { vdisk: vdisk.id, size: wanted };
-        match vdisk.core.ask(resize).wait().await {
+        match vdisk.core().ask(resize).wait().await {
             Some(Answer::Resized(Ok(()))) => {
                 tracing::info!(vdisk = vdisk.name, from = size, to = wanted, "resized");
             }
@@ -269,6 +313,62 @@ async fn serve(vdisk: &Vdisk, mut size: u64) -> Result<(), Failure> {
         // A size that was refused is not tried again until another one is wanted.
         size = wanted;
     }
+}
+
+/// Has another core of this engine serve it; its device goes along. When the first core cannot let go of it in time, it
+/// stays there.
+async fn change_core(
+    engine: &Engine,
+    vdisk: &Vdisk,
+    target: &Rc<CoreHandle>,
+    size: u64,
+) -> Result<(), Failure> {
+    let from = vdisk.core();
+    if from.core == target.core {
+        return Ok(());
+    }
+    let record = vdisk.record.borrow().clone();
+    let device = device(engine, vdisk, size)?;
+    // Before the first core lets go, so that nothing but the log is needed then. Until the log is sealed under it, the
+    // first core serves under the epoch before.
+    let (epoch, predecessor_dead) = match take_ownership(engine, vdisk.id).await {
+        Ok(taken) => taken,
+        Err(error) => {
+            tracing::warn!(vdisk = vdisk.name, "stays on its core: {error}");
+            return Ok(());
+        }
+    };
+    // That is what there is to release.
+    vdisk.epoch.set(epoch.0);
+    let since = engine.executor.now();
+    let handed = match from.ask(Order::Hand { vdisk: vdisk.id }).wait().await {
+        Some(Answer::Handed(Ok(handed))) => handed,
+        Some(Answer::Handed(Err(reason))) => {
+            tracing::info!(vdisk = vdisk.name, core = from.core, "stays on its core: {reason}");
+            return Ok(());
+        }
+        _ => return Err(OpenError::Stopping.into()),
+    };
+    vdisk.core.replace(Rc::clone(target));
+    let keys = if record.encrypted { engine.keys.clone() } else { None };
+    let order = OpenOrder {
+        vdisk: vdisk.id,
+        epoch,
+        keys,
+        predecessor_dead,
+        device,
+        handed,
+        without_device: false,
+    };
+    match target.ask(Order::Open(Box::new(order))).wait().await {
+        Some(Answer::Opened(opened)) => opened?,
+        _ => return Err(OpenError::Stopping.into()),
+    }
+    let took = engine.executor.now().since(since);
+    engine.cpu.moves.set(engine.cpu.moves.get() + 1);
+    let (from, to) = (from.core, target.core);
+    tracing::info!(vdisk = vdisk.name, epoch = epoch.0, from, to, ?took, "serving on another core");
+    Ok(())
 }
 
 /// The lock, or `None` when the vdisk is not wanted any more (C25).

@@ -5,13 +5,17 @@
 //! | `table` | measures every layer in turns, several rounds, and prints medians and ratios |
 //! | `stages` | prints what each stage of the codec and of destage costs a 4 KiB block |
 //! | `load` | measures one socket |
+//! | `idle` | keeps disks connected without a request, and times the first one after a pause |
+//! | `copy` | writes a file to a disk in requests of one size |
 //! | `serve` | serves the null, memory or codec device: the layers below the whole path |
 //! | `guard` | counts instructions a block under valgrind and compares them with `perf/instructions.toml` |
 //!
 //! The machine is assumed to be noisy: compare ratios of one run, never figures of two.
 
+mod copy;
 mod devices;
 mod guard;
+mod idle;
 mod kernels;
 mod layers;
 mod load;
@@ -40,6 +44,10 @@ enum Command {
     Stages,
     /// Measure the disk behind a socket.
     Load(load::Arguments),
+    /// Stay connected to disks, and ask for a block when told to.
+    Idle(idle::Arguments),
+    /// Write a file to the disk behind a socket.
+    Copy(copy::Arguments),
     /// Serve a device without the engine.
     Serve(serve::Arguments),
     /// Run a kernel a number of times: what `guard` counts.
@@ -65,6 +73,8 @@ fn main() -> ExitCode {
         Command::Table(arguments) => table::run(&arguments),
         Command::Stages => stages::run(),
         Command::Load(arguments) => load::run(&arguments),
+        Command::Idle(arguments) => idle::run(&arguments),
+        Command::Copy(arguments) => copy::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Kernel { kernel, count } => {
             kernels::run(kernel, count);

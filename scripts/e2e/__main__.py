@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # Registered in the order in which they are run: quick ones first.
-    for module in ("errors", "lifecycle", "images", "upgrade", "flash", "frontend", "guests", "crashes"):
+    for module in ("errors", "lifecycle", "images", "upgrade", "cpu", "flash", "pool", "frontend", "guests", "crashes"):
         __import__(module)
     chosen = [
         one
@@ -42,7 +42,7 @@ def main():
     if not chosen:
         parser.error("no scenario has such a name")
     run = framework.Options(os.path.abspath(options.programs), _bytes(options.bytes), options.seed)
-    for program in ("cleave", "cleave-host", "cleave-datanode", "cleave-verify"):
+    for program in ("cleave", "cleave-host", "cleave-datanode", "cleave-verify", "cleave-perf"):
         if not os.access(run.program(program), os.X_OK):
             parser.error(f"{run.program(program)} is not there; build it first")
     passed, failed = framework.run_all(chosen, run)

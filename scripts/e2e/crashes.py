@@ -3,7 +3,7 @@
 from framework import scenario
 from torture import points, rounds
 
-TORTURE_SECONDS = 120
+TORTURE_SECONDS = 180
 
 
 def _say(line):
@@ -22,7 +22,7 @@ def every_process_dies_at_every_crash_point(context):
 
 @scenario
 def a_short_torture(context):
-    """Kills, stops, partitions and failing drives for two minutes, in network namespaces."""
+    """Kills, stops, partitions and failing drives and flash, changing cores for three minutes, in network namespaces."""
     totals = rounds.Totals()
     rounds.run_round(context, context.options.seed, TORTURE_SECONDS, totals, _say)
     for line in totals.lines():

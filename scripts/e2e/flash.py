@@ -112,6 +112,8 @@ def nothing_that_happens_to_flash_shows_in_what_is_read(context):
         happen()
         _until_retired(cluster, path)
         check(path in "\n".join(cluster.status()["warnings"]), f"{cluster.status()['warnings']}")
+        shown = cluster.cleave("flash", "status").splitlines()
+        check(any(path in line and " UTC " in line and "it is retired" in line for line in shown), f"{shown}")
         verifier.until_written(verifier.written() + 16 * MIB, 300)
         if os.path.exists(path):
             os.unlink(path)

@@ -82,17 +82,54 @@ class SickDrive:
     def die(self):
         """From now on every request fails."""
         self.lost = True
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, struct.pack("I", SHUTDOWN_NOLOGFLUSH))
-        finally:
-            os.close(folder)
+        _shut_down(self._folder)
 
     def take_out(self):
         """What an operator does with a drive that is lost: the supervisor would not start with it."""
         link = self._parts.drive(self.number)
         if os.path.lexists(link):
             os.remove(link)
+
+
+class SickFlash:
+    """A device of flash on a file system of its own, added to the host that runs."""
+
+    _made = 0
+
+    def __init__(self, parts):
+        SickFlash._made += 1
+        self._parts = parts
+        self._image = parts.context.path(f"flash-{SickFlash._made}.ext4")
+        self._folder = parts.context.path(f"flash-{SickFlash._made}")
+        self._path = os.path.join(self._folder, "flash.img")
+        os.mkdir(self._folder)
+        with open(self._image, "wb") as image:
+            image.truncate(160 << 20)
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", self._image)
+        _run("mount", "-o", "loop", self._image, self._folder)
+        parts.context.at_end(self._unmount)
+        parts.cleave("flash", "add", self._path, "--size", "96M")
+
+    def _unmount(self):
+        subprocess.run(["umount", "-l", self._folder], capture_output=True, check=False)
+
+    def die(self):
+        """From now on every request fails."""
+        _shut_down(self._folder)
+
+    def take_out(self):
+        """What an operator does with it."""
+        self._parts.cleave("flash", "retire", self._path)
+        self._unmount()
+        os.remove(self._image)
+
+
+def _shut_down(folder):
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.ioctl(opened, EXT4_IOC_SHUTDOWN, struct.pack("I", SHUTDOWN_NOLOGFLUSH))
+    finally:
+        os.close(opened)
 
 
 def flip_bits(path, random, after):

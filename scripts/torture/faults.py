@@ -5,12 +5,13 @@ time, and no fault begins that redundancy does not cover: the last copy of the l
 fail only where two may. A wave ends when all its faults have.
 """
 
+import os
 import time
 
 from cluster import CONTROLLERS, HOST
 from framework import check
 
-from torture.drives import SUPERBLOCKS, flip_bits
+from torture.drives import SUPERBLOCKS, SickFlash, flip_bits
 from torture.parts import PARTS, STORE
 
 ACTIVE, STANDBY = CONTROLLERS
@@ -264,6 +265,95 @@ class FlipFlash(Fault):
             self.field.flipped += flip_bits(self.field.flash, self.random, FLASH_SUPERBLOCKS)
 
 
+class FlashFault(Fault):
+    """Something happens to the host's flash while it is used; then an operator takes it out, and gives the host another
+    one. The engine lives meanwhile, so that it is the engine that meets it."""
+
+    # The operator's commands go through the process of the store.
+    uses = (HOST, STORE, "flash")
+
+    def begin(self):
+        if self.field.parts.ask(HOST) is None:
+            raise Skipped
+        self.happen(self.field.flash)
+
+    def happen(self, path):
+        """What happens."""
+        raise NotImplementedError
+
+    def end(self):
+        self.field.replace_flash()
+
+
+class TruncatedFlash(FlashFault):
+    """It shrinks."""
+
+    kind = "truncated flash"
+
+    def happen(self, path):
+        os.truncate(path, os.path.getsize(path) // 2)
+
+
+class UnlinkedFlash(FlashFault):
+    """Its file is removed."""
+
+    kind = "unlinked flash"
+
+    def happen(self, path):
+        os.remove(path)
+
+
+class DeadFlash(FlashFault):
+    """There is a second device, and every request to it fails."""
+
+    kind = "dead flash"
+
+    def __init__(self, field, random):
+        super().__init__(field, random)
+        self._second = None
+
+    def happen(self, path):
+        self._second = SickFlash(self.field.parts)
+        self._second.die()
+
+    def end(self):
+        self._second.take_out()
+
+
+class EmptyFlash(Kill):
+    """SIGKILL of the host engine; its successor finds empty flash."""
+
+    kind = "restart with empty flash"
+
+    def __init__(self, field, random):
+        super().__init__(field, random, HOST)
+        self.uses = (HOST, "flash")
+
+    def begin(self):
+        if not self.field.load.is_attached():
+            raise Skipped
+        super().begin()
+
+    def end(self):
+        size = os.path.getsize(self.field.flash)
+        os.remove(self.field.flash)
+        with open(self.field.flash, "wb") as file:
+            file.truncate(size)
+        super().end()
+
+
+class ChangeCores(Fault):
+    """The host engine runs on another number of cores: vdisks move."""
+
+    kind = "change of the number of cores"
+    uses = (HOST,)
+
+    def begin(self):
+        cores = self.random.choice(["1", "2"])
+        if self.field.parts.ask(HOST) is None or not self.field.parts.set_cores(cores):
+            raise Skipped
+
+
 class FullDrive(DriveFault):
     """There is no space behind the drive for a while."""
 
@@ -325,6 +415,12 @@ ALWAYS = [
     Slow,
     FlipBits,
     FlipFlash,
+    TruncatedFlash,
+    UnlinkedFlash,
+    DeadFlash,
+    EmptyFlash,
+    ChangeCores,
+    ChangeCores,
     FullDrive,
 ]
 # Two of these a cluster, at most.

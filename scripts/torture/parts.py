@@ -206,13 +206,13 @@ class Parts(Cluster):
 
     # How it is.
 
-    def ask(self, name, request="status"):
+    def ask(self, name, request="status", **fields):
         """What an engine answers on its own control socket; `None` when it does not."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(2)
                 connection.connect(os.path.join(self.dir, "run", name + ".sock"))
-                connection.sendall(json.dumps({"request": request}).encode() + b"\n")
+                connection.sendall(json.dumps({"request": request, **fields}).encode() + b"\n")
                 with connection.makefile(encoding="utf-8") as answer:
                     return json.loads(answer.readline()).get("ok")
         except (OSError, ValueError):
@@ -242,10 +242,16 @@ class Parts(Cluster):
         if not host["store_connected"]:
             missing.append(f"{HOST} has no connection to the store")
         missing += [f"{HOST} cannot write to the log" for log in host["logs"] if not log["writable"]]
+        if host["cpu"]["changing"]:
+            missing.append(f"{HOST} changes its cores")
         for vdisk in host["vdisks"]:
             if vdisk["state"] != "serving":
                 missing.append(f"vdisk {vdisk['name']} is {vdisk['state']}")
         return missing or ([] if host["vdisks"] else ["no vdisk is served"])
+
+    def set_cores(self, cores):
+        """The host engine is to run on so many cores; false when it did not hear it. It takes its time."""
+        return self.ask(HOST, "set_cpu", cores=int(cores)) is not None
 
     def until_whole(self, seconds=WHOLE_SECONDS):
         """Waits until every part runs and both controllers hold the log; how long that took."""

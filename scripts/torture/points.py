@@ -136,6 +136,7 @@ def host_points(crashes, parts):
         parts.start_part(ACTIVE)
 
     crashes.die(HOST, "host.appends.resent", break_connections)
+    _handover(crashes, parts)
     crashes.start(HOST)
     for point in ("host.closed", "host.released"):
         crashes.load.until_attached()
@@ -149,6 +150,26 @@ def host_points(crashes, parts):
         crashes.start(HOST)
         crashes.load.until_attached()
     _deletion(crashes, parts, HOST, "host.deleted")
+    crashes.kill(HOST)
+
+
+def _handover(crashes, parts):
+    """The engine dies while a vdisk goes from one of its cores to another; it is down before and after."""
+    cpu = parts.command("host", "cpu", "--cores")
+    crashes.start(HOST)
+    crashes.load.until_attached()
+    parts.cleave("host", "cpu", "--cores", "1")
+    crashes.kill(HOST)
+    parts.start_part(HOST, "host.handed")
+    parts.until_whole()
+    crashes.load.until_attached()
+    # It cannot say how it went.
+    with subprocess.Popen([*cpu, "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        crashes.until_dead(HOST, "host.handed")
+    # The next start has both cores at once.
+    crashes.start(HOST)
+    crashes.load.until_attached()
+    parts.cleave("host", "cpu", "--cores", "auto")
     crashes.kill(HOST)
 
 

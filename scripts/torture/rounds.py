@@ -40,6 +40,14 @@ class Field:
         self.flipped = 0
         # The host's flash, a file.
         self.flash = os.path.join(parts.dir, ENGINES[0], FLASH)
+        self._flash_size = os.path.getsize(self.flash)
+
+    def replace_flash(self):
+        """An operator takes the host's flash out, and puts an empty one in its place."""
+        self.parts.cleave("flash", "retire", self.flash)
+        if os.path.exists(self.flash):
+            os.remove(self.flash)
+        self.parts.cleave("flash", "add", self.flash, "--size", str(self._flash_size))
 
     def count(self, kind):
         """A fault of this kind happened."""

@@ -95,6 +95,9 @@ pub enum Command {
     /// Add, retire and show the host's flash.
     #[command(subcommand)]
     Flash(FlashCommand),
+    /// Look at the pool: drives, space, stripes.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Start an engine that has ended, or end and start one that runs.
     Restart {
         /// Its name, such as host-1.
@@ -173,6 +176,32 @@ pub enum HostCommand {
         /// The new program; without this the one that is installed beside `cleave`.
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
+    },
+    /// Show or change how many cores it runs on, while guests go on.
+    ///
+    /// A fifth of the processors, rounded up, unless told otherwise; two fifths in Insane Mode. What is decided is kept over
+    /// restarts. Without options the cores are shown.
+    Cpu {
+        /// Switch Insane Mode.
+        #[arg(long, value_name = "on|off", value_parser = on_or_off)]
+        insane: Option<bool>,
+        /// So many cores, at most one a processor; `auto`: by their share.
+        #[arg(long, value_name = "N|auto", value_parser = cores)]
+        cores: Option<u16>,
+        /// Show them as JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What to do with the pool.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Show its drives, what of its space is used, its stripes, and what it lacks.
+    Status {
+        /// As JSON (docs/STATUS.md).
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -285,6 +314,22 @@ fn log_size(text: &str) -> Result<u64, String> {
     at_least(text, NVLOG_BYTES_MIN)
 }
 
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is on or off".to_owned()),
+    }
+}
+
+fn cores(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(0),
+        Ok(0) | Err(_) => Err("it is a number from 1 on, or auto".to_owned()),
+        Ok(cores) => Ok(cores),
+    }
+}
+
 fn drives(text: &str) -> Result<u16, String> {
     let count: usize = text.parse().map_err(|_| "it is not a number".to_owned())?;
     if !(DRIVES_MIN..=DRIVES_MAX).contains(&count) {
@@ -340,6 +385,9 @@ mod tests {
             "cleave dev --host-memory 1M",
             "cleave dev --log-size 1M",
             "cleave dev --flash-size 1M",
+            "cleave host cpu --insane perhaps",
+            "cleave host cpu --cores 0",
+            "cleave host cpu --cores many",
             "cleave flash",
             "cleave flash add",
             "cleave vdisk create a",

@@ -8,20 +8,23 @@
 pub mod attach;
 pub mod text;
 
-use crate::arguments::{Command, FlashCommand, HostCommand, VdiskCommand};
+use crate::arguments::{Command, FlashCommand, HostCommand, PoolCommand, VdiskCommand};
 use crate::dev::directory::control_socket;
 use crate::error::{Error, Result};
 use crate::image::{self, Export, Import};
 use cleave_control::names::check_name;
 use cleave_control::protocol::{Reply, Request, call};
-use cleave_control::status::VdiskEntry;
+use cleave_control::status::{HostFlashStatus, PoolStatus, VdiskEntry};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a cluster may take to answer: a restart waits for a clean stop.
 const ANSWER: Duration = Duration::from_secs(180);
+/// How long a host engine's cores may take to be started or ended; it goes on with it afterwards.
+const CORES: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Carries a command out and prints what comes of it.
 pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
@@ -65,7 +68,17 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
                 _ => Err(Error::UnknownAnswer),
             }
         }
+        Command::Host(HostCommand::Cpu { insane, cores, json }) => cpu(&dir, insane, cores, json),
         Command::Flash(command) => flash(&dir, command),
+        Command::Pool(PoolCommand::Status { json }) => {
+            let (Reply::Status(status), Reply::Statistics(statistics)) =
+                (ask(&dir, &Request::Status {})?, ask(&dir, &Request::Stats {})?)
+            else {
+                return Err(Error::UnknownAnswer);
+            };
+            let pool = PoolStatus::of(&status, &statistics);
+            if json { print_json(&pool) } else { print(&text::pool(&pool)) }
+        }
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::StartEmpty { datanode, accept_data_loss } => {
             if !accept_data_loss {
@@ -74,6 +87,29 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             }
             done(&dir, &Request::StartEmptyLog { datanode, accept_data_loss })
         }
+    }
+}
+
+/// Changes the host engine's cores when that is asked for, waits until it is so, and shows them.
+fn cpu(dir: &Path, insane: Option<bool>, cores: Option<u16>, json: bool) -> Result<()> {
+    let hosts = || match ask(dir, &Request::Status {})? {
+        Reply::Status(status) => Ok(status.hosts),
+        _ => Err(Error::UnknownAnswer),
+    };
+    if insane.is_some() || cores.is_some() {
+        done(dir, &Request::SetCpu { insane, cores })?;
+    }
+    let deadline = Instant::now() + CORES;
+    let hosts = loop {
+        let hosts = hosts()?;
+        if !hosts.iter().any(|host| host.cpu.changing) || Instant::now() > deadline {
+            break hosts;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    };
+    match json {
+        true => print_json(&hosts.iter().map(|host| &host.cpu).collect::<Vec<_>>()),
+        false => print(&hosts.iter().map(|host| text::cpu(&host.cpu)).collect::<String>()),
     }
 }
 
@@ -99,7 +135,11 @@ fn flash(dir: &Path, command: FlashCommand) -> Result<()> {
             let flash = status.hosts.into_iter().map(|host| host.flash);
             match json {
                 true => print_json(&flash.collect::<Vec<_>>()),
-                false => print(&flash.map(|flash| text::flash(&flash)).collect::<String>()),
+                false => {
+                    let shown =
+                        |flash: HostFlashStatus| text::flash(&flash) + &text::flash_events(&flash);
+                    print(&flash.map(shown).collect::<String>())
+                }
             }
         }
     }

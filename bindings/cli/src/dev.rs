@@ -6,6 +6,7 @@
 //! | [`settings`] | how it was created, and what its engines run with |
 //! | [`cluster`] | creating one, and checking one that exists |
 //! | [`drives`] | drive files and drives in memory |
+//! | [`cpu`] | what the host engine may use of the processors |
 //! | [`flash`] | the host's flash: files and memory |
 //! | [`engines`] | the engines' configuration files and ports |
 //! | [`child`] | one child process: start, signals, end, its last words |
@@ -21,6 +22,7 @@
 
 pub mod child;
 pub mod cluster;
+pub mod cpu;
 pub mod directory;
 pub mod drives;
 pub mod engines;

@@ -108,9 +108,12 @@ pub struct HostConfig {
     pub control_socket: PathBuf,
     /// Where this engine listens for links; port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Cores to run on; 0: a fifth of those there are.
+    /// Cores to run on; 0: a fifth of the processors, or two fifths in Insane Mode.
     #[serde(default)]
     pub cores: u16,
+    /// Insane Mode.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub insane: bool,
     /// Bytes of memory that the engine may use.
     #[serde(deserialize_with = "size::deserialize")]
     pub memory_budget: u64,
@@ -194,6 +197,10 @@ pub struct DatanodeConfig {
     pub tls: TlsFiles,
     /// The data node's drives.
     pub drives: Vec<DriveConfig>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn default_mtu() -> u16 {

@@ -69,6 +69,15 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         program: Option<PathBuf>,
     },
+    /// Change how many cores the host engine runs on. Answered at once; the status says when it is so.
+    SetCpu {
+        /// Insane Mode; without it as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        insane: Option<bool>,
+        /// Cores; 0: by their share of the processors; without it as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cores: Option<u16>,
+    },
     /// Give a host more flash. Answered when it is in use.
     AddFlash {
         /// As in the host's configuration.

@@ -73,6 +73,9 @@ pub struct HostStatus {
     pub process: ProcessStatus,
     /// Cores that the engine runs on.
     pub cores: u32,
+    /// Which these are.
+    #[serde(default)]
+    pub cpu: HostCpuStatus,
     /// What the engine uses of its memory, by its own count.
     pub memory: Fill,
     /// Resident memory of its process without memory of guests, as the kernel counts it; 0 when it is not known.
@@ -82,11 +85,46 @@ pub struct HostStatus {
     pub store_connected: bool,
     /// Each data node's log, as this host sees it.
     pub logs: Vec<HostLogStatus>,
+    /// Why destage waits, when it does: writes stall once the log is full; else `null`.
+    #[serde(default)]
+    pub shortage: Option<String>,
     /// Its flash.
     #[serde(default)]
     pub flash: HostFlashStatus,
     /// Its vdisks, in order of names.
     pub vdisks: Vec<VdiskStatus>,
+}
+
+/// The processors of a host, as its engine uses them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostCpuStatus {
+    /// Processors that the engine may use.
+    pub processors: u32,
+    /// Insane Mode: two fifths of the processors in place of one.
+    pub insane: bool,
+    /// Cores that an operator asked for; 0: by their share of the processors.
+    pub cores_configured: u16,
+    /// Cores that there should be.
+    pub cores_wanted: u16,
+    /// Cores are being started or ended, or vdisks moved because of that.
+    pub changing: bool,
+    /// Vdisks that moved to another core since the engine started.
+    pub moves: u64,
+    /// The cores.
+    pub cores: Vec<CoreStatus>,
+}
+
+/// A core.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoreStatus {
+    /// Its number, which no other core of the engine ever has.
+    pub core: u16,
+    /// The processor to which it is bound; `null` when it may run on any.
+    pub processor: Option<u32>,
+    /// Percent of the time that it worked, lately.
+    pub busy_percent: f64,
+    /// Vdisks that it serves.
+    pub vdisks: u32,
 }
 
 /// A host's flash.
@@ -102,6 +140,22 @@ pub struct HostFlashStatus {
     pub headroom: i64,
     /// Memory for the tables of what lies where, in bytes.
     pub memory: u64,
+    /// What happened to its devices since the engine started, the newest last; of very much only that.
+    #[serde(default)]
+    pub events: Vec<FlashEventStatus>,
+}
+
+/// What happened to a flash device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlashEventStatus {
+    /// Seconds since the Unix epoch.
+    pub at: u64,
+    /// The device's name.
+    pub device: String,
+    /// First byte of the place, where it was one.
+    pub offset: Option<u64>,
+    /// For a person.
+    pub event: String,
 }
 
 /// Whether a flash device is used.
@@ -189,6 +243,9 @@ pub struct VdiskStatus {
     pub state: VdiskServing,
     /// Ownership epoch; 0 when the host does not own it.
     pub epoch: u64,
+    /// The core that serves it, by its number.
+    #[serde(default)]
+    pub core: u16,
     /// Queues that the front end uses.
     pub queues: u32,
     /// Requests taken and not completed.
@@ -278,6 +335,43 @@ pub struct StripeStatus {
     pub degraded: u64,
     /// Committed stripes that miss more shards than parity can solve.
     pub lost: u64,
+}
+
+/// What `cleave pool status` shows: the drives and stripes of all data nodes, and what hosts did to them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Slots in use and all slots of the drives in use, in bytes, parity included.
+    pub space: Fill,
+    /// Its stripes; `null` while no controller is active.
+    pub stripes: Option<StripeStatus>,
+    /// Stripes that were freed since the active controller started.
+    pub stripes_freed: u64,
+    /// Why destage waits, when it does: writes stall once the log is full; else `null`.
+    pub shortage: Option<String>,
+    /// The drives, in order of ids.
+    pub drives: Vec<DriveStatus>,
+}
+
+impl PoolStatus {
+    /// From what the engines say.
+    pub fn of(status: &ClusterStatus, statistics: &ClusterStatistics) -> PoolStatus {
+        let active = status.controllers.iter().find(|one| one.role == Role::Active);
+        let drives = active.map(|one| one.drives.clone()).unwrap_or_default();
+        let online = drives.iter().filter(|drive| drive.state == DriveState::Online);
+        let space = online.fold(Fill::default(), |all, drive| Fill {
+            used: all.used + drive.space.used,
+            capacity: all.capacity + drive.space.capacity,
+        });
+        let name = active.map(|one| &one.process.name);
+        let freed = statistics.controllers.iter().find(|one| Some(&one.name) == name);
+        PoolStatus {
+            space,
+            stripes: active.and_then(|one| one.stripes.clone()),
+            stripes_freed: freed.map_or(0, |one| one.stripes_freed),
+            shortage: status.hosts.iter().find_map(|host| host.shortage.clone()),
+            drives,
+        }
+    }
 }
 
 /// Whether a drive is used.

@@ -4,8 +4,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::time::Duration;
 
-/// Engines leave this share of the processors to guests, in percent, unless told otherwise.
-const ENGINE_SHARE_PERCENT: usize = 20;
 /// With fewer processors than this, guests and the engines of one machine take each other's time:
 /// who spins then keeps the one waiting that it waits for.
 const SPIN_PROCESSORS_MIN: usize = 8;
@@ -19,9 +17,16 @@ pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Cores of a host engine on a machine with so many processors: a fifth, at least one.
-pub fn default_cores(processors: usize) -> usize {
-    (processors * ENGINE_SHARE_PERCENT).div_ceil(100).max(1)
+/// The processors that the calling thread may use, in order; none when the system does not say.
+pub fn allowed_processors() -> Vec<usize> {
+    let allowed = sched_getaffinity(None).ok();
+    let set = |cpu: &usize| allowed.as_ref().is_some_and(|allowed| allowed.is_set(*cpu));
+    (0..CpuSet::MAX_CPU).filter(set).collect()
+}
+
+/// Whether so few processors are better left to the system's scheduler than given to single threads.
+pub fn are_few(processors: usize) -> bool {
+    processors < SPARE_PROCESSORS_MIN
 }
 
 /// How long a core of an engine may spin: not at all where it would take time from others.
@@ -69,13 +74,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fifth_and_at_least_one() {
-        for (processors, cores) in
-            [(0, 1), (1, 1), (2, 1), (5, 1), (6, 2), (10, 2), (11, 3), (64, 13), (128, 26)]
-        {
-            assert_eq!(default_cores(processors), cores, "{processors}");
-        }
+    fn the_allowed_processors_are_counted() {
         assert!(processors() >= 1);
+        let allowed = allowed_processors();
+        assert!(!allowed.is_empty() && allowed.is_sorted());
+        assert!(are_few(2) && !are_few(64));
     }
 
     #[test]

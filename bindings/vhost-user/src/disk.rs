@@ -19,6 +19,10 @@ use crate::slots::{Found, Slots};
 use std::os::fd::{AsRawFd, RawFd};
 use vhost::vhost_user::message::BackendReq;
 
+mod handover;
+
+pub use handover::DetachedDisk;
+
 /// Requests taken from one ring in one turn.
 const BATCH: usize = 32;
 /// Messages handled in one turn.

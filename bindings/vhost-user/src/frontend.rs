@@ -18,7 +18,7 @@ use crate::memory::{Memory, REGIONS_MAX};
 use crate::ring::Ring;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserInflight, VhostUserLog, VhostUserMemory,
     VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserSingleMemoryRegion, VhostUserU64,
@@ -61,7 +61,7 @@ pub(crate) struct Frontend {
     pub(crate) released: bool,
     features: u64,
     protocol: VhostUserProtocolFeatures,
-    region: Option<Rc<Region>>,
+    region: Option<Arc<Region>>,
     awaited: BTreeSet<u16>,
     unfinished: VecDeque<Unfinished>,
     /// The order of `unfinished` is settled; those that it lacks are with the engine.
@@ -394,7 +394,7 @@ impl Frontend {
         let alarm = self.memory.alarm();
         let (region, given, file) = Region::create(asked.num_queues, asked.queue_size, alarm)
             .map_err(|what| message.wrong(what))?;
-        self.region = Some(Rc::new(region));
+        self.region = Some(Arc::new(region));
         self.awaited.clear();
         self.channel.reply(message.code, &[given.as_slice()], Some(file))?;
         Ok(Handled::Done)
@@ -404,7 +404,7 @@ impl Frontend {
         let given = inflight_body(message, config).map_err(|error| error.to_string())?;
         self.no_ring_runs(message).map_err(|error| error.to_string())?;
         let file = message.file().map_err(|error| error.to_string())?;
-        let region = Rc::new(Region::open(&given, file, self.memory.alarm())?);
+        let region = Arc::new(Region::open(&given, file, self.memory.alarm())?);
         self.awaited = (0..given.num_queues).filter(|queue| region.marked(*queue)).collect();
         tracing::debug!(vdisk = %config.name, rings = ?self.awaited, "inflight region is back");
         self.region = Some(region);

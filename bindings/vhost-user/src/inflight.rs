@@ -23,7 +23,7 @@ use crate::guard::{Alarm, Mapping};
 use crate::memory::map;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::VolatileMemory;
@@ -50,7 +50,7 @@ pub(crate) struct Region {
 /// The part of one queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Records {
-    region: Rc<Region>,
+    region: Arc<Region>,
     base: usize,
 }
 
@@ -115,15 +115,15 @@ impl Region {
     }
 
     /// Whether any request of `queue` is marked; some may have been published already.
-    pub(crate) fn marked(self: &Rc<Region>, queue: u16) -> bool {
+    pub(crate) fn marked(self: &Arc<Region>, queue: u16) -> bool {
         let Some(records) = self.records(queue) else { return false };
         (0..self.queue_size).any(|head| records.is_marked(head))
     }
 
     /// The part of a queue; `None` when the region has none.
-    pub(crate) fn records(self: &Rc<Region>, queue: u16) -> Option<Records> {
+    pub(crate) fn records(self: &Arc<Region>, queue: u16) -> Option<Records> {
         let base = usize::from(queue) * part_bytes(self.queue_size);
-        (queue < self.queues).then(|| Records { region: Rc::clone(self), base })
+        (queue < self.queues).then(|| Records { region: Arc::clone(self), base })
     }
 
     /// Descriptors of a queue, at most.
@@ -214,9 +214,9 @@ mod tests {
     use super::*;
     use crate::rig::shared_memory;
 
-    fn region(queues: u16, size: u16) -> (Rc<Region>, VhostUserInflight, OwnedFd) {
+    fn region(queues: u16, size: u16) -> (Arc<Region>, VhostUserInflight, OwnedFd) {
         let (region, given, file) = Region::create(queues, size, &Alarm::default()).unwrap();
-        (Rc::new(region), given, file)
+        (Arc::new(region), given, file)
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
         records.publishing(2);
         records.unmark(2);
         records.settled(1);
-        let again = Rc::new(Region::open(&given, file, &Alarm::default()).unwrap());
+        let again = Arc::new(Region::open(&given, file, &Alarm::default()).unwrap());
         assert!(!again.marked(0) && again.marked(1));
         assert_eq!(again.records(1).unwrap().recover(8, 1), [(10, 5), (12, 7)]);
         assert!(again.records(2).is_none());

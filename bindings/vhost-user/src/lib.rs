@@ -12,7 +12,7 @@
 //! guard     memory that its owner truncates (SIGBUS)
 //! ring      one virtqueue                                inflight  what a successor must resume (C24)
 //! blk       virtio-blk requests out of chains            slots     requests that the engine holds
-//! disk      the turn
+//! disk      the turn; handover to another thread
 //! ```
 //!
 //! Invariants: whatever a guest or a front end does breaks its own device only, never the process
@@ -38,7 +38,7 @@ mod ring;
 mod slots;
 
 pub use config::DiskConfig;
-pub use disk::{Disk, DiskState, Statistics};
+pub use disk::{DetachedDisk, Disk, DiskState, Statistics};
 pub use error::Error;
 pub use request::{BlockRange, BufferSource, Outcome, Request, RequestKind, Tag};
 

@@ -210,6 +210,20 @@ impl Rig {
         self.turn();
     }
 
+    /// The device went to another thread and came back; the rig as it was when it cannot go.
+    pub(crate) fn handed_over(self) -> Result<Rig, Box<Rig>> {
+        let Rig { disk, requests, stream, calls, kicks, _folder } = self;
+        let (disk, handed) = match disk.detach() {
+            Ok(detached) => {
+                let there = std::thread::spawn(move || detached).join().unwrap();
+                (there.attach(1 << 20, BufferPool::new(4096, 4)).unwrap(), true)
+            }
+            Err(disk) => (*disk, false),
+        };
+        let rig = Rig { disk, requests, stream, calls, kicks, _folder };
+        if handed { Ok(rig) } else { Err(Box::new(rig)) }
+    }
+
     /// Turns until nothing more happens; requests gather in `requests`.
     pub(crate) fn turn(&mut self) {
         loop {

@@ -1,4 +1,4 @@
-//! Letting a vdisk go, for now or for ever, and letting it grow.
+//! Letting a vdisk go, for now or for ever, and letting it grow; ending a core.
 //!
 //! What is not done when a vdisk is closed is in the log, as after a crash.
 
@@ -38,6 +38,36 @@ impl HostCore {
             let done = executor.timeout(limit, shared.drain(vdisk)).await;
             shared.state.borrow_mut().forget(vdisk);
             done.is_some()
+        }
+    }
+
+    /// Writes a map run while the vdisk is served, where that is worth it, so that a close soon after takes little; waits for
+    /// at most `limit`.
+    pub fn prepare_close(
+        &self,
+        vdisk: VdiskId,
+        limit: Duration,
+    ) -> impl Future<Output = ()> + use<> {
+        let shared = Rc::clone(&self.0);
+        async move {
+            shared.executor.timeout(limit, shared.write_run(vdisk)).await;
+        }
+    }
+
+    /// Ends the core of an engine that goes on: gives back what was granted to it and not used. To be called when no
+    /// vdisk is open; nothing is destaged afterwards. Waits for at most `limit`: what does not arrive ends with the
+    /// incarnation (C15).
+    pub fn end(&self, limit: Duration) -> impl Future<Output = ()> + use<> {
+        let shared = Rc::clone(&self.0);
+        async move {
+            let progress = {
+                let mut state = shared.state.borrow_mut();
+                state.ending = true;
+                state.progress.clone()
+            };
+            progress.notify();
+            let ended = progress.until(|| shared.state.borrow().ended.then_some(()));
+            shared.executor.timeout(limit, ended).await;
         }
     }
 
@@ -95,6 +125,12 @@ impl Shared {
             open.serving = false;
         }
         self.quiet(vdisk).await;
+        self.write_run(vdisk).await;
+        self.quiet(vdisk).await;
+    }
+
+    /// Has a map run written where that is worth it, and waits for it.
+    async fn write_run(&self, vdisk: VdiskId) {
         let progress = {
             let mut state = self.state.borrow_mut();
             if let Some(open) = state.vdisks.get_mut(&vdisk) {
@@ -113,6 +149,5 @@ impl Shared {
             (!wanted && !begun).then_some(())
         };
         progress.until(written).await;
-        self.quiet(vdisk).await;
     }
 }

@@ -34,6 +34,19 @@ pub struct HostCoreConfig {
     pub destage: DestageConfig,
 }
 
+/// What a core has of the engine's, by the number of cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreShare {
+    /// As [`HostCoreConfig::cores`].
+    pub cores: u16,
+    /// As [`HostCoreConfig::write_buffer`].
+    pub write_buffer: u64,
+    /// As [`HostCoreConfig::memory`].
+    pub memory: u64,
+    /// As [`HostCoreConfig::map`].
+    pub map: u64,
+}
+
 /// When destage writes stripes, and how many at a time.
 #[derive(Clone, Debug)]
 pub struct DestageConfig {

@@ -5,7 +5,7 @@
 //! acknowledged is in the log.
 
 use crate::buffer::Record;
-use crate::config::HostCoreConfig;
+use crate::config::{CoreShare, HostCoreConfig};
 use crate::request::{GuestCompletion, GuestError, GuestRequest, Operation};
 use crate::state::{Asked, ClassLink, Reply, State, class_index};
 use crate::stats::{CoreStats, Event, VdiskStats};
@@ -99,6 +99,16 @@ impl HostCore {
         }
         crate::destage::start(&shared);
         HostCore(shared)
+    }
+
+    /// The number of the engine's cores has changed. What the core has beyond a smaller share drains.
+    pub fn set_share(&self, share: CoreShare) {
+        let CoreShare { cores, write_buffer, memory, map } = share;
+        let mut state = self.0.state.borrow_mut();
+        let changed =
+            HostCoreConfig { cores, write_buffer, memory, map, ..(*state.config).clone() };
+        state.config = Rc::new(changed);
+        state.progress.notify();
     }
 
     /// Takes what links and flash have, and sends what came together. True when there was anything; the

@@ -140,6 +140,8 @@ pub(crate) enum Reason {
     Run,
     /// Only a commit that releases records.
     Release,
+    /// None: the core ends.
+    End,
 }
 
 impl State {
@@ -205,6 +207,9 @@ impl Destage {
             let reason = progress
                 .until(|| {
                     let mut state = shared.state.borrow_mut();
+                    if state.ending {
+                        return (self.on_their_way.get() == 0).then_some(Reason::End);
+                    }
                     state.begin_run_if_due();
                     if self.on_their_way.get() >= state.config.destage.stripes_max {
                         return None;
@@ -217,12 +222,31 @@ impl Destage {
                 Reason::Entries => self.commit_zeros().await,
                 Reason::Run => self.begin_run_stripe().await,
                 Reason::Full | Reason::Partial => self.begin_stripe().await,
+                Reason::End => return self.end().await,
             };
             if let Err(GivenUp::NoSpace(reason)) = outcome {
                 self.shortage(Some(reason));
                 shared.executor.sleep(BACK_OFF).await;
             }
         }
+    }
+
+    /// Gives back all grants, and sees to it that the controller has taken them back.
+    async fn end(&self) {
+        let mut grants: Vec<GrantedStripe> = self.stripes.take().into();
+        grants.extend(self.reserve.take());
+        for grant in grants {
+            self.return_grant(grant.stripe).await;
+        }
+        // What is asked for on the same lane is answered after that was read.
+        let ask = |request| HostMessage::Grant { request, stripes: 0, identities: 0 };
+        self.shared.request(Class::Log, 0, ask, &[]).await;
+        let progress = {
+            let mut state = self.shared.state.borrow_mut();
+            state.ended = true;
+            state.progress.clone()
+        };
+        progress.notify();
     }
 
     /// Begins a stripe, which goes on as a task of its own.

@@ -46,7 +46,7 @@ mod state;
 mod stats;
 mod write;
 
-pub use config::{DestageConfig, HostCoreConfig};
+pub use config::{CoreShare, DestageConfig, HostCoreConfig};
 pub use core::{HostCore, KnownStripes};
 pub use error::HostError;
 pub use open::OpenRequest;

@@ -146,6 +146,11 @@ pub(crate) struct State {
     /// Something changed by which a run may be due.
     pub run_may_be_due: bool,
 
+    /// The core is told to end, and has given back what was granted to it.
+    pub ending: bool,
+    /// See [`ending`](State::ending).
+    pub ended: bool,
+
     pub completions: Vec<GuestCompletion>,
     pub events: VecDeque<Event>,
     pub stats: CoreStats,
@@ -205,6 +210,8 @@ impl State {
             lost_drives: BTreeSet::new(),
             run: None,
             run_may_be_due: false,
+            ending: false,
+            ended: false,
             completions: Vec::new(),
             events: VecDeque::new(),
             stats: CoreStats::default(),

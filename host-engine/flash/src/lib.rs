@@ -54,6 +54,7 @@ use state::{DeviceKey, State};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Zones that a share has at least: one to fill, one to move to, one to evict.
 pub const ZONES_MIN: u32 = 3;
@@ -208,6 +209,27 @@ impl Flash {
             state.retire(key, reason.to_owned());
         }
         key.is_some()
+    }
+
+    /// As [`retire`](Flash::retire), but what the device holds is described first, for whoever adds it next. Returns when that
+    /// is done, or could not be done within `limit`.
+    pub async fn let_go(&self, name: &str, limit: Duration) {
+        let inner = &self.0;
+        let found = {
+            let mut state = inner.state.borrow_mut();
+            let mut devices = state.devices.iter_mut();
+            let named = |device: &Device| &*device.name == name && device.phase != Phase::Retired;
+            let found = devices.find(|(_, device)| named(device));
+            found.map(|(key, device)| (*key, device.finish()))
+        };
+        let Some((key, changed)) = found else { return };
+        let finished = || {
+            let state = inner.state.borrow();
+            let over = |device: &Device| device.phase != Phase::Ready || device.is_finished();
+            state.devices.get(&key).is_none_or(over).then_some(())
+        };
+        inner.executor.timeout(limit, changed.until(finished)).await;
+        inner.state.borrow_mut().drop_device(key);
     }
 
     /// Waits until nothing of a device is in use any more: then its drive is closed.

@@ -363,7 +363,14 @@ impl State {
 
     /// A device is not used any more: its parts are gone at once.
     pub fn retire(&mut self, key: DeviceKey, reason: String) {
-        let Some(device) = self.device(key) else { return };
+        if let Some(device) = self.drop_device(key) {
+            self.event(FlashEvent::Retired { device, reason });
+        }
+    }
+
+    /// As [`retire`](State::retire), for a device with which nothing is wrong; its name, when it was in use.
+    pub fn drop_device(&mut self, key: DeviceKey) -> Option<Arc<str>> {
+        let device = self.device(key)?;
         device.phase = Phase::Retired;
         device.queue.clear();
         device.moves.clear();
@@ -372,8 +379,8 @@ impl State {
         let name = Arc::clone(&device.name);
         self.retiring.push(key);
         self.retired_signal.notify();
-        self.event(FlashEvent::Retired { device: name, reason });
         self.answer_late(Moment(0));
+        Some(name)
     }
 
     /// Tells whoever runs it; of very many only the first.

@@ -24,6 +24,9 @@ pub(super) enum FlashEnd {
     Closed,
 }
 
+/// Reports that may wait for the control thread when one more is made of an event.
+const EVENTS_MAX: usize = 64;
+
 /// Why a device is not opened.
 #[derive(Debug)]
 pub enum OpenFailure {
@@ -132,17 +135,22 @@ impl Core<'_> {
             });
             return Ok(());
         };
-        let share = Share { core: u32::from(self.number), cores };
+        let share = Share { core: u32::from(self.place), cores };
         flash.add(&name, drive, *superblock, share).map_err(|error| error.to_string())
     }
 
     /// Retires a device; answers when nothing of it is in use any more.
-    pub(super) fn retire_flash(&mut self, number: u64, name: String) {
+    pub(super) fn retire_flash(&mut self, number: u64, name: String, tidily: bool) {
         self.prepared_flash.remove(&name);
         let flash = self.core.flash().clone();
-        flash.retire(&name, "it was taken out");
+        if !tidily {
+            flash.retire(&name, "it was taken out");
+        }
         let finished = self.finished.clone();
         self.executor.spawn(Priority::Foreground, async move {
+            if tidily {
+                flash.let_go(&name, FLASH_CLOSE_MAX).await;
+            }
             flash.gone(&name).await;
             finished.push(Finished::FlashRetired { number, name });
         });
@@ -160,6 +168,13 @@ impl Core<'_> {
         });
     }
 
+    /// Tells the control thread what it shows; of very much only the first.
+    fn flash_event(&mut self, device: &str, offset: Option<u64>, event: String) {
+        if self.unreported.len() < EVENTS_MAX {
+            self.report(Report::FlashEvent { name: device.to_owned(), offset, event });
+        }
+    }
+
     /// Tells the control thread what became of devices; the flash has logged it.
     pub(super) fn take_flash_events(&mut self) -> bool {
         let mut worked = false;
@@ -172,9 +187,17 @@ impl Core<'_> {
                 FlashEvent::Retired { device, reason } => {
                     self.report(Report::FlashRetired { name: device.to_string(), reason });
                 }
-                FlashEvent::Error { .. }
-                | FlashEvent::PlaceRetired { .. }
-                | FlashEvent::NoSpace { .. } => {}
+                FlashEvent::Error { device, offset, reason } => {
+                    self.flash_event(&device, offset, reason);
+                }
+                FlashEvent::PlaceRetired { device, offset } => {
+                    let event = "a place lost its content and is retired".to_owned();
+                    self.flash_event(&device, Some(offset), event);
+                }
+                FlashEvent::NoSpace { device } => {
+                    let event = "there is no space behind it: nothing is written to it for a while";
+                    self.flash_event(&device, None, event.to_owned());
+                }
             }
         }
         worked

@@ -15,10 +15,13 @@
 //! the core, or it is closed, nothing more is answered: the front end keeps these requests in its inflight
 //! region, and whoever serves it next executes them again (C24).
 //!
+//! **Moves.** A vdisk goes to another core and comes from one with its device (`handover`).
+//!
 //! A crash leaves the sockets' files, and requests in inflight regions.
 
 mod background;
 mod flash;
+mod handover;
 mod nvme;
 mod requests;
 mod serving;
@@ -48,6 +51,7 @@ use cleave_runtime::sync::Queue;
 use cleave_runtime_real::reactor::{Reactor, Turn};
 use cleave_vhost_user::{Disk, Request};
 use flash::FlashEnd;
+use handover::HandStep;
 use nvme::CoreNvme;
 use requests::{Taken, split};
 use serving::Serving;
@@ -63,6 +67,9 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// How long flash may take, after that, to be found as it is at the next start.
 const FLASH_CLOSE_MAX: Duration = Duration::from_secs(3);
 
+/// How long the controllers may take to take back what they granted to a core that ends.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(2);
+
 /// What the core's tasks bring.
 enum Finished {
     Opened {
@@ -74,6 +81,8 @@ enum Finished {
         number: Option<u64>,
         vdisk: VdiskId,
     },
+    Hand(HandStep),
+    GaveBack,
     Deleted {
         number: u64,
         vdisk: VdiskId,
@@ -103,8 +112,10 @@ enum Finished {
 /// See the module's page.
 struct Core<'r> {
     reactor: &'r Reactor,
-    /// Which core.
+    /// Its number.
     number: u16,
+    /// Its place among the engine's cores.
+    place: u16,
     executor: Executor,
     core: HostCore,
     buffers: Vec<BufferPool>,
@@ -118,6 +129,10 @@ struct Core<'r> {
     /// Devices of flash that it drives itself.
     nvme: Rc<CoreNvme>,
     flash: FlashEnd,
+    /// It ends, and the controllers are being told that it does not use what they granted.
+    giving_back: bool,
+    /// Vdisks that are about to go to another core, with requests in flight.
+    leaving: usize,
     vdisks: Slab<Serving>,
     places: BTreeMap<VdiskId, usize>,
     serials: u64,
@@ -157,6 +172,7 @@ impl Turn for Core<'_> {
         self.measure_log();
         worked |= self.answer();
         worked |= self.give_room();
+        worked |= self.hand_what_is_done();
         worked |= self.take_events();
         worked |= self.take_flash_events();
         self.report_rest();
@@ -324,28 +340,60 @@ impl Core<'_> {
                     self.tell(number, Answer::Resized(resized));
                 }
                 Order::Close { vdisk } => self.close(Some(number), vdisk),
+                Order::Hand { vdisk } => self.hand(number, vdisk),
                 Order::Delete { vdisk } => self.delete(number, vdisk),
                 Order::PrepareFlash(order) => self.prepare_flash(number, *order),
                 Order::AddFlash(order) => self.add_flash(number, *order),
-                Order::RetireFlash { name } => self.retire_flash(number, name),
+                Order::RetireFlash { name, tidily } => self.retire_flash(number, name, tidily),
+                Order::Share { share, spin } => {
+                    self.core.set_share(share);
+                    self.reactor.set_spin(spin);
+                    self.tell(number, Answer::Shared);
+                }
+                Order::Load => {
+                    let load = self.load();
+                    self.tell(number, Answer::Load(Box::new(load)));
+                }
                 Order::Look => {
                     let view = self.view();
                     self.tell(number, Answer::View(Box::new(view)));
                 }
-                Order::End => {
-                    self.ending = Some(number);
-                    for vdisk in self.places.keys().copied().collect::<Vec<_>>() {
-                        self.close(None, vdisk);
-                    }
-                }
+                Order::End { with_engine } => self.end(number, with_engine),
             }
         }
         worked
     }
 
-    fn open(&mut self, number: u64, order: Box<OpenOrder>) {
+    fn end(&mut self, number: u64, with_engine: bool) {
+        if self.ending.replace(number).is_some() {
+            // It ended by itself, and the engine ends meanwhile.
+            return;
+        }
+        if !with_engine {
+            self.giving_back = true;
+            let (ending, finished) = (self.core.end(GIVE_BACK_MAX), self.finished.clone());
+            self.executor.spawn(Priority::Foreground, async move {
+                ending.await;
+                finished.push(Finished::GaveBack);
+            });
+        }
+        for (vdisk, place) in self.places.clone() {
+            match self.vdisks[place].arriving {
+                // Nothing of it was taken here.
+                true => self.remove(vdisk),
+                false => self.close(None, vdisk),
+            }
+        }
+    }
+
+    fn open(&mut self, number: u64, mut order: Box<OpenOrder>) {
         if self.ending.is_some() {
             return self.tell(number, Answer::Opened(Err(OpenError::Stopping)));
+        }
+        if let Some(handed) = order.handed.take()
+            && let Err(error) = self.arrive(&order, *handed)
+        {
+            return self.tell(number, Answer::Opened(Err(error)));
         }
         let request = OpenRequest {
             vdisk: order.vdisk,
@@ -441,6 +489,8 @@ impl Core<'_> {
                     self.tell(number, Answer::FlashRetired);
                 }
                 Finished::FlashClosed => self.flash = FlashEnd::Closed,
+                Finished::GaveBack => self.giving_back = false,
+                Finished::Hand(step) => self.hand_on(step),
                 Finished::Deleted { number, vdisk, result } => {
                     self.remove(vdisk);
                     self.tell(number, Answer::Deleted(result));
@@ -456,8 +506,11 @@ impl Core<'_> {
         order: &OpenOrder,
         result: Result<(), HostError>,
     ) -> Result<(), OpenError> {
-        result?;
         let vdisk = order.vdisk;
+        if self.arrived(vdisk, result.is_ok()) {
+            return result.map_err(OpenError::from);
+        }
+        result?;
         let bound = match order.without_device {
             true => Ok(None),
             false => Disk::bind(order.device.clone(), self.buffers.clone()).map(Some),
@@ -496,6 +549,10 @@ impl Core<'_> {
         let mut serving = self.vdisks.remove(place);
         self.forget(serving.close());
         serving.unwatch(self.reactor);
+        self.leaving -= usize::from(serving.draining);
+        if let Some(number) = serving.leaving.take() {
+            self.tell(number, Answer::Handed(Err("it was let go".to_owned())));
+        }
         self.past.merge(&serving.measures);
     }
 
@@ -525,7 +582,7 @@ impl Core<'_> {
             // Closing vdisks has written stripes, and flash has taken them.
             FlashEnd::Open => self.close_flash(),
             FlashEnd::Closing => {}
-            FlashEnd::Closed if self.ended.get() => {}
+            FlashEnd::Closed if self.ended.get() || self.giving_back => {}
             FlashEnd::Closed => {
                 self.ended.set(true);
                 self.tell(number, Answer::Ended);

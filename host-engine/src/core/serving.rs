@@ -20,6 +20,12 @@ pub struct Serving {
     pub stalled: VecDeque<GuestRequest>,
     /// What its guest did.
     pub measures: Measures,
+    /// Its device came from another core, and the core has not opened it yet.
+    pub arriving: bool,
+    /// The command by which it goes to another core.
+    pub leaving: Option<u64>,
+    /// It goes as soon as what was taken is done.
+    pub draining: bool,
     watches: Vec<WatchId>,
     watch_version: Option<u64>,
 }
@@ -33,6 +39,9 @@ impl Serving {
             disk,
             stalled: VecDeque::new(),
             measures: Measures::default(),
+            arriving: false,
+            leaving: None,
+            draining: false,
             watches: Vec::new(),
             watch_version: None,
         }

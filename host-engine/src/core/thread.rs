@@ -6,7 +6,7 @@ use super::nvme::CoreNvme;
 use super::{Core, Finished};
 use crate::error::HostEngineError;
 use crate::measure::Measures;
-use crate::messages::{Answer, Command, Order, Report};
+use crate::messages::{Answer, Command, CoreLoad, Order, Report};
 use cleave_control::histogram::Histogram;
 use cleave_host_core::{HostCore, HostCoreConfig, VdiskStats};
 use cleave_runtime::buffer::BufferPool;
@@ -15,7 +15,7 @@ use cleave_runtime::links::Links;
 use cleave_runtime::random::{Random, SplitMix};
 use cleave_runtime::ring::{Consumer, Producer, Refused, ring};
 use cleave_runtime::sync::{Outcome, Promise, Queue, promise};
-use cleave_runtime::time::Clock;
+use cleave_runtime::time::{Clock, Moment};
 use cleave_runtime_real::doorbell::EventDoorbell;
 use cleave_runtime_real::error::Error;
 use cleave_runtime_real::quic::{QuicConfig, QuicLinks};
@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Commands and reports on their way; more wait at their sender.
 const RING: usize = 256;
@@ -39,16 +40,26 @@ const WRITE_BUFFERS: [(usize, usize); 6] =
 pub struct CoreSettings {
     /// The host core's.
     pub core: HostCoreConfig,
+    /// Its place among the engine's cores.
+    pub place: u16,
     /// The links'.
     pub links: QuicConfig,
     /// The loop's.
     pub reactor: ReactorConfig,
+    /// The processor on which it should run.
+    pub processor: Option<usize>,
 }
 
 /// The control thread's end of a core.
 pub struct CoreHandle {
-    /// Which.
+    /// Its number, which no other core of the engine ever has.
     pub core: u16,
+    /// The processor to which it is bound.
+    pub processor: Option<usize>,
+    /// When it was looked at last, and how long it had worked by then.
+    load: Cell<(Moment, Duration)>,
+    /// Thousandths of its time that it worked before that.
+    busy_permille: Cell<u64>,
     commands: Producer<Command>,
     /// Commands that the ring did not take.
     unsent: RefCell<VecDeque<Command>>,
@@ -76,18 +87,22 @@ pub fn start(
                 Ok(prepared) => prepared,
                 Err(error) => return drop(started.send(Err(error))),
             };
+            let processor = pin(&reactor, &settings);
             // The one who waits for this is the one who started the thread.
-            let _ = started.send(Ok(()));
-            run(&reactor, links, settings.core, taken, report);
+            let _ = started.send(Ok(processor));
+            run(&reactor, links, settings, taken, report);
         })
         .map_err(|source| refused(Error::System { what: "starting a thread", source }))?;
-    match outcome.recv() {
-        Ok(Ok(())) => {}
+    let processor = match outcome.recv() {
+        Ok(Ok(processor)) => processor,
         Ok(Err(error)) => return Err(refused(error)),
         Err(_) => unreachable!("a thread that panics ends the process"),
-    }
+    };
     Ok(CoreHandle {
         core,
+        processor,
+        load: Cell::default(),
+        busy_permille: Cell::new(0),
         commands,
         unsent: RefCell::default(),
         reports,
@@ -106,13 +121,27 @@ fn prepare(
     Ok((reactor, links))
 }
 
+/// Binds the core to its processor, where that is allowed.
+fn pin(reactor: &Reactor, settings: &CoreSettings) -> Option<usize> {
+    let processor = settings.processor?;
+    match reactor.pin(processor) {
+        Ok(()) => Some(processor),
+        Err(error) => {
+            let core = settings.core.core;
+            tracing::info!(core, processor, %error, "a core runs on any processor");
+            None
+        }
+    }
+}
+
 fn run(
     reactor: &Reactor,
     links: Rc<dyn Links>,
-    config: HostCoreConfig,
+    settings: CoreSettings,
     commands: Consumer<Command>,
     reports: Producer<Report>,
 ) {
+    let CoreSettings { core: config, place, .. } = settings;
     // For jitter only.
     let seed = config.incarnation.0.rotate_left(16) ^ u64::from(config.core);
     let random: Rc<dyn Random> = Rc::new(SplitMix::new(seed));
@@ -125,6 +154,7 @@ fn run(
     let application = Core {
         reactor,
         number,
+        place,
         executor,
         core,
         buffers: buffers.into(),
@@ -135,6 +165,8 @@ fn run(
         prepared_flash: BTreeMap::new(),
         nvme: Rc::clone(&nvme),
         flash: FlashEnd::Open,
+        giving_back: false,
+        leaving: 0,
         vdisks: Slab::new(),
         places: BTreeMap::new(),
         serials: 0,
@@ -183,6 +215,19 @@ impl CoreHandle {
         }
     }
 
+    /// Keeps what the core says it has done.
+    pub fn note_load(&self, load: &CoreLoad) {
+        let (at, busy) = self.load.replace((load.at, load.busy));
+        let passed = load.at.since(at).as_micros().max(1);
+        let worked = load.busy.saturating_sub(busy).as_micros();
+        self.busy_permille.set(u64::try_from(worked * 1000 / passed).unwrap_or(1000).min(1000));
+    }
+
+    /// Percent of its time that the core worked, between the last two times that it was asked.
+    pub fn busy_percent(&self) -> f64 {
+        self.busy_permille.get() as f64 / 10.0
+    }
+
     /// Takes what the core reports, and gives on what is no answer. True when there was anything.
     pub fn turn(&self, mut report: impl FnMut(Report)) -> bool {
         let mut any = false;
@@ -228,6 +273,9 @@ impl CoreHandle {
         let (report, reports) = ring(RING, doorbell as Arc<dyn Doorbell>);
         let handle = CoreHandle {
             core,
+            processor: None,
+            load: Cell::default(),
+            busy_permille: Cell::new(0),
             commands,
             unsent: RefCell::default(),
             reports,

@@ -34,6 +34,8 @@ struct Bench {
     server: DirectServer,
     engine: Rc<Engine>,
     core: ScriptedCore,
+    /// To which vdisks can move.
+    other: ScriptedCore,
     folder: tempfile::TempDir,
 }
 
@@ -49,10 +51,13 @@ impl Bench {
         engine.incarnation.set(Incarnation(INCARNATION));
         let (handle, core) = CoreHandle::scripted(0);
         engine.cores.borrow_mut().push(Rc::new(handle));
+        let (handle, other) = CoreHandle::scripted(7);
+        // Nothing begins there.
+        engine.cpu.leaving.borrow_mut().push(Rc::new(handle));
         let engine = Rc::new(engine);
         let follow = Rc::clone(&engine).follow();
         engine.executor.spawn(Priority::Foreground, async { follow.await.unwrap() });
-        Bench { clock, server, engine, core, folder }
+        Bench { clock, server, engine, core, other, folder }
     }
 
     /// Lets everything happen that can without time.
@@ -110,6 +115,16 @@ impl Bench {
         *order
     }
 
+    fn move_away(&self, vdisk: u64) {
+        let other = self.engine.cpu.leaving.borrow()[0].clone();
+        self.engine.vdisks.borrow()[&vdisk].move_to(other);
+        self.settle();
+    }
+
+    fn core_of(&self, vdisk: u64) -> u16 {
+        self.engine.vdisks.borrow()[&vdisk].core().core
+    }
+
     fn serving(&self, vdisk: u64) -> Option<VdiskServing> {
         self.engine.vdisks.borrow().get(&vdisk).map(|vdisk| vdisk.serving.get())
     }
@@ -127,6 +142,7 @@ fn config(folder: &std::path::Path) -> HostConfig {
         control_socket: folder.join("control"),
         listen: "127.0.0.1:0".parse().unwrap(),
         cores: 1,
+        insane: false,
         memory_budget: 64 * MIB,
         map: 0,
         write_buffer: 32 * MIB,
@@ -234,6 +250,82 @@ fn a_vdisk_that_moves_is_closed_released_and_unlocked() {
     assert_eq!(bench.owner(5).unwrap().incarnation, None);
     assert_eq!(bench.serving(5), None);
     assert!(KernelLock::try_take(&path).unwrap().is_some());
+}
+
+// C8: the log is sealed anew by the next core, and not before the first one has let go.
+#[test]
+fn a_vdisk_moves_to_another_core_under_a_new_epoch() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.move_away(5);
+    let Command { number, order: Order::Hand { vdisk: VdiskId(5) } } = bench.command() else {
+        panic!("it is to be given away")
+    };
+    assert!(bench.other.commands.pop().is_none(), "the first core has it still");
+    assert_eq!((bench.owner(5).unwrap().epoch, bench.core_of(5)), (2, 0));
+    bench.answer(number, Answer::Handed(Ok(None)));
+    let Some(Command { number, order: Order::Open(order) }) = bench.other.commands.pop() else {
+        panic!("an order to open")
+    };
+    assert_eq!((order.epoch, order.predecessor_dead), (Epoch(2), true));
+    let answer = Answer::Opened(Ok(()));
+    bench.other.reports.push(Report::Answer { number, answer }).ok().unwrap();
+    bench.settle();
+    assert_eq!((bench.serving(5), bench.core_of(5)), (Some(VdiskServing::Serving), 7));
+    bench.idle();
+    // What is wanted of it goes to that core; what is released is the newest epoch.
+    bench.record("data", Some(&VdiskRecord { host: Some(2), ..vdisk(5) }));
+    let Some(Command { number, order: Order::Close { .. } }) = bench.other.commands.pop() else {
+        panic!("an order to close")
+    };
+    let answer = Answer::Closed;
+    bench.other.reports.push(Report::Answer { number, answer }).ok().unwrap();
+    bench.settle();
+    let released = VdiskOwner { epoch: 2, host: HOST.into(), incarnation: None };
+    assert_eq!(bench.owner(5), Some(released));
+}
+
+#[test]
+fn a_vdisk_that_cannot_leave_its_core_is_served_there() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.move_away(5);
+    let Command { number, .. } = bench.command();
+    bench.answer(number, Answer::Handed(Err("its requests take too long".to_owned())));
+    assert!(bench.other.commands.pop().is_none());
+    assert_eq!((bench.serving(5), bench.core_of(5)), (Some(VdiskServing::Serving), 0));
+    // It is asked again when that is wanted again, and only then.
+    bench.pass(Duration::from_secs(60));
+    bench.idle();
+    // What it released in the end is what it took last.
+    bench.record("data", Some(&VdiskRecord { host: Some(2), ..vdisk(5) }));
+    let Command { number, order: Order::Close { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Closed);
+    let released = VdiskOwner { epoch: 2, host: HOST.into(), incarnation: None };
+    assert_eq!(bench.owner(5), Some(released));
+}
+
+#[test]
+fn a_move_that_fails_on_the_next_core_begins_anew_there() {
+    let bench = Bench::new();
+    bench.record("data", Some(&vdisk(5)));
+    bench.open();
+    bench.move_away(5);
+    let Command { number, .. } = bench.command();
+    bench.answer(number, Answer::Handed(Ok(None)));
+    let Some(Command { number, .. }) = bench.other.commands.pop() else { panic!() };
+    let refused = HostError::Refused { vdisk: VdiskId(5), refusal: Refusal::Full };
+    let answer = Answer::Opened(Err(refused.into()));
+    bench.other.reports.push(Report::Answer { number, answer }).ok().unwrap();
+    bench.settle();
+    assert_eq!(bench.serving(5), Some(VdiskServing::Failed));
+    bench.pass(SERVE_AGAIN);
+    let Some(Command { order: Order::Open(order), .. }) = bench.other.commands.pop() else {
+        panic!("it is opened again, where it was to go")
+    };
+    assert_eq!(order.epoch, Epoch(3));
 }
 
 #[test]

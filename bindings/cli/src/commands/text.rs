@@ -1,8 +1,9 @@
 //! Status and statistics as people read them. Scripts read the JSON.
 
 use cleave_control::status::{
-    ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostFlashStatus, Latency,
-    OperationStatistics, ProcessState, ProcessStatus, Role, VdiskEntry, VdiskServing,
+    ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostCpuStatus, HostFlashStatus,
+    Latency, OperationStatistics, PoolStatus, ProcessState, ProcessStatus, Role, StripeStatus,
+    VdiskEntry, VdiskServing,
 };
 use std::fmt::Write;
 
@@ -19,6 +20,7 @@ pub fn status(status: &ClusterStatus) -> String {
             continue;
         }
         line(&mut out, format_args!("  memory {}", fill(host.memory)));
+        out.push_str(&cpu(&host.cpu));
         for log in &host.logs {
             let writable = if log.writable { "writable" } else { "not writable" };
             line(
@@ -207,6 +209,37 @@ pub fn statistics(statistics: &ClusterStatistics) -> String {
     out
 }
 
+/// Cores, and where they run.
+pub fn cpu(cpu: &HostCpuStatus) -> String {
+    let mut out = String::new();
+    let insane = if cpu.insane { ", Insane Mode" } else { "" };
+    let why = match cpu.cores_configured {
+        0 => String::new(),
+        cores => format!(", {cores} asked for"),
+    };
+    let changing = match cpu.changing {
+        true => format!(", on the way to {}", cpu.cores_wanted),
+        false => String::new(),
+    };
+    let (count, processors) = (cpu.cores.len(), cpu.processors);
+    line(
+        &mut out,
+        format_args!("  CPU: {count} cores of {processors} processors{insane}{why}{changing}"),
+    );
+    for core in &cpu.cores {
+        let place = match core.processor {
+            Some(processor) => format!("on processor {processor}"),
+            None => "on any processor".to_owned(),
+        };
+        let (busy, vdisks) = (core.busy_percent, core.vdisks);
+        line(
+            &mut out,
+            format_args!("  core {}: {place}, {busy:.1} % busy, {vdisks} vdisks", core.core),
+        );
+    }
+    out
+}
+
 /// Devices, and whether what vdisks hold fits.
 pub fn flash(flash: &HostFlashStatus) -> String {
     let mut out = String::new();
@@ -234,6 +267,73 @@ pub fn flash(flash: &HostFlashStatus) -> String {
         line(&mut out, format_args!("  flash {}: {state}{errors}", device.device));
     }
     out
+}
+
+/// What happened to flash, the newest last.
+pub fn flash_events(flash: &HostFlashStatus) -> String {
+    let mut out = String::new();
+    for event in &flash.events {
+        let place = event.offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default();
+        let (at, device) = (utc(event.at), &event.device);
+        line(&mut out, format_args!("  {at} {device}{place}: {}", event.event));
+    }
+    out
+}
+
+/// Drives, space, stripes.
+pub fn pool(pool: &PoolStatus) -> String {
+    let mut out = String::new();
+    let free = bytes(pool.space.capacity.saturating_sub(pool.space.used));
+    let percent = pool.space.used as f64 * 100.0 / pool.space.capacity.max(1) as f64;
+    line(&mut out, format_args!("pool: {} used ({percent:.1} %), {free} free", fill(pool.space)));
+    match &pool.stripes {
+        None => {
+            line(&mut out, format_args!("  no controller is active: its stripes are not known"))
+        }
+        Some(StripeStatus { data_shards, parity_shards, committed, degraded, lost }) => line(
+            &mut out,
+            format_args!(
+                "  stripes: {committed}, {degraded} degraded, {lost} lost; {} freed; new ones are {data_shards}+{parity_shards}",
+                pool.stripes_freed
+            ),
+        ),
+    }
+    if let Some(shortage) = &pool.shortage {
+        line(
+            &mut out,
+            format_args!("  destage waits: {shortage}; writes stall when the log is full"),
+        );
+    }
+    for drive in &pool.drives {
+        let state = match drive.state {
+            DriveState::Online => fill(drive.space),
+            DriveState::Lost => format!("lost: {}", drive.reason),
+        };
+        let (number, path) = (drive.drive, &drive.path);
+        let faults = match (drive.errors, drive.check_failures) {
+            (0, 0) => String::new(),
+            (errors, checks) => format!(", {errors} errors, {checks} shards failed their check"),
+        };
+        line(&mut out, format_args!("  drive {number} ({path}): {state}{faults}"));
+    }
+    out
+}
+
+/// Seconds since the Unix epoch, as a date and a time.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days are counted from 1 March 0000, so that leap days come last (the proleptic Gregorian calendar).
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// A table.
@@ -324,6 +424,7 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cleave_control::status::{CoreStatus, FlashEventStatus};
 
     #[test]
     fn bytes_have_three_digits() {
@@ -338,6 +439,60 @@ mod tests {
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn moments_are_dates() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_782_399), "2000-02-28 23:59:59 UTC");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(utc(1_704_067_199), "2023-12-31 23:59:59 UTC");
+        assert_eq!(utc(4_107_542_399), "2100-02-28 23:59:59 UTC");
+        assert_eq!(utc(4_107_542_400), "2100-03-01 00:00:00 UTC");
+    }
+
+    #[test]
+    fn a_pool_and_flash_events_are_described() {
+        let mut shown = PoolStatus {
+            space: Fill { used: 1 << 30, capacity: 4 << 30 },
+            shortage: Some("no slots are free".to_owned()),
+            ..PoolStatus::default()
+        };
+        let text = pool(&shown);
+        for part in
+            ["1.00 GiB of 4.00 GiB used (25.0 %), 3.00 GiB free", "not known", "no slots are free"]
+        {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        shown.stripes =
+            Some(StripeStatus { data_shards: 4, parity_shards: 2, ..Default::default() });
+        assert!(pool(&shown).contains("new ones are 4+2"));
+        let event = FlashEventStatus {
+            at: 0,
+            device: "/dev/x".to_owned(),
+            offset: Some(4096),
+            event: "gone".to_owned(),
+        };
+        let flash = HostFlashStatus { events: vec![event], ..HostFlashStatus::default() };
+        assert_eq!(flash_events(&flash), "  1970-01-01 00:00:00 UTC /dev/x at byte 4096: gone\n");
+    }
+
+    #[test]
+    fn cores_are_described() {
+        let core = CoreStatus { core: 3, processor: Some(1), busy_percent: 12.34, vdisks: 2 };
+        let shown = HostCpuStatus {
+            processors: 8,
+            insane: true,
+            cores_wanted: 4,
+            changing: true,
+            cores: vec![core],
+            ..HostCpuStatus::default()
+        };
+        let text = cpu(&shown);
+        assert!(text.contains("1 cores of 8 processors, Insane Mode, on the way to 4"), "{text}");
+        assert!(text.contains("core 3: on processor 1, 12.3 % busy, 2 vdisks"), "{text}");
+        let text = cpu(&HostCpuStatus { cores_configured: 2, ..HostCpuStatus::default() });
+        assert!(text.contains("2 asked for"), "{text}");
     }
 
     #[test]

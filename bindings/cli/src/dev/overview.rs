@@ -257,6 +257,12 @@ impl Overview {
         }
         for host in hosts {
             warnings.extend(flash_warnings(&host.flash));
+            if let Some(shortage) = &host.shortage {
+                let name = &host.process.name;
+                warnings.push(format!(
+                    "destage of {name} waits: {shortage}; writes stall when the log is full"
+                ));
+            }
         }
         for vdisk in hosts.iter().flat_map(|host| &host.vdisks) {
             if vdisk.state == VdiskServing::Failed {

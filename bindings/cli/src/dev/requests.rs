@@ -5,6 +5,7 @@
 
 use crate::dev::child::failed;
 use crate::dev::cluster::{program, program_of};
+use crate::dev::cpu;
 use crate::dev::flash;
 use crate::dev::overview::Overview;
 use crate::dev::settings::{DATANODE_ID, ENGINES, HOST};
@@ -30,6 +31,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const SERVED: Duration = Duration::from_secs(60);
 /// How long the host engine may take to add a device, or to let it go.
 const FLASH: Duration = Duration::from_secs(30);
+/// How long the host engine may take to note how many cores it should have.
+const CPU: Duration = Duration::from_secs(10);
 /// How exactly a stall is known.
 const STALL_STEP: Duration = Duration::from_millis(5);
 
@@ -72,6 +75,7 @@ impl Requests {
             Request::DeleteVdisk { name } => self.delete(&name),
             Request::RestartChild { name } => self.restart(&name),
             Request::UpgradeHost { program } => self.upgrade(program),
+            Request::SetCpu { insane, cores } => self.set_cpu(insane, cores),
             Request::AddFlash { device, size } => self.add_flash(device, size),
             Request::RetireFlash { device } => self.retire_flash(device),
             Request::StartEmptyLog { datanode, accept_data_loss } => {
@@ -182,6 +186,15 @@ impl Requests {
         self.tell(Event::Proven { name: HOST, pid: promoted.pid })?;
         let stall_milliseconds = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
         Ok(Reply::Upgraded { version, stall_milliseconds })
+    }
+
+    /// An engine that does not run finds it in its configuration.
+    fn set_cpu(&self, insane: Option<bool>, cores: Option<u16>) -> Result<Reply> {
+        cpu::keep(&self.overview.cluster.directory, insane, cores)?;
+        match self.overview.pid(HOST) {
+            Some(_) => self.overview.forward(HOST, &Request::SetCpu { insane, cores }, CPU),
+            None => Ok(Reply::Done {}),
+        }
     }
 
     fn add_flash(&self, device: String, size: Option<u64>) -> Result<Reply> {

@@ -55,6 +55,12 @@ pub struct Settings {
     pub key_file: Option<PathBuf>,
     /// Bytes that the host engine may use.
     pub host_memory: u64,
+    /// Insane Mode.
+    #[serde(default)]
+    pub insane: bool,
+    /// Cores of the host engine; 0: by their share of the processors.
+    #[serde(default)]
+    pub cores: u16,
     /// Bytes of the mirrored log.
     pub log_size: u64,
     /// The host's flash; without it what is usual.
@@ -114,6 +120,8 @@ impl Settings {
             encrypted: asked.encrypted,
             key_file: asked.key_file.clone(),
             host_memory: asked.host_memory.unwrap_or(HOST_MEMORY),
+            insane: false,
+            cores: 0,
             log_size: asked.log_size.unwrap_or(LOG_SIZE),
             flash: asked.flash.clone(),
             flash_size: asked.flash_size.unwrap_or(FLASH_SIZE),

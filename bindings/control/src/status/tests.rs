@@ -15,8 +15,10 @@ fn examples() -> (ClusterStatus, ClusterStatistics) {
         hosts: vec![HostStatus {
             logs: vec![HostLogStatus::default()],
             vdisks: vec![VdiskStatus::default()],
+            cpu: HostCpuStatus { cores: vec![CoreStatus::default()], ..HostCpuStatus::default() },
             flash: HostFlashStatus {
                 devices: vec![FlashStatus::default()],
+                events: vec![FlashEventStatus::default()],
                 ..HostFlashStatus::default()
             },
             ..HostStatus::default()
@@ -98,6 +100,37 @@ fn what_is_written_is_read_and_new_fields_are_ignored() {
     assert_eq!(serde_json::from_value::<ClusterStatus>(json).unwrap(), status);
     let json = serde_json::to_string(&statistics).unwrap();
     assert_eq!(serde_json::from_str::<ClusterStatistics>(&json).unwrap(), statistics);
+}
+
+#[test]
+fn the_pool_is_what_the_active_controller_has() {
+    let (mut status, mut statistics) = examples();
+    assert_eq!(PoolStatus::of(&status, &statistics), PoolStatus::default());
+    let drive = |state, used| DriveStatus {
+        state,
+        space: Fill { used, capacity: 100 },
+        ..DriveStatus::default()
+    };
+    status.hosts[0].shortage = Some("no slots are free".to_owned());
+    status.controllers[0].role = Role::Active;
+    status.controllers[0].process.name = "a".to_owned();
+    status.controllers[0].drives = vec![
+        drive(DriveState::Online, 7),
+        drive(DriveState::Lost, 50),
+        drive(DriveState::Online, 5),
+    ];
+    statistics.controllers[0].name = "a".to_owned();
+    statistics.controllers[0].stripes_freed = 9;
+    let pool = PoolStatus::of(&status, &statistics);
+    assert_eq!(pool.space, Fill { used: 12, capacity: 200 });
+    assert_eq!((pool.stripes_freed, pool.drives.len()), (9, 3));
+    assert_eq!(pool.shortage.as_deref(), Some("no slots are free"));
+    let page = include_str!("../../../../docs/STATUS.md");
+    let mut names = BTreeSet::new();
+    fields(&serde_json::to_value(&pool).unwrap(), &mut names);
+    for name in &names {
+        assert!(page.contains(&format!("`{name}`")), "docs/STATUS.md does not speak of {name}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The device against a front end and a guest by hand: what well-behaved ones never do.
 
+mod handover;
 mod hostile;
 mod messages;
 mod resume;

@@ -135,6 +135,8 @@ pub struct ReactorCounters {
     pub background: Duration,
     /// Time asleep.
     pub asleep: Duration,
+    /// Time in turns that found work.
+    pub busy: Duration,
 }
 
 /// The loop of one core. It belongs to the thread that made it.
@@ -152,6 +154,9 @@ pub struct Reactor {
     counters: Cell<ReactorCounters>,
     /// When the turn before this one began; `None` after a sleep.
     previous: Cell<Option<Moment>>,
+    /// The turn before this one found work.
+    worked: Cell<bool>,
+    spin: Cell<Duration>,
 }
 
 impl Reactor {
@@ -180,10 +185,12 @@ impl Reactor {
             door_watch,
             ring,
             sources: RefCell::default(),
+            spin: Cell::new(config.spin),
             config,
             pools: RefCell::new(None),
             counters: Cell::default(),
             previous: Cell::new(None),
+            worked: Cell::new(false),
         })
     }
 
@@ -205,6 +212,16 @@ impl Reactor {
     /// What the core did so far.
     pub fn counters(&self) -> ReactorCounters {
         self.counters.get()
+    }
+
+    /// Changes how long the core spins at most before it sleeps; see [`ReactorConfig::spin`].
+    pub fn set_spin(&self, spin: Duration) {
+        self.spin.set(spin);
+    }
+
+    /// Binds the calling thread, whose reactor this is, to a processor.
+    pub fn pin(&self, cpu: usize) -> Result<()> {
+        bind(cpu)
     }
 
     /// Changes the share of background tasks, in percent (clamped to 1 to 100).
@@ -258,7 +275,7 @@ impl Reactor {
                 continue;
             }
             let gaps = self.gaps.get();
-            if self.clock.now().since(gaps.last_event()) < gaps.spin(self.config.spin) {
+            if self.clock.now().since(gaps.last_event()) < gaps.spin(self.spin.get()) {
                 std::hint::spin_loop();
                 continue;
             }
@@ -295,6 +312,7 @@ impl Reactor {
         let sent = self.each_source(|source| source.flush());
 
         let worked = reaped || foreground || background || sent;
+        self.worked.set(worked);
         if worked {
             let mut gaps = self.gaps.get();
             gaps.event(begin);
@@ -383,7 +401,11 @@ impl Reactor {
 
     fn count_turn(&self, since: Option<Duration>) {
         let took = since.unwrap_or_default();
+        let worked = self.worked.get();
         self.count(|counters| {
+            if worked {
+                counters.busy += took;
+            }
             counters.turns += 1;
             counters.longest_turn = counters.longest_turn.max(took);
             counters.stalls += u64::from(took > STALL);
