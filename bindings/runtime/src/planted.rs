@@ -52,6 +52,12 @@ bugs! {
     LeaveRot breaks "rule 3.3";
     /// A frame's checksum at rest does not cover its address.
     ChecksumWithoutAddress breaks "C3";
+    /// What flash gives is not checked.
+    FlashWithoutChecks breaks "C3";
+    /// A place of flash that was given to another part while it was read counts as the one that was asked for.
+    FlashPlaceNotRechecked breaks "C3";
+    /// Flash names stripes by a part of their identity: what one that is gone left is taken for a newer one's.
+    StaleSegments breaks "C3";
     /// A commit releases one record more than it names.
     ReleaseTooMuch breaks "C4";
     /// What a stripe holds is released before its commit.
@@ -76,7 +82,8 @@ bugs! {
     AcceptOldOwners breaks "C8";
     /// Appends are taken after a newer owner's seal.
     AppendAfterSeal breaks "C8";
-    /// A map is opened from the catalog before it has every commit that released records.
+    /// A map is opened from the catalog before it has every commit that released records: a seal is answered once it
+    /// is mirrored, and what waits for the catalog is not applied before the question.
     OpenStaleMap breaks "C8";
     /// Shards count as written before the drive is flushed.
     CommitBeforeFlush breaks "C10";
@@ -114,6 +121,8 @@ bugs! {
     ReadUnpublished breaks "C23";
     /// New requests are taken before those that were in flight when the engine died.
     ReexecuteLate breaks "C24";
+    /// Requests that were in flight when the engine died are taken again, the newest first.
+    ResumeNewestFirst breaks "C24";
     /// Records of a deleted vdisk stay in the log.
     KeepDeletedRecords breaks "C28";
     /// A core counts a key's frames anew with every vdisk that it opens.

@@ -477,7 +477,10 @@ impl State {
             }
         }
         let mut replies = Vec::new();
-        let synced = self.mirror.trimmable();
+        let synced = match is_planted(Planted::OpenStaleMap) {
+            true => Position(self.mirror.mirrored),
+            false => self.mirror.trimmable(),
+        };
         while active.replies.front().is_some_and(|reply| reply.0 <= synced) {
             replies.extend(active.replies.pop_front());
         }

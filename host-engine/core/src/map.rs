@@ -84,6 +84,8 @@ pub struct Map {
     dirty: BTreeMap<VdiskId, BTreeSet<u32>>,
     snapshots: BTreeMap<VdiskId, Snapshot>,
     versions_kept: usize,
+    /// Blocks that kept a newer content than a commit that came late had for them (C2).
+    overtaken: u64,
     /// Blocks with a frame.
     mapped: BTreeMap<VdiskId, u64>,
     /// Where stripes lie that hold current pieces.
@@ -159,6 +161,7 @@ impl Map {
             if leaf.version(block).is_some_and(|known| change.version <= known)
                 && !is_planted(Planted::ApplyWithoutVersions)
             {
+                self.overtaken += 1;
                 continue;
             }
             if keep {
@@ -193,6 +196,11 @@ impl Map {
         self.versions_kept = self.versions_kept + kept - kept_before;
         let mapped = self.mapped.entry(vdisk).or_default();
         *mapped = *mapped + u64::from(used) - u64::from(used_before);
+    }
+
+    /// Blocks that kept a newer content than a commit that came late had for them (C2).
+    pub fn overtaken(&self) -> u64 {
+        self.overtaken
     }
 
     /// Forgets versions that no unreleased record of the slice can meet any more.

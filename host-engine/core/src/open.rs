@@ -28,6 +28,7 @@ use cleave_runtime::executor::Priority;
 use cleave_runtime::links::Class;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::{ControllerMessage, HostMessage, MapCommit, MapCursor, Refusal};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
@@ -155,12 +156,14 @@ impl State {
         let data = bytes.slice(bytes.len() - length..);
         let mut record = Record::new(identity, data, &entries, self.now);
         record.mirrored = true;
-        let (map, slice) = (&self.map, identity.slice);
+        let (map, slice, overtaken) = (&self.map, identity.slice, Cell::new(0));
         self.buffer.insert(record, |block| {
             let known = map.version(vdisk, slice.block(block));
-            known.is_none_or(|known| identity.version > known)
-                || is_planted(Planted::ReplayWithoutVersions)
+            let newer = known.is_none_or(|known| identity.version > known);
+            overtaken.set(overtaken.get() + u64::from(!newer));
+            newer || is_planted(Planted::ReplayWithoutVersions)
         });
+        self.stats.replays_overtaken += overtaken.get();
         Ok(slice)
     }
 }

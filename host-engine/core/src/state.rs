@@ -538,6 +538,7 @@ impl State {
             map_stripes: self.map.stripes() as u64,
             map_resident: self.map.resident(),
             map_leaves: self.map.leaves_resident() as u64,
+            commits_overtaken: self.map.overtaken(),
             index_memory: self.index.memory() as u64,
             index_entries: self.index.len().0 as u64,
             connected: self.ready(Class::Log).is_some(),

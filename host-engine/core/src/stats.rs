@@ -122,6 +122,10 @@ pub struct CoreStats {
     pub index_memory: u64,
     /// See [`index_memory`](CoreStats::index_memory).
     pub index_entries: u64,
+    /// Blocks that had newer content when a commit came, or when a record was replayed (C2).
+    pub commits_overtaken: u64,
+    /// See [`commits_overtaken`](CoreStats::commits_overtaken).
+    pub replays_overtaken: u64,
     /// Stripes that vdisks left, because nothing of theirs names them any more.
     pub stripes_left: u64,
     /// Requests that were not taken at first, because the write buffer was full.

@@ -7,11 +7,14 @@ use crate::port::Outcome;
 use crate::stats::{DeviceStats, FlashEvent, FlashStats};
 use crate::table::{Found, PLACE_MAX, Table};
 use bytes::Bytes;
+use cleave_format::address::Address;
+use cleave_format::frame::{self, FRAME_HEADER};
 use cleave_format::ids::StripeId;
 use cleave_format::layout::PART;
 use cleave_runtime::Token;
 use cleave_runtime::buffer::{Buffer, PAGE};
 use cleave_runtime::drives::DriveError;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::{Promise, Signal};
 use cleave_runtime::time::Moment;
 use slab::Slab;
@@ -41,8 +44,8 @@ struct Read {
     part: u8,
     place: u32,
     device: DeviceKey,
-    /// Where in the buffer the wanted bytes begin, and how many they are.
-    skip: u32,
+    /// The wanted bytes of the stripe's data section; what is read begins with their page.
+    offset: u32,
     length: u32,
     since: Moment,
     /// Nobody waits for it any more.
@@ -72,6 +75,40 @@ impl Deref for FlashBytes {
     fn deref(&self) -> &[u8] {
         &self.buffer[self.skip..self.skip + self.length]
     }
+}
+
+/// How flash names a stripe: by all of its identity (C3).
+fn named(stripe: StripeId) -> StripeId {
+    if is_planted(Planted::StaleSegments) { StripeId(stripe.0 % 16) } else { stripe }
+}
+
+/// Gives frames the checksums of another place, as if none covered its address: for planted bugs, which the frames'
+/// own check would find. `is_meant` says which frames are to pass.
+fn pretend(
+    bytes: &mut [u8],
+    (stripe, offset): (StripeId, u32),
+    is_meant: impl Fn(&[u8], &Address) -> bool,
+) {
+    let mut start = 0;
+    while let Some(header) = bytes.get(start..start + FRAME_HEADER)
+        && let Ok(length) = frame::frame_length(header)
+        && let Some(found) = bytes.get_mut(start..start + length)
+    {
+        let address = Address { stripe, offset: offset + start as u32, length: length as u32 };
+        start += length;
+        if address.is_valid() && is_meant(found, &address) {
+            frame::seal(found);
+            // A frame that was just sealed has its place.
+            let _ = frame::place(found, &address);
+        }
+    }
+}
+
+/// Whether a frame is that of an older stripe with the same name.
+fn is_older(frame: &[u8], address: &Address) -> bool {
+    let older = (named(address.stripe).0..address.stripe.0).step_by(16).map(StripeId);
+    let mut addresses = older.map(|stripe| Address { stripe, ..*address });
+    addresses.any(|address| frame::check_at(frame, &address).is_ok())
 }
 
 #[derive(Default)]
@@ -124,7 +161,7 @@ impl State {
         now: Moment,
     ) -> bool {
         let part = (offset as usize / PART) as u8;
-        let Some(place) = self.table.hit(stripe, part) else { return false };
+        let Some(place) = self.table.hit(named(stripe), part) else { return false };
         let Some((key, device)) = self.device_of(place) else { return false };
         // A device that does not answer would have the guest wait again.
         if device.phase == Phase::Retired || device.late > 0 {
@@ -142,7 +179,7 @@ impl State {
             part,
             place,
             device: key,
-            skip: (within - start) as u32,
+            offset,
             length,
             since: now,
             answered: false,
@@ -161,13 +198,24 @@ impl State {
             }
             return;
         }
-        let (skip, length) = (read.skip as usize, read.length as usize);
+        let (skip, length) = (read.offset as usize % PAGE, read.length as usize);
         // C3: the place may have been given to another part while it was read.
-        let owned = self.table.get(read.stripe, read.part).is_some_and(|f| f.place == read.place);
+        let found = self.table.get(named(read.stripe), read.part);
+        let owned = found.is_some_and(|found| found.place == read.place);
         let bytes = match result {
             Ok(()) if owned => {
                 self.stats.read_bytes += u64::from(read.length);
-                let buffer = buffer.expect("a read gives its buffer back");
+                let mut buffer = buffer.expect("a read gives its buffer back");
+                if is_planted(Planted::StaleSegments) {
+                    let bytes = &mut buffer[skip..skip + length];
+                    pretend(bytes, (read.stripe, read.offset), is_older);
+                }
+                Some(FlashBytes { buffer, skip, length })
+            }
+            Ok(()) if is_planted(Planted::FlashPlaceNotRechecked) => {
+                let mut buffer = buffer.expect("a read gives its buffer back");
+                let bytes = &mut buffer[skip..skip + length];
+                pretend(bytes, (read.stripe, read.offset), |_, _| true);
                 Some(FlashBytes { buffer, skip, length })
             }
             Ok(()) => {
@@ -177,7 +225,7 @@ impl State {
             Err(error) => {
                 self.stats.reads_failed += 1;
                 if owned {
-                    self.suspect(read.stripe, read.part, read.place);
+                    self.suspect(named(read.stripe), read.part, read.place);
                 }
                 self.failed(read.device, None, &error);
                 None
@@ -227,7 +275,7 @@ impl State {
         };
         for index in 0..parts {
             device.queue.push_back(Put {
-                stripe,
+                stripe: named(stripe),
                 part: first + index as u8,
                 bytes: bytes.slice(index * PART..(index + 1) * PART),
                 heat,

@@ -156,11 +156,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cleave-matrix",
         &[
             "cleave-catalog",
+            "cleave-control",
             "cleave-coordinator",
             "cleave-datanode-core",
             "cleave-format",
             "cleave-host-core",
             "cleave-runtime",
+            "cleave-runtime-real",
             "cleave-runtime-sim",
         ],
     ),

@@ -89,7 +89,8 @@ pub struct Rig {
     controllers: [Option<Controller>; 2],
     /// Whether a controller is started again after a cut.
     wanted: [bool; 2],
-    stores: [Option<Rc<DirectStore>>; 3],
+    /// Connections to the store: of the controllers, the host and a person who gives an order.
+    stores: [Option<Rc<DirectStore>>; 4],
     host: Option<Host>,
     cuts: u64,
     /// Controllers whose clean stop was over when the first cut since it began came.
@@ -145,7 +146,7 @@ impl Rig {
             remains: Cell::new(Remains::Nothing),
             controllers: [None, None],
             wanted: [false, false],
-            stores: [None, None, None],
+            stores: Default::default(),
             host: None,
             cuts: 0,
             stopped: None,

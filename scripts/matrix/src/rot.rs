@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`formats`] | each layout's bytes, as its decoder gets them together with the identity it asks for |
 //! | [`databases`] | the files of catalog and store |
+//! | [`files`] | configuration, certificates and keys |
 //! | [`pool`] | superblocks, slot headers, data, parity, footers, map pieces of a running cluster |
 //! | [`logs`] | records in the memory of a log |
 //! | [`vaults`] | the images of a log |
@@ -12,6 +13,7 @@
 //! the other controller, and where too much is damaged an error for whoever asks. Never wrong data, never a panic.
 
 pub mod databases;
+pub mod files;
 pub mod formats;
 pub mod logs;
 pub mod pool;
@@ -23,6 +25,7 @@ use crate::tally::{Extent, Tally};
 pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
     formats::run(extent, only, tally);
     databases::run(extent, only, tally);
+    files::run(extent, only, tally);
     pool::run(extent, only, tally);
     logs::run(extent, only, tally);
     vaults::run(extent, only, tally);

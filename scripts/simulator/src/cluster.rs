@@ -45,6 +45,8 @@ pub struct Cluster {
     pub log_losses: Option<Rc<dyn Random>>,
     /// Randomness of rot in the logs' memory; `None`: there is none.
     pub rot: Option<Rc<dyn Random>>,
+    /// Randomness of what is arranged.
+    pub arranged: Rc<dyn Random>,
     /// One guest a vdisk.
     pub guests: Rc<Vec<RefCell<Guest>>>,
     /// The pool, in the order of drive identities.
@@ -87,6 +89,7 @@ impl Cluster {
         };
         let log_losses = draws(plan.loses_logs, "strikes that lose logs");
         let rot = draws(plan.rots_logs, "strikes of rot in logs");
+        let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
@@ -118,6 +121,7 @@ impl Cluster {
             second,
             log_losses,
             rot,
+            arranged,
             guests: Rc::new(guests),
             drives,
             vaults,
@@ -186,6 +190,18 @@ impl Cluster {
         self.abandoned = Some(host);
         std::mem::swap(&mut self.host_number, &mut self.other_host);
         self.start_host();
+    }
+
+    /// The other host's engine joins, without any guests.
+    pub fn join_host(&mut self) {
+        self.journal.at(&self.world);
+        self.end_abandoned();
+        let (world, nobody) = (&self.world, Rc::new(Vec::new()));
+        let (number, journal) = (self.other_host, &self.journal);
+        let host =
+            HostEngine::start(world, &self.store, &self.plan, &nobody, journal, number, None);
+        host.abandon();
+        self.abandoned = Some(host);
     }
 
     /// The machine of the host is lost for good, with whatever it held; the guests start again on the

@@ -3,6 +3,7 @@
 //! Everything that is struck is brought back within the episode or left for a later one; every episode
 //! must come to its end in bounded virtual time once its faults are over, which is how stalls are found.
 
+use crate::arranged;
 use crate::cluster::Cluster;
 use crate::finale;
 use crate::flash;
@@ -174,6 +175,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     }
     flash::strike(cluster);
     nvme::strike(cluster);
+    arranged::strike(cluster);
     revive(cluster);
     cluster.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());

@@ -194,6 +194,11 @@ impl Guest {
         self.in_flight.is_empty() && self.held.is_none()
     }
 
+    /// Its requests fall into one region from now on: some place, and sectors; `None`: anywhere, as before.
+    pub fn focus(&mut self, region: Option<(u64, u64)>) {
+        self.workload.focus(region);
+    }
+
     /// Reads everything once.
     pub fn check_everything(&mut self) {
         self.check = Some(0);
@@ -237,8 +242,11 @@ impl Guest {
             // Reads last: the engine knows writes that are mirrored and not published, and a read between
             // two that are done again could return the later one, and the next read the earlier.
             let changes = |over: &InFlight| matches!(over.judged, Judged::Change(_));
-            let (writes, reads): (Vec<_>, Vec<_>) =
+            let (mut writes, reads): (Vec<_>, Vec<_>) =
                 self.in_flight.iter().partition(|(_, over)| changes(over));
+            if is_planted(Planted::ResumeNewestFirst) {
+                writes.reverse();
+            }
             self.resume.extend(writes.into_iter().chain(reads).map(|(token, _)| *token));
             return;
         }

@@ -181,8 +181,14 @@ impl HostEngine {
             ("stripes left", stats.stripes_left),
             ("blocks deduplicated", stats.deduplicated),
             ("requests given back", stats.refused),
+            ("blocks that a late commit did not change", stats.commits_overtaken),
+            ("blocks that a replayed record did not change", stats.replays_overtaken),
         ];
         figures.into_iter().for_each(|(what, count)| journal.reach(what, count));
+        let flash = self.shared.core.borrow().as_ref().map(|core| core.flash().stats());
+        let Some(flash) = flash else { return };
+        journal.reach("reads of flash whose place was given away", flash.reads_moved);
+        journal.reach("zones of flash evicted", flash.zones_evicted);
     }
 
     /// Closes every vdisk; the guests must have nothing in flight. [`closed`](HostEngine::closed)

@@ -134,13 +134,19 @@ fn recorded(bug: Planted) -> Option<u64> {
 /// The first small seed that found each bug, when somebody looked last.
 const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 11),
+    (Planted::TakeGaps, 65),
     (Planted::CompleteOnFirstPart, 3),
     (Planted::ForgetUnanswered, 0),
     (Planted::ReplayWithoutVersions, 4),
     (Planted::ResendCovered, 84),
     (Planted::LeaveRot, 2),
+    (Planted::ApplyWithoutVersions, 129),
+    (Planted::DropVersionsInRuns, 129),
     (Planted::ReadWithoutChecks, 6),
     (Planted::ChecksumWithoutAddress, 39),
+    (Planted::FlashWithoutChecks, 9),
+    (Planted::FlashPlaceNotRechecked, 55),
+    (Planted::StaleSegments, 3),
     (Planted::ReleaseTooMuch, 0),
     (Planted::ReleaseBeforeCommit, 6),
     (Planted::ReleaseStruck, 46),
@@ -153,6 +159,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::LoadOldImage, 0),
     (Planted::AcceptOldOwners, 10),
     (Planted::AppendAfterSeal, 10),
+    (Planted::OpenStaleMap, 5),
     (Planted::CommitBeforeFlush, 0),
     (Planted::VaultNotFlushed, 0),
     (Planted::TrustFailedCommands, 105),
@@ -160,6 +167,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::NoReserveForCommits, 6),
     (Planted::ReuseSlotsEarly, 6),
     (Planted::LeakSlots, 0),
+    (Planted::CommitTooFewShards, 32),
     (Planted::ReferToFreed, 2),
     (Planted::ReferWithoutHolding, 14),
     (Planted::FreeWhileReferenced, 3),
@@ -170,6 +178,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::PublishOutOfOrder, 1),
     (Planted::ReadUnpublished, 3),
     (Planted::ReexecuteLate, 4),
+    (Planted::ResumeNewestFirst, 4),
     (Planted::KeepDeletedRecords, 11),
     (Planted::ReuseNonces, 3),
 ];
@@ -177,14 +186,8 @@ const FOUND: &[(Planted, u64)] = &[
 /// What no seed has found yet: schedules or judges are still too weak for these. Only [`Which::All`] tries
 /// them, and whoever finds a seed for one takes it from here.
 const OPEN: &[Planted] = &[
-    Planted::TakeGaps,
-    // Since commits are told when both catalogs have synced them, what it needs hardly happens.
-    Planted::OpenStaleMap,
-    Planted::ApplyWithoutVersions,
     // The next release trims the versions that it needs, but a stripe must be on its way for that long.
     Planted::CommitAcrossLogs,
-    Planted::DropVersionsInRuns,
-    Planted::CommitTooFewShards,
 ];
 
 #[cfg(test)]

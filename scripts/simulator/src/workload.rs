@@ -90,13 +90,20 @@ pub struct Workload {
     random: Rc<dyn Random>,
     profile: Profile,
     sectors: u64,
+    /// Some place, and sectors: everything falls there for a while.
+    region: Option<(u64, u64)>,
 }
 
 impl Workload {
     /// For a disk of that many sectors, a multiple of a block's.
     pub fn new(random: Rc<dyn Random>, sectors: u64) -> Workload {
         let profile = Profile::draw(&*random);
-        Workload { random, profile, sectors }
+        Workload { random, profile, sectors, region: None }
+    }
+
+    /// Everything falls into one region from now on, or anywhere again.
+    pub fn focus(&mut self, region: Option<(u64, u64)>) {
+        self.region = region;
     }
 
     /// The disk has so many sectors from now on.
@@ -158,6 +165,11 @@ impl Workload {
         let random = &self.random;
         let length = length.min(self.sectors);
         let last = self.sectors - length;
+        if let Some((place, region)) = self.region {
+            let start = place % (last + 1);
+            let first = (start + random.below(region)).min(last) / alignment * alignment;
+            return first..first + length;
+        }
         let first = if random.below(100) < self.profile.hot {
             let stride = self.sectors / self.profile.places;
             let base = random.below(self.profile.places) * stride;

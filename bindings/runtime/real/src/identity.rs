@@ -14,10 +14,12 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use webpki::KeyUsage;
 
 /// The subject of every cluster's authority. It is the same in all: authorities are told apart by
 /// their keys.
@@ -114,7 +116,7 @@ impl Identity {
     /// Reads the three files.
     ///
     /// # Errors
-    /// One is missing or malformed, or others than its owner may read the key.
+    /// One is missing or malformed, they do not belong together, or others than its owner may read the key.
     pub fn load(certificate: &Path, key: &Path, authority: &Path) -> Result<Identity> {
         let mode = std::fs::metadata(key).map_err(|error| unreadable(key, &error))?.permissions();
         if mode.mode() & 0o077 != 0 {
@@ -131,9 +133,31 @@ impl Identity {
             authority_pem: read(authority)?,
         };
         identity.name()?;
-        identity.key()?;
-        identity.authority()?;
+        identity.check()?;
         Ok(identity)
+    }
+
+    /// What was loaded belongs together: the authority issued the certificate, and the key is the certificate's. A
+    /// file that rotted, or another cluster's, is found here and not by peers that refuse to talk.
+    fn check(&self) -> Result<()> {
+        let (chain, authority) = (self.chain()?, self.authority()?);
+        let provider = rustls::crypto::ring::default_provider();
+        let algorithms = provider.signature_verification_algorithms.all;
+        let authority = webpki::anchor_from_trusted_cert(&authority)
+            .map_err(failed("the authority's certificate"))?;
+        let own = chain.first().ok_or_else(|| Error::Identity("no certificate".to_owned()))?;
+        let parsed =
+            webpki::EndEntityCert::try_from(own).map_err(failed("the engine's certificate"))?;
+        for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
+            let (anchors, others) = (std::slice::from_ref(&authority), &chain[1..]);
+            let now = UnixTime::now();
+            parsed
+                .verify_for_usage(algorithms, anchors, others, now, usage, None, None)
+                .map_err(failed("the engine's certificate, by the authority's,"))?;
+        }
+        CertifiedKey::from_der(chain, self.key()?, &provider)
+            .map_err(failed("the engine's key, with its certificate,"))?;
+        Ok(())
     }
 
     /// The engine's name: the first DNS name in its certificate.

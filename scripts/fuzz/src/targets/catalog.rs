@@ -6,7 +6,6 @@ use cleave_catalog::storage::MemoryStorage;
 use cleave_catalog::{Catalog, CatalogError, Cursor, Owner};
 use cleave_format::control::Control;
 use cleave_format::ids::*;
-use redb::StorageBackend;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -108,7 +107,7 @@ thread_local! {
 
 /// Whether `work` ended, other than by a panic of the database library, which says nothing of this code:
 /// libraries may give a damaged file up like that, and the process that has it open ends.
-fn survives_library(work: impl FnOnce()) -> bool {
+pub(super) fn survives_library(work: impl FnOnce()) -> bool {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -133,17 +132,13 @@ fn image() -> &'static [u8] {
     IMAGE.get_or_init(|| {
         let (storage, catalog) = example();
         drop(catalog);
-        let handle = storage.open();
-        let length = handle.len().expect("memory can be read");
-        let mut image = vec![0; length as usize];
-        handle.read(0, &mut image).expect("memory can be read");
-        image
+        storage.bytes()
     })
 }
 
-/// The example's file with parts of it overwritten: a 4-byte place, a length, as many bytes, and so on.
-pub(super) fn file(data: &[u8]) {
-    let mut image = image().to_vec();
+/// A file with parts of it overwritten, as the input says: a 4-byte place, a length, as many bytes, and so on.
+pub(super) fn patched(image: &[u8], data: &[u8]) -> MemoryStorage {
+    let mut image = image.to_vec();
     let mut input = Input(data);
     while !input.is_empty() {
         let at = input.word() as usize % image.len();
@@ -153,9 +148,27 @@ pub(super) fn file(data: &[u8]) {
         image[at..end].copy_from_slice(&bytes[..end - at]);
     }
     let storage = MemoryStorage::new();
-    let handle = storage.open();
-    handle.set_len(image.len() as u64).expect("memory can be written");
-    handle.write(0, &image).expect("memory can be written");
+    storage.replace(image);
+    storage
+}
+
+/// Patches that put nothing anywhere, something at the beginning, and something where these values are.
+pub(super) fn patches(image: &[u8], wanted: &[&[u8]]) -> Vec<Vec<u8>> {
+    let patch = |at: usize, bytes: &[u8]| {
+        [&(at as u32).to_le_bytes()[..], &[bytes.len() as u8], bytes].concat()
+    };
+    let mut seeds = vec![Vec::new(), patch(0, b"not a database"), patch(9, &[0xff])];
+    for wanted in wanted {
+        let places = image.windows(wanted.len()).enumerate();
+        let found = places.filter(|(_, bytes)| bytes == wanted).map(|(at, _)| at);
+        seeds.extend(found.take(3).map(|at| patch(at, &[0x41, 0xff])));
+    }
+    seeds
+}
+
+/// The example's file, damaged.
+pub(super) fn file(data: &[u8]) {
+    let storage = patched(image(), data);
     let opened = survives_library(|| {
         if let Ok(mut catalog) = open(&storage) {
             let _ = look(&mut catalog);
@@ -167,18 +180,8 @@ pub(super) fn file(data: &[u8]) {
     }
 }
 
-/// Nothing, the beginning, and places where values are.
+/// Nothing, the beginning, and the places of the drive's row in the last copy of its page and of the meta table's
+/// names.
 pub(super) fn file_seeds() -> Vec<Vec<u8>> {
-    let image = image();
-    let patch = |at: usize, bytes: &[u8]| {
-        [&(at as u32).to_le_bytes()[..], &[bytes.len() as u8], bytes].concat()
-    };
-    let mut seeds = vec![Vec::new(), patch(0, b"not a database"), patch(9, &[0xff])];
-    // The place of the drive's row in the last copy of its page, and of the meta table's names.
-    for wanted in [&b"cluster_high"[..], b"format", b"stripes_of", &[2, 0, 0, 0, 1, 0, 0, 0]] {
-        let places = image.windows(wanted.len()).enumerate();
-        let found = places.filter(|(_, bytes)| *bytes == wanted).map(|(at, _)| at);
-        seeds.extend(found.take(3).map(|at| patch(at, &[0x41, 0xff])));
-    }
-    seeds
+    patches(image(), &[b"cluster_high", b"format", b"stripes_of", &[2, 0, 0, 0, 1, 0, 0, 0]])
 }

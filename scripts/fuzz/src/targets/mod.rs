@@ -44,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "codec-frame", run: codec::frame, seeds: codec::frame_seeds },
     Target { name: "catalog-file", run: catalog::file, seeds: catalog::file_seeds },
     Target { name: "catalog-rows", run: catalog::rows, seeds: catalog::rows_seeds },
+    Target { name: "store-file", run: store::file, seeds: store::file_seeds },
     Target { name: "store-frames", run: store::frames, seeds: store::frames_seeds },
     Target { name: "store-records", run: store::records, seeds: store::records_seeds },
     Target { name: "control-lines", run: control::lines, seeds: control::lines_seeds },

@@ -1,5 +1,7 @@
 //! The coordinator store's socket and the records in it.
 
+use super::catalog::{patched, patches, survives_library};
+use cleave_catalog::storage::MemoryStorage;
 use cleave_control::records::{ClusterRecord, DriveRecord, VdiskRecord, from_value, to_value};
 use cleave_coordinator::contract::{Operation, Transaction, Versioned};
 use cleave_coordinator::encoding::{Decode, Encode, decode, encode};
@@ -8,6 +10,8 @@ use cleave_coordinator::hub::{Hub, Reply};
 use cleave_coordinator::records::{Counter, LogRole, Member, VdiskOwner};
 use cleave_coordinator::{Answer, Condition, Listing, RedbStore};
 use std::fmt::Debug;
+use std::path::Path;
+use std::sync::OnceLock;
 
 /// The messages at the beginning of `data`, and how many bytes they take. They are cut at the same
 /// places when they arrive in two parts.
@@ -113,4 +117,61 @@ pub(super) fn records_seeds() -> Vec<Vec<u8>> {
         br#"{"id":4,"size":1073741824,"encrypted":false,"created":1,"host":null,"home":1,"state":"ready"}"#.to_vec(),
         br#"{"uuid":"00","datanode":1,"path":"/dev/x","capacity":5,"state":"retired"}"#.to_vec(),
     ]
+}
+
+fn open(storage: &MemoryStorage) -> Option<RedbStore> {
+    let storage = storage.clone();
+    RedbStore::on_storage(Path::new("fuzzed"), move || storage.open()).ok()
+}
+
+fn transaction(number: u64) -> Operation {
+    let change = |key: String, value| cleave_coordinator::Change { key, value };
+    let changes = vec![
+        change(format!("owner/{number}"), Some(vec![number as u8; 40])),
+        change("datanode/1".to_owned(), Some(vec![9; 100])),
+        change(format!("owner/{}", number / 2), None),
+    ];
+    Operation::Transact(Transaction { conditions: Vec::new(), changes })
+}
+
+/// The file of a store that did a few things, and what it holds.
+fn example() -> &'static (Vec<u8>, String) {
+    static EXAMPLE: OnceLock<(Vec<u8>, String)> = OnceLock::new();
+    EXAMPLE.get_or_init(|| {
+        let storage = MemoryStorage::new();
+        let mut store = open(&storage).expect("memory can be written");
+        for number in 1..8 {
+            store.execute(&transaction(number)).expect("memory can be written");
+        }
+        let content = content(&mut store);
+        drop(store);
+        (storage.bytes(), content.expect("memory can be read"))
+    })
+}
+
+fn content(store: &mut RedbStore) -> Option<String> {
+    match store.execute(&Operation::List { prefix: String::new() }) {
+        Ok(Answer::List(listing)) => Some(format!("{listing:?}")),
+        _ => None,
+    }
+}
+
+/// The example's file, damaged: it is refused, or holds what it held, and goes on.
+pub(super) fn file(data: &[u8]) {
+    let (image, wanted) = example();
+    let storage = patched(image, data);
+    survives_library(|| {
+        let Some(mut store) = open(&storage) else { return };
+        // Whoever writes checksums as well writes what he likes: only a short damage is judged by its content.
+        if let Some(found) = content(&mut store).filter(|_| data.len() < 5 + 4) {
+            assert_eq!(found, *wanted, "a damaged file was opened with another content");
+        }
+        let _ = store.execute(&transaction(100));
+        let _ = content(&mut store);
+    });
+}
+
+/// Nothing, the beginning, and places of keys and values.
+pub(super) fn file_seeds() -> Vec<Vec<u8>> {
+    patches(&example().0, &[b"owner/7", b"datanode/1", &[9; 60]])
 }

@@ -88,6 +88,36 @@ pub const SCENES: &[Scene] = &[
         },
     },
     Scene {
+        name: "trims",
+        machines: &[Active, Standby],
+        begin: some_content,
+        // Over borders of slices and of stripes, some of them whole; then what is left is written over.
+        act: |rig| {
+            rig.discard(390..720);
+            rig.write_zeroes_over(500..530);
+            rig.destage((400..520).map(|block| block * 2 % 900));
+            rig.discard(0..300);
+            rig.kill_host();
+            rig.start_host();
+            rig.settle();
+        },
+    },
+    Scene {
+        name: "growth of a vdisk",
+        machines: &[Active, Standby, Store],
+        begin: some_content,
+        act: |rig| {
+            let old = rig.guest.blocks();
+            rig.grow(300);
+            rig.destage(old - 20..old + 280);
+            rig.discard(old + 5..old + 15);
+            rig.grow(20);
+            rig.kill_host();
+            rig.start_host();
+            rig.settle();
+        },
+    },
+    Scene {
         name: "deletion of a vdisk",
         machines: &[Active, Standby, Store],
         begin: some_content,

@@ -4,7 +4,7 @@ use cleave_format::ids::VdiskId;
 use cleave_runtime::buffer::Buffer;
 use cleave_runtime::random::{Random, SplitMix};
 
-/// Blocks of the vdisk: two slices and a bit.
+/// Blocks of the vdisk at first: two slices and a bit.
 pub const BLOCKS: u64 = 1100;
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -47,7 +47,17 @@ impl Guest {
     /// Blocks that were written, zeros included.
     pub fn written(&self) -> impl Iterator<Item = u64> + '_ {
         let written = |block: &u64| self.blocks[*block as usize] != [0];
-        (0..BLOCKS).filter(written)
+        (0..self.blocks()).filter(written)
+    }
+
+    /// Blocks of its disk.
+    pub fn blocks(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Its disk has so many blocks more, of zeros.
+    pub fn grow(&mut self, blocks: u64) {
+        self.blocks.extend((0..blocks).map(|_| vec![0]));
     }
 
     /// A new disk in place of the one that was deleted; identities are used once (C3).

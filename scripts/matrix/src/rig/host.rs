@@ -4,7 +4,7 @@
 
 use super::guest::{BLOCK, BLOCKS, Version};
 use super::{CLUSTER, CONTROLLERS, Rig, address, content};
-use cleave_coordinator::records::owner_key;
+use cleave_coordinator::records::{Counter, counter_key, owner_key};
 use cleave_coordinator::{
     DirectStore, Outcome, StoreClient, StoreError, VdiskOwner, next_incarnation,
 };
@@ -197,7 +197,9 @@ async fn serve(shared: &Shared, process: &Process, client: &StoreClient) -> Resu
     *shared.core.borrow_mut() = Some(core.clone());
     let vdisk = shared.vdisk.get();
     let epoch = take(client, vdisk, incarnation).await.map_err(|error| error.to_string())?;
-    let size = BLOCKS * BLOCK as u64;
+    let grown = client.get_record::<Counter>(&size_key()).await.map_err(|e| e.to_string())?;
+    let blocks = grown.map_or(BLOCKS, |(grown, _)| grown.newest);
+    let size = blocks * BLOCK as u64;
     let request = OpenRequest { vdisk, size, keys: None, epoch, predecessor_dead: true };
     core.open(request).await.map_err(|error| error.to_string())?;
     shared.serves.set(true);
@@ -217,6 +219,11 @@ async fn take(client: &StoreClient, vdisk: VdiskId, incarnation: u64) -> Result<
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The record of the disk's blocks, once they are not those of the beginning.
+fn size_key() -> String {
+    counter_key("blocks of the disk")
 }
 
 /// The guest's requests.
@@ -268,8 +275,9 @@ impl Rig {
     pub fn read(&mut self) -> Vec<(u64, GuestError)> {
         let mut failed = Vec::new();
         let mut first = 0;
-        while first < BLOCKS {
-            let count = (BLOCKS - first).min(8 * BATCH);
+        let blocks = self.guest.blocks();
+        while first < blocks {
+            let count = (blocks - first).min(8 * BATCH);
             for at in (first..first + count).step_by(BATCH as usize) {
                 let length = (first + count - at).min(BATCH) as u32 * BLOCK as u32;
                 self.host().submit(at, Operation::Read { offset: at * BLOCK as u64, length });
@@ -313,6 +321,67 @@ impl Rig {
                 }
             }
         }
+    }
+
+    /// Discards a range of blocks with one request.
+    pub fn discard(&mut self, blocks: std::ops::Range<u64>) {
+        self.clear(blocks, |offset, length| Operation::Discard { offset, length });
+    }
+
+    /// Makes a range of blocks zeros with one request.
+    pub fn write_zeroes_over(&mut self, blocks: std::ops::Range<u64>) {
+        self.clear(blocks, |offset, length| Operation::WriteZeroes {
+            offset,
+            length,
+            unmap: false,
+        });
+    }
+
+    fn clear(
+        &mut self,
+        blocks: std::ops::Range<u64>,
+        operation: impl FnOnce(u64, u64) -> Operation,
+    ) {
+        let bytes = |blocks: u64| blocks * BLOCK as u64;
+        let begun: Vec<(u64, Version)> =
+            blocks.clone().map(|block| (block, self.guest.begin(block, true))).collect();
+        self.host().submit(1, operation(bytes(blocks.start), bytes(blocks.end - blocks.start)));
+        self.until("it is acknowledged", |rig| rig.host().completed() == 1);
+        self.host().take().into_iter().for_each(|done| assert_eq!(done.result, Ok(())));
+        begun.into_iter().for_each(|(block, version)| self.guest.acknowledge(block, version));
+    }
+
+    /// The disk grows: first in the store, as an order does, then where it is served.
+    pub fn grow(&mut self, blocks: u64) {
+        let wanted = self.guest.blocks() + blocks;
+        let process = self.world.start_process("operator");
+        let store = self.connect(&process);
+        self.stores[3] = Some(Rc::clone(&store));
+        let client = StoreClient::new(store);
+        let (turning, done) = (client.clone(), Rc::new(Cell::new(false)));
+        process.set_turn(move || turning.turn());
+        let (given, executor) = (Rc::clone(&done), process.executor());
+        process.executor().spawn(Priority::Foreground, async move {
+            let key = size_key();
+            // An unknown outcome is looked at again: the record says what came of it.
+            loop {
+                if let Ok(found) = client.get_record::<Counter>(&key).await {
+                    let (newest, revision) = found.map_or((0, 0), |(size, at)| (size.newest, at));
+                    if newest == wanted {
+                        return given.set(true);
+                    }
+                    let _ = client.put_record(&key, revision, &Counter { newest: wanted }).await;
+                }
+                executor.sleep(Duration::from_millis(10)).await;
+            }
+        });
+        process.wake();
+        self.until("the new size is in the store", |_| done.get());
+        self.stores[3] = None;
+        process.kill();
+        let core = self.host().shared.core.borrow().clone().expect("it serves");
+        core.resize(self.guest.vdisk(), wanted * BLOCK as u64).expect("a disk may grow");
+        self.guest.grow(blocks);
     }
 
     /// Deletes the vdisk; the guest gets a new one with the next host engine.
