@@ -199,7 +199,7 @@ impl Cluster {
         let (world, nobody) = (&self.world, Rc::new(Vec::new()));
         let (number, journal) = (self.other_host, &self.journal);
         let host =
-            HostEngine::start(world, &self.store, &self.plan, &nobody, journal, number, None);
+            HostEngine::start(world, &self.store, &self.plan, &nobody, journal, number, None, None);
         host.abandon();
         self.abandoned = Some(host);
     }

@@ -141,7 +141,6 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::ResendCovered, 84),
     (Planted::LeaveRot, 2),
     (Planted::ApplyWithoutVersions, 129),
-    (Planted::DropVersionsInRuns, 129),
     (Planted::ReadWithoutChecks, 6),
     (Planted::ChecksumWithoutAddress, 39),
     (Planted::FlashWithoutChecks, 9),
@@ -188,6 +187,8 @@ const FOUND: &[(Planted, u64)] = &[
 const OPEN: &[Planted] = &[
     // The next release trims the versions that it needs, but a stripe must be on its way for that long.
     Planted::CommitAcrossLogs,
+    // A run must be committed while a stripe is on its way, and the host must die before that arrives.
+    Planted::DropVersionsInRuns,
 ];
 
 #[cfg(test)]
