@@ -231,16 +231,24 @@ impl Destage {
         }
     }
 
-    /// Gives back all grants, and sees to it that the controller has taken them back.
+    /// Gives back all grants, also those whose answer was lost, and sees to it that the controller has taken them back.
     async fn end(&self) {
+        let _turn = Turn::take(&self.asking, &self.freed).await;
         let mut grants: Vec<GrantedStripe> = self.stripes.take().into();
         grants.extend(self.reserve.take());
-        for grant in grants {
-            self.return_grant(grant.stripe).await;
+        loop {
+            for grant in grants {
+                self.return_grant(grant.stripe).await;
+            }
+            // What is asked for on the same lane is answered after that was read.
+            let told = self.told.get();
+            let ask = |request| HostMessage::Grant { request, told, stripes: 0, identities: 0 };
+            let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
+            let ControllerMessage::Granted { stripes, .. } = reply.message else { break };
+            grants = stripes.into_iter().filter(|grant| grant.stripe > told).collect();
+            let Some(newest) = grants.iter().map(|grant| grant.stripe).max() else { break };
+            self.told.set(newest);
         }
-        // What is asked for on the same lane is answered after that was read.
-        let ask = |request| HostMessage::Grant { request, stripes: 0, identities: 0 };
-        self.shared.request(Class::Log, 0, ask, &[]).await;
         let progress = {
             let mut state = self.shared.state.borrow_mut();
             state.ended = true;
