@@ -34,6 +34,8 @@ store_socket = "/c/store.sock"
 control_socket = "/c/host.sock"
 listen = "127.0.0.1:0"
 memory_budget = "512M"
+write_buffer = "64M"
+quota = "64M"
 vhost_dir = "/c/vhost"
 key_file = "/c/key"
 lock_dir = "/c/lock"
@@ -62,6 +64,8 @@ store_socket = "/c/store.sock"
 control_socket = "/c/a.sock"
 drives = [
     { id = 0, uuid = "00000000000000000000000000000001", path = "/c/drive-0" },
+    { id = 1, uuid = "00000000000000000000000000000002", path = "/c/drive-1" },
+    { id = 2, uuid = "00000000000000000000000000000003", path = "/c/drive-2" },
 ]
 "#;
 
@@ -135,11 +139,10 @@ fn configuration<E: Display>(
         return;
     }
     let path = folder.path().join("engine.toml");
-    let understood = tally.play(&subject, "as it was written", || {
+    tally.play(&subject, "as it was written", || {
         write(&path, good.as_bytes());
-        load(&path).unwrap_or_else(|error| panic!("{error}"))
+        load(&path).unwrap_or_else(|error| panic!("{error}"));
     });
-    let Some(understood) = understood else { return };
     play(&subject, good.as_bytes(), extent, tally, |bad| {
         write(&path, bad);
         match load(&path) {
@@ -147,9 +150,7 @@ fn configuration<E: Display>(
                 // Taken as it stands: it says the same again when it is written, whatever it says.
                 write(&path, other.as_bytes());
                 assert!(load(&path).is_ok_and(|again| again == other));
-                other == understood
-                    && bad.len() < good.len()
-                    && !good[bad.len()..].trim().is_empty()
+                false
             }
             Err(error) => {
                 one_line(&error);
