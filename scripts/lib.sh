@@ -41,14 +41,19 @@ missing_packages() {
 
 # Installs what is missing of the named packages.
 install_packages() {
-    local missing
-    mapfile -t missing < <(missing_packages "$@")
-    [ "${#missing[@]}" -eq 0 ] && return
-    [ "$(id -u)" = 0 ] || die "these packages are missing, and installing them needs root: ${missing[*]}"
-    say "installing ${missing[*]}"
-    apt-get update -q >/dev/null || die "apt-get update failed"
-    apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null ||
-        die "apt-get could not install ${missing[*]}"
+    local missing round
+    for round in 1 2 3; do
+        mapfile -t missing < <(missing_packages "$@")
+        [ "${#missing[@]}" -eq 0 ] && return
+        [ "$(id -u)" = 0 ] || die "these packages are missing, and installing them needs root: ${missing[*]}"
+        # A package of another release may give way to one of ours, and comes back in the release of ours.
+        [ "$round" -le 2 ] || break
+        say "installing ${missing[*]}"
+        apt-get update -q >/dev/null || die "apt-get update failed"
+        apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null ||
+            die "apt-get could not install ${missing[*]}"
+    done
+    die "these packages do not go together with others that are installed: ${missing[*]}"
 }
 
 # Finds cargo, also where rustup has put it without a new login.
