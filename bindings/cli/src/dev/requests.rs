@@ -191,9 +191,10 @@ impl Requests {
     /// An engine that does not run finds it in its configuration.
     fn set_cpu(&self, insane: Option<bool>, cores: Option<u16>) -> Result<Reply> {
         cpu::keep(&self.overview.cluster.directory, insane, cores)?;
-        match self.overview.pid(HOST) {
-            Some(_) => self.overview.forward(HOST, &Request::SetCpu { insane, cores }, CPU),
-            None => Ok(Reply::Done {}),
+        // Somebody else may run it.
+        match self.overview.pid(HOST).is_some() || self.overview.host().is_some() {
+            true => self.overview.forward(HOST, &Request::SetCpu { insane, cores }, CPU),
+            false => Ok(Reply::Done {}),
         }
     }
 
