@@ -17,11 +17,8 @@ fn a_killed_process_finds_everything_again() {
     assert_eq!(rig.flash.stats().parts, 100);
 }
 
-#[test]
-fn after_a_clean_close_power_may_fail() {
-    let mut rig = Rig::new(2, 64 * MIB);
-    (0..20).for_each(|stripe| rig.store(stripe, 0, 5));
-    rig.put(20, 0, 5);
+/// Closes the flash, and returns when that is over.
+fn close(rig: &Rig) {
     let closed = Rc::new(Cell::new(false));
     let (told, flash) = (Rc::clone(&closed), rig.flash.clone());
     rig.process.executor().spawn(Priority::Foreground, async move {
@@ -29,6 +26,14 @@ fn after_a_clean_close_power_may_fail() {
         told.set(true);
     });
     assert!(rig.world.run_until(|| closed.get(), SECOND));
+}
+
+#[test]
+fn after_a_clean_close_power_may_fail() {
+    let mut rig = Rig::new(2, 64 * MIB);
+    (0..20).for_each(|stripe| rig.store(stripe, 0, 5));
+    rig.put(20, 0, 5);
+    close(&rig);
     assert!(!rig.put(21, 0, 1), "nothing more is taken");
     assert!(matches!(described(&rig, 20, 4), Some(PlaceState::Present(_))));
     rig.restart(true);
@@ -45,13 +50,7 @@ fn a_close_is_over_only_when_power_may_fail() {
         rig.store(1, 0, 5);
         rig.world.run_for(Duration::from_millis(5 * step));
         rig.store(2, 0, 3);
-        let closed = Rc::new(Cell::new(false));
-        let (told, flash) = (Rc::clone(&closed), rig.flash.clone());
-        rig.process.executor().spawn(Priority::Foreground, async move {
-            flash.close().await;
-            told.set(true);
-        });
-        assert!(rig.world.run_until(|| closed.get(), SECOND));
+        close(&rig);
         rig.restart(true);
         (0..5).for_each(|part| assert!(rig.has(1, part), "{step}"));
         (0..3).for_each(|part| assert!(rig.has(2, part), "{step}"));
