@@ -149,7 +149,7 @@ impl Map {
         assert!(end <= SLICE_BLOCKS && (change.frame.is_none() || change.blocks == 1));
         self.before_change(vdisk, change.slice);
         self.mark_dirty(vdisk, group_of(change.slice));
-        self.group_mut(vdisk, change.slice);
+        self.require_group(vdisk, change.slice);
         let group = self.groups.get_mut(&(vdisk, group_of(change.slice))).expect("it is there");
         let place = group.leaf_mut(change.slice);
         self.leaves += usize::from(place.is_none());
@@ -212,7 +212,8 @@ impl Map {
         }
         self.before_change(vdisk, slice);
         self.mark_dirty(vdisk, group_of(slice));
-        let place = self.group_mut(vdisk, slice).leaf_mut(slice);
+        let group = self.groups.get_mut(&(vdisk, group_of(slice))).expect("it was there");
+        let place = group.leaf_mut(slice);
         let leaf = place.as_mut().expect("it was there");
         let kept_before = leaf.versions.len();
         leaf.versions.retain(|(_, version)| !unneeded(version));

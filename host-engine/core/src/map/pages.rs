@@ -167,15 +167,14 @@ impl Map {
         self.fruitless = 0;
     }
 
-    /// The slice's group, in memory.
-    pub(super) fn group_mut(&mut self, vdisk: VdiskId, slice: SliceIndex) -> &mut Group {
+    /// Gives a slice's group, which is about to change, a place in memory: it is there, or never was.
+    pub(super) fn require_group(&mut self, vdisk: VdiskId, slice: SliceIndex) {
         let number = group_of(slice);
         if !self.groups.contains_key(&(vdisk, number)) {
             let out = self.is_out(vdisk, number);
             assert!(!out || is_planted(Planted::EvictChanged), "what changes is in memory");
             self.put(vdisk, number, Group::default());
         }
-        self.groups.get_mut(&(vdisk, number)).expect("it was put there")
     }
 
     /// Keeps groups, there or to come, in memory until they are given back; those of a vdisk that is open.
