@@ -9,7 +9,7 @@
 //! A crash loses the index; the footers of the vdisks' stripes bring it back (`open`).
 
 use crate::core::Shared;
-use crate::destage::plan::Duplicates;
+use crate::destage::plan::{Duplicates, Found};
 use crate::map::Map;
 use crate::state::{State, Vdisk};
 use bytes::Bytes;
@@ -179,21 +179,22 @@ impl Duplicates for Lookup<'_> {
         self.vdisks.get(&vdisk).filter(|_| self.index.is_on()).map(domain_of)
     }
 
-    fn find(&mut self, domain: Domain, fingerprint: &Fingerprint) -> Option<(Address, u8)> {
-        let (address, block_in_frame) = self.index.get(domain, fingerprint)?;
-        if self.pins.contains(&address.stripe) || is_planted(Planted::ReferToFreed) {
-            return Some((address, block_in_frame));
+    fn find(&mut self, domain: Domain, fingerprint: &Fingerprint) -> Found {
+        let Some((address, block_in_frame)) = self.index.get(domain, fingerprint) else {
+            return Found::Unknown;
+        };
+        if !self.pins.contains(&address.stripe) && !is_planted(Planted::ReferToFreed) {
+            if self.pins.len() == REFERENCES_MAX {
+                return Found::InAnotherPlan;
+            }
+            if !self.map.pin(address.stripe) {
+                // No map names the stripe: nothing says that it still exists (C19).
+                self.index.remove(domain, fingerprint);
+                return Found::Unknown;
+            }
+            self.pins.insert(address.stripe);
         }
-        if self.pins.len() == REFERENCES_MAX {
-            return None;
-        }
-        if !self.map.pin(address.stripe) {
-            // No map names the stripe: nothing says that it still exists (C19).
-            self.index.remove(domain, fingerprint);
-            return None;
-        }
-        self.pins.insert(address.stripe);
-        Some((address, block_in_frame))
+        Found::There(address, block_in_frame)
     }
 }
 
@@ -252,7 +253,9 @@ impl Shared {
             }
             let mut left = bytes;
             'queue: for (record, found) in state.buffer.queue() {
-                for (entry, of_it) in found.entries.iter().enumerate() {
+                for node in state.buffer.unplanned(record) {
+                    let entry = usize::from(node.entry);
+                    let of_it = &found.entries[entry];
                     let length = of_it.entry.length as usize;
                     if left < length {
                         break 'queue;

@@ -336,20 +336,27 @@ impl Destage {
         self.commit_entries(plan).await
     }
 
-    /// Chooses what the stripe holds, and marks it.
+    /// Chooses what the stripe holds, or only references that need none, and marks it.
     fn plan(&self, grant: &GrantedStripe) -> Plan {
         let capacity = grant.data_shards() * SHARD;
         let mut state = self.shared.state.borrow_mut();
+        // A run that must come to its end has its stripe.
+        let may_leave = !state.run_waits();
         let mut pieces = state.take_pieces(capacity);
         let objects: Vec<usize> = pieces.iter().map(|piece| piece.frame.len()).collect();
         let State { buffer, vdisks, index, map, .. } = &mut *state;
         let mut lookup = Lookup { vdisks, index, map, pins: BTreeSet::new() };
-        let (items, offsets) = plan::choose(buffer, grant.stripe, &objects, capacity, &mut lookup);
+        let choice = plan::choose(buffer, grant.stripe, &objects, capacity, &mut lookup, may_leave);
         let pins = lookup.pins;
-        for (piece, offset) in pieces.iter_mut().zip(offsets) {
-            piece.offset = offset;
+        match choice.offsets {
+            Some(offsets) => {
+                for (piece, offset) in pieces.iter_mut().zip(offsets) {
+                    piece.offset = offset;
+                }
+            }
+            None => state.return_pieces(std::mem::take(&mut pieces)),
         }
-        let plan = Plan { items, pieces, pins, log: state.log_identity };
+        let plan = Plan { items: choice.items, pieces, pins, log: state.log_identity };
         state.take(&plan);
         plan
     }
@@ -478,18 +485,22 @@ impl Destage {
         }
     }
 
-    /// Asks for grants, one task at a time: what an answer brings is newer than what was there, or its answer was lost.
+    /// Asks for the grants that are lacking, one task at a time: what an answer brings is newer than what was there,
+    /// or its answer was lost. Commits without a stripe take identities alone: stripes beyond the stock would only
+    /// keep their slots from others.
     async fn ask_grants(&self) -> Result<(), GivenUp> {
         let _turn = Turn::take(&self.asking, &self.freed).await;
         let told = self.told.get();
-        let ask = |request| HostMessage::Grant { request, told, stripes: STOCK, identities: STOCK };
+        let lacking = |there: usize| STOCK.saturating_sub(u16::try_from(there).unwrap_or(STOCK));
+        let stripes = lacking(self.stripes.borrow().len());
+        let identities = lacking(self.identities.borrow().len());
+        let ask = |request| HostMessage::Grant { request, told, stripes, identities };
         let reply = self.shared.request(Class::Log, 0, ask, &[]).await;
         let ControllerMessage::Granted { stripes, identities, shortage, .. } = reply.message else {
             return Err(GivenUp::NoSpace(
                 "the controller answers a grant with something else".into(),
             ));
         };
-        let any = !stripes.is_empty();
         reached(Point::HostGranted);
         let names = stripes.iter().map(|grant| grant.stripe).chain(identities.iter().copied());
         self.told.set(names.fold(told, Ord::max));
@@ -497,9 +508,9 @@ impl Destage {
             |grant: &GrantedStripe| grant.slots.len() > PARITY_SHARDS && grant.stripe > told;
         self.stripes.borrow_mut().extend(stripes.into_iter().filter(sound));
         self.identities.borrow_mut().extend(identities.into_iter().filter(|name| *name > told));
-        match any {
-            true => Ok(()),
-            false => Err(GivenUp::NoSpace(shortage.unwrap_or_else(|| "no slots are free".into()))),
+        match self.stripes.borrow().is_empty() {
+            false => Ok(()),
+            true => Err(GivenUp::NoSpace(shortage.unwrap_or_else(|| "no slots are free".into()))),
         }
     }
 

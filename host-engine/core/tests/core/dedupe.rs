@@ -106,6 +106,14 @@ fn a_second_copy_costs_next_to_nothing() {
         assert_eq!(twice.stripe_frames, 4000, "{twice:?}");
         let stripes = twice.stripes_committed - once.stripes_committed;
         assert!(stripes <= 3, "{stripes} of {} stripes: {twice:?}", once.stripes_committed);
+        // Commits without a stripe take none: a third copy needs nothing at all.
+        write(&rig, OTHER, 4100, &image, together);
+        settle(&rig);
+        let thrice = rig.core().stats();
+        assert_eq!(thrice.stripe_frames, 4000, "{thrice:?}");
+        assert!(thrice.stripeless_commits >= once.stripeless_commits + 8, "{thrice:?}");
+        let held = rig.pool.borrow().grants.len();
+        assert!(held <= 5, "{held} stripes are granted");
         check(&rig, OTHER, 100, &image[..500]);
         // The first disk goes: what the second one refers to stays.
         rig.run(rig.core().delete(DISK)).unwrap();
@@ -115,6 +123,45 @@ fn a_second_copy_costs_next_to_nothing() {
         open(&rig, OTHER);
         check(&rig, OTHER, 100, &image);
     }
+}
+
+// New content between what is known is left until it fills a stripe, and what is known takes nothing of that.
+#[test]
+fn new_content_among_known_fills_its_stripes() {
+    let mut rig = rig(64);
+    // A record stays until its last block is committed: there is room for a stripe's worth of new blocks.
+    rig.write_buffer = 32 << 20;
+    rig.start_host();
+    open(&rig, DISK);
+    open(&rig, OTHER);
+    let image = numbers(0..4000);
+    write(&rig, DISK, 0, &image, 16);
+    settle(&rig);
+    let once = rig.core().stats();
+    let changed: Vec<u64> = image
+        .iter()
+        .map(|number| if number % 8 == 3 { number + 10_000 } else { *number })
+        .collect();
+    write(&rig, OTHER, 0, &changed, 16);
+    settle(&rig);
+    let twice = rig.core().stats();
+    assert_eq!(twice.stripe_frames, 4500, "{twice:?}");
+    let stripes = twice.stripes_committed - once.stripes_committed;
+    // The first disk's last blocks, the 500 new ones, and map runs.
+    assert!(stripes <= 3, "{stripes} beside {} stripes: {twice:?}", once.stripes_committed);
+    check(&rig, OTHER, 0, &changed);
+    // Some references are committed, and frames between them are not, when the engine dies.
+    write(&rig, OTHER, 4000, &changed[..1500], 16);
+    rig.world.run_for(Duration::from_secs(1));
+    rig.kill_host();
+    rig.start_host();
+    open(&rig, DISK);
+    open(&rig, OTHER);
+    check(&rig, OTHER, 0, &changed);
+    check(&rig, OTHER, 4000, &changed[..1500]);
+    settle(&rig);
+    check(&rig, OTHER, 4000, &changed[..1500]);
+    check(&rig, DISK, 0, &image);
 }
 
 #[test]
