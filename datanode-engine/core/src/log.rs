@@ -14,13 +14,13 @@ mod slices;
 mod usage;
 
 pub use chunks::{Advice, CHUNK};
-pub use damage::{Soundness, soundness};
+pub use damage::{Rotted, Soundness, soundness};
 pub use entries::{LogEntry, LogEntryKind};
 
 use bytes::Bytes;
 use chunks::{Chunks, Claim};
 use cleave_format::FormatError;
-use cleave_format::control::Control;
+use cleave_format::control::{self, Control};
 use cleave_format::ids::{HostId, Position, VdiskId};
 use cleave_format::record::{RECORD_HEADER, Record, RecordIdentity};
 use cleave_runtime::message::Message;
@@ -255,13 +255,14 @@ impl Log {
     /// where it can wait.
     pub fn append_control(&mut self, control: &Control) -> Position {
         let bytes = Bytes::from(cleave_format::encode(control));
-        self.insert_control(self.next, bytes)
+        let check = control::check(Position(self.next), &bytes);
+        self.insert_control(self.next, bytes, check)
     }
 
-    fn insert_control(&mut self, position: u64, bytes: Bytes) -> Position {
+    fn insert_control(&mut self, position: u64, bytes: Bytes, check: u32) -> Position {
         self.control_bytes += bytes.len() as u64;
         self.controls.push_back(position);
-        self.entries.insert(position, LogEntry { bytes, kind: LogEntryKind::Control });
+        self.entries.insert(position, LogEntry { bytes, kind: LogEntryKind::Control { check } });
         self.next = position + 1;
         Position(position)
     }
@@ -293,17 +294,22 @@ impl Log {
         }
     }
 
-    /// As [`insert_record`](Log::insert_record), a control record; gives it decoded.
+    /// As [`insert_record`](Log::insert_record), a control record, with its [`check`](control::check); gives it
+    /// decoded.
     pub fn insert_encoded_control(
         &mut self,
         position: Position,
         bytes: Bytes,
+        check: u32,
     ) -> Result<Control, FormatError> {
         if position.0 < self.next {
             return Err(FormatError::Malformed("log entry"));
         }
+        if control::check(position, &bytes) != check {
+            return Err(FormatError::Checksum("control record"));
+        }
         let control = cleave_format::decode(&bytes)?;
-        self.insert_control(position.0, bytes);
+        self.insert_control(position.0, bytes, check);
         Ok(control)
     }
 
@@ -372,13 +378,26 @@ impl Log {
         found.map(|(position, entry)| (Position(position), entry))
     }
 
-    /// The first control record after a position and up to `through`, decoded.
-    pub fn next_control(&self, after: Position, through: Position) -> Option<(Position, Control)> {
+    /// The first control record after a position and up to `through`, checked and decoded.
+    pub fn next_control(
+        &self,
+        after: Position,
+        through: Position,
+    ) -> Result<Option<(Position, Control)>, Rotted> {
         let index = self.controls.partition_point(|position| *position <= after.0);
-        let position = *self.controls.get(index).filter(|position| **position <= through.0)?;
-        let entry = self.entries.get(position).expect("controls name entries");
-        let control = cleave_format::decode(&entry.bytes);
-        Some((Position(position), control.expect("the log holds what it encoded or decoded")))
+        let Some(position) = self.controls.get(index).filter(|position| **position <= through.0)
+        else {
+            return Ok(None);
+        };
+        let (position, entry) = (Position(*position), self.entries.get(*position));
+        let entry = entry.expect("controls name entries");
+        if !entry.is_readable(position) && !is_planted(Planted::LeaveRot) {
+            return Err(Rotted(position));
+        }
+        match cleave_format::decode(&entry.bytes) {
+            Ok(control) => Ok(Some((position, control))),
+            Err(_) => Err(Rotted(position)),
+        }
     }
 
     /// Moves the live entries of one sparse chunk together, when the log is nearly full. True when

@@ -6,11 +6,15 @@
 //! the vdisk serves everything but the blocks whose frames are damaged. One that is unreadable in both, or in the only
 //! log that there is when it is copied, is [given up](crate::log::Log::give_up).
 //!
+//! A control record is checked whenever it is used: before its effects, before it is forwarded, copied, or written to the
+//! vault. Its effects, and all after them, wait until it is mended. Where no sound copy is left the controller ends
+//! rather than go on without it, or by what it is not; another one copies from the peer, if that has it.
+//!
 //! Nothing of this touches records that are not mirrored yet, nor what is released. A crash loses nothing but the
 //! knowledge of what was found, which is found again.
 
 use crate::hosts::ParkedFetch;
-use crate::log::{Soundness, soundness};
+use crate::log::{LogEntryKind, Rotted, Soundness};
 use crate::state::State;
 use bytes::Bytes;
 use cleave_format::ids::Position;
@@ -54,7 +58,7 @@ impl State {
         }
         let Some(held) = &self.held else { return };
         let end = Position(self.mirror.mirrored + 1);
-        self.mending.hopeless.retain(|position| held.log.record(*position).is_some());
+        self.mending.hopeless.retain(|position| held.log.entry(*position).is_some());
         let (mut bytes, mut damaged) = (0, Vec::new());
         let mut from = self.mending.next;
         for _ in 0..LOOK_ENTRIES {
@@ -64,8 +68,7 @@ impl State {
             };
             from = Position(position.0 + 1);
             bytes += entry.bytes.len();
-            let sound = || soundness(&entry.bytes) == Soundness::Sound;
-            if held.log.record(position).is_some() && !sound() {
+            if entry.soundness(position) != Soundness::Sound {
                 damaged.push(position);
             }
             if bytes >= LOOK_BYTES {
@@ -78,7 +81,7 @@ impl State {
         }
     }
 
-    /// Whether the record of a position may be given to a host: it is sound, or no better copy can be had. Asks the
+    /// Whether the entry of a position may be used, a record be given to a host: it is sound, or no better copy can be had. Asks the
     /// peer for one otherwise.
     pub fn mend(&mut self, position: Position) -> bool {
         let mending = &mut self.mending;
@@ -90,7 +93,7 @@ impl State {
         }
         if self.is_joined() {
             tracing::error!(
-                "the record at {position} rotted in memory; asking the peer for its copy"
+                "the entry at {position} rotted in memory; asking the peer for its copy"
             );
             self.counters.rotted += 1;
             self.mending.asked.insert(position);
@@ -100,27 +103,62 @@ impl State {
         false
     }
 
-    /// The peer asks for a record.
-    pub fn lend(&mut self, position: Position) {
-        let record = self.held.as_ref().and_then(|held| held.log.record(position)).cloned();
-        let payload: Vec<Bytes> = record.into_iter().collect();
-        let _ = self.send_peer(&PeerMessage::Lent { position }, &payload);
+    /// As [`mend`](State::mend), a control record whose effects are due: what was hopeless of another peer is asked of
+    /// this one.
+    pub fn mend_control(&mut self, rotted: Rotted) {
+        self.mending.hopeless.remove(&rotted.0);
+        self.mend(rotted.0);
     }
 
-    /// The peer's copy of a record.
-    pub fn lent(&mut self, position: Position, mut payload: Message) -> Result<(), String> {
+    /// The peer asks for an entry.
+    pub fn lend(&mut self, position: Position) {
+        let entry = self.held.as_ref().and_then(|held| held.log.entry(position));
+        let payload: Vec<Bytes> = entry.map(|entry| entry.bytes.clone()).into_iter().collect();
+        let check = entry.and_then(|entry| match entry.kind {
+            LogEntryKind::Control { check } => Some(check),
+            LogEntryKind::Record(..) => None,
+        });
+        let _ = self.send_peer(&PeerMessage::Lent { position, check }, &payload);
+    }
+
+    /// The peer's copy of an entry.
+    pub fn lent(
+        &mut self,
+        position: Position,
+        check: Option<u32>,
+        mut payload: Message,
+    ) -> Result<(), String> {
         if !self.mending.asked.remove(&position) {
             return Err("the peer lent what nobody wanted".to_owned());
         }
         let copy = payload.take_rest();
         let Some(held) = &mut self.held else { return Ok(()) };
-        if held.log.mend(position, &copy) {
+        let mended = match check {
+            Some(check) => held.log.mend_control(position, &copy, check),
+            None => held.log.mend(position, &copy),
+        };
+        if mended {
             self.counters.mended += 1;
-            tracing::warn!("the record at {position} was mended from the peer's copy");
+            tracing::warn!("the entry at {position} was mended from the peer's copy");
         }
-        match held.log.record(position).map(|bytes| soundness(bytes)) {
+        let entry = held.log.entry(position);
+        let is_control = entry.is_some_and(|entry| !matches!(entry.kind, LogEntryKind::Record(..)));
+        match entry.map(|entry| entry.soundness(position)) {
+            // Its effects, and those of what comes after it, waited.
+            Some(Soundness::Sound) if is_control => {
+                self.advance_effects(Position(self.mirror.mirrored));
+                return Ok(());
+            }
             // Released meanwhile, or mended.
             None | Some(Soundness::Sound) => return Ok(()),
+            // The peer let it go: both catalogs have it, and it is about to leave here too.
+            Some(_) if is_control && copy.is_empty() => return Ok(()),
+            // Nothing waits for what had its effects; who copies this log finds it.
+            Some(_) if is_control && position.0 <= self.mirror.effects => {}
+            Some(_) if is_control => {
+                self.lose_control(Rotted(position));
+                return Ok(());
+            }
             Some(Soundness::Damaged) => {
                 tracing::error!("both copies of the record at {position} are damaged");
             }
@@ -130,9 +168,20 @@ impl State {
         Ok(())
     }
 
-    /// No better copy of an unreadable record is left.
+    /// No sound copy of a control record can be had here: nothing can be made of the log after it.
+    pub fn lose_control(&mut self, rotted: Rotted) {
+        self.fail(format!(
+            "{rotted}, and no sound copy of it can be had: this controller ends rather than apply what it is not; started again, \
+             it copies the log of the other controller, if that has it whole"
+        ));
+    }
+
+    /// No better copy of an unreadable entry is left.
     pub fn give_up(&mut self, position: Position) {
         let Some(held) = &mut self.held else { return };
+        if held.log.record(position).is_none() {
+            return self.lose_control(Rotted(position));
+        }
         if let Some(identity) = held.log.give_up(position) {
             self.counters.given_up += 1;
             let (vdisk, slice, version) = (identity.vdisk, identity.slice, identity.version);
@@ -144,7 +193,7 @@ impl State {
         }
     }
 
-    /// Gives up what is unreadable in a part of the log that is the only one.
+    /// Gives up what is unreadable in a part of the log that is the only one; a control record ends the controller.
     pub fn give_up_unreadable(&mut self, from: Position) {
         let mut at = from;
         while let Some(held) = &self.held

@@ -129,14 +129,21 @@ impl DataNode {
         self.0.state().is_joined()
     }
 
-    /// Flips a bit in the memory of the log's first mirrored record at a position or after it, if there is one: for judges.
+    /// Flips a bit in the memory of the log's first mirrored entry at a position or after it, if there is one: for judges.
     pub fn rot(&self, from: Position, bit: u64) -> Option<Position> {
         let state = &mut *self.0.state_mut();
         let end = Position(state.mirror.mirrored + 1);
         state.held.as_mut().and_then(|held| held.log.rot(from, end, bit))
     }
 
-    /// Whether all records of the log pass their checks; looks at everything: for judges.
+    /// As [`rot`](DataNode::rot), of a control record; also of one that the peer was sent, and did not answer.
+    pub fn rot_control(&self, from: Position, bit: u64) -> Option<Position> {
+        let state = &mut *self.0.state_mut();
+        let end = Position(state.mirror.mirrored.max(state.mirror.forwarded) + 1);
+        state.held.as_mut().and_then(|held| held.log.rot_control(from, end, bit))
+    }
+
+    /// Whether all entries of the log pass their checks; looks at everything: for judges.
     pub fn is_sound(&self) -> bool {
         let state = self.0.state();
         state.held.as_ref().is_some_and(|held| held.log.is_sound())
@@ -416,7 +423,7 @@ impl Node {
                     state.lend(position);
                     Ok(())
                 }
-                (PeerMessage::Lent { position }, _) => state.lent(position, payload),
+                (PeerMessage::Lent { position, check }, _) => state.lent(position, check, payload),
                 _ => Err("a message out of place".to_owned()),
             }
         };

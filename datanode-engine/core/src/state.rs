@@ -12,6 +12,7 @@ use crate::drives::Drives;
 use crate::grants::{Grants, Issued};
 use crate::hosts::{HostRequest, Session};
 use crate::log::{Log, LogSettings};
+use crate::log::{LogEntry, LogEntryKind, Rotted};
 use crate::mend::Mending;
 use crate::mirror::{Mirror, Standing};
 use crate::resident::Resident;
@@ -323,9 +324,17 @@ impl State {
     pub fn advance_effects(&mut self, through: Position) {
         let Some(held) = &mut self.held else { return };
         let before = held.log.len();
-        while let Some((position, control)) =
-            held.log.next_control(Position(self.mirror.effects), through)
-        {
+        loop {
+            let (position, control) =
+                match held.log.next_control(Position(self.mirror.effects), through) {
+                    Ok(Some(next)) => next,
+                    Ok(None) => break,
+                    Err(rotted) => {
+                        self.counters.released += before - held.log.len();
+                        // The peer holds it too: what comes after it waits for its copy.
+                        return self.mend_control(rotted);
+                    }
+                };
             held.log.release(&control);
             if matches!(control, Control::Commit(_)) {
                 reached(Point::LogReleased);
@@ -417,6 +426,13 @@ impl State {
             self.parts.push(Bytes::new());
             let mut from = Position(self.mirror.forwarded + 1);
             while let Some((position, entry)) = held.log.next_entry(from, end) {
+                if matches!(entry.kind, LogEntryKind::Control { .. })
+                    && !entry.is_readable(position)
+                {
+                    // Nobody else has it, and nobody was told that it is held.
+                    self.lose_control(Rotted(position));
+                    return true;
+                }
                 let full = bytes + entry.bytes.len() > FORWARD_BYTES_MAX
                     || entries.len() == FORWARD_ENTRIES_MAX;
                 if full && !entries.is_empty() {
@@ -572,10 +588,10 @@ impl Active {
 }
 
 /// How an entry is named on the wire.
-pub(crate) fn peer_entry(position: Position, entry: &crate::log::LogEntry) -> PeerEntry {
+pub(crate) fn peer_entry(position: Position, entry: &LogEntry) -> PeerEntry {
     let kind = match entry.kind {
-        crate::log::LogEntryKind::Record(..) => PeerEntryKind::Record,
-        crate::log::LogEntryKind::Control => PeerEntryKind::Control,
+        LogEntryKind::Record(..) => PeerEntryKind::Record,
+        LogEntryKind::Control { check } => PeerEntryKind::Control { check },
     };
     PeerEntry { position, kind, length: entry.bytes.len() as u32 }
 }
@@ -590,10 +606,10 @@ pub(crate) fn insert_entries(
         let length = entry.length as usize;
         let inserted = match entry.kind {
             PeerEntryKind::Record => log.insert_record(entry.position, message, length),
-            PeerEntryKind::Control => match message.take(length) {
+            PeerEntryKind::Control { check } => match message.take(length) {
                 // Copied: a slice would keep the link's whole buffer.
                 Some(bytes) => log
-                    .insert_encoded_control(entry.position, Bytes::copy_from_slice(&bytes))
+                    .insert_encoded_control(entry.position, Bytes::copy_from_slice(&bytes), check)
                     .map(drop),
                 None => Err(cleave_format::FormatError::Short("log entry")),
             },

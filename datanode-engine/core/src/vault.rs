@@ -6,9 +6,10 @@
 //! the compare-and-swap that makes its loader a member ends it. Only after that is it marked as
 //! consumed, which gives its space back.
 
-use crate::log::{Advice, Log, LogEntryKind, LogSettings};
+use crate::log::{Advice, Log, LogEntryKind, LogSettings, Rotted};
 use bytes::Bytes;
 use cleave_format::FormatError;
+use cleave_format::control;
 use cleave_format::ids::Position;
 use cleave_format::layout::padded;
 use cleave_format::vault::{
@@ -41,6 +42,9 @@ pub enum VaultError {
         /// Whose it is.
         datanode: u16,
     },
+    /// The log cannot be trusted: the other controller's image is used instead.
+    #[error("no image is written, for {0}")]
+    Rotted(#[from] Rotted),
     /// The image does not fit.
     #[error("the vault has {capacity} bytes, and the log's image needs {needed}; make it larger")]
     TooSmall {
@@ -99,7 +103,9 @@ pub async fn load(
                     log.insert_record(entry.position, &mut Message::from(bytes), length)?;
                 }
                 VaultKind::Control => {
-                    log.insert_encoded_control(entry.position, bytes)?;
+                    // The image's own check covered it until here.
+                    let check = control::check(entry.position, &bytes);
+                    log.insert_encoded_control(entry.position, bytes, check)?;
                 }
             }
         }
@@ -138,7 +144,11 @@ pub async fn write(io: &DriveIo, identity: VaultIdentity, log: &Log) -> Result<(
     while let Some((position, entry)) = log.next_entry(from, log.next()) {
         let kind = match entry.kind {
             LogEntryKind::Record(..) => VaultKind::Record,
-            LogEntryKind::Control => VaultKind::Control,
+            // The image's checks must not vouch for what rotted before.
+            LogEntryKind::Control { .. } if !entry.is_readable(position) => {
+                return Err(Rotted(position).into());
+            }
+            LogEntryKind::Control { .. } => VaultKind::Control,
         };
         writer.append(position, kind, &[&entry.bytes], &mut buffers, &mut full);
         from = Position(position.0 + 1);

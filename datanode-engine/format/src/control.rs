@@ -3,6 +3,8 @@
 //!
 //! What a record does is decided when the active controller appends it (for example which vdisks
 //! of a commit are struck), and written into it, so that applying never decides anything.
+//!
+//! Beside an encoded record in a log's memory, and on the way to another, stands its [`check`].
 
 use crate::address::Address;
 use crate::ids::{
@@ -15,6 +17,12 @@ use bincode::{Decode, Encode};
 pub const REFERENCES_MAX: usize = 1024;
 /// Most stripes that a map run may name as no longer named.
 pub const UNREFERENCED_MAX: usize = 8192;
+
+/// The check of an encoded control record: CRC32C of its position u64, then its bytes. One that is in another's place
+/// fails it too (C3).
+pub fn check(position: Position, encoded: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&position.0.to_le_bytes()), encoded)
+}
 
 /// A change of the catalog. Numbers of variants are part of the format: new ones go to the end.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

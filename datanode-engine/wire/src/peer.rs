@@ -62,15 +62,17 @@ pub enum PeerMessage {
         /// Catalog position synced.
         catalog: Position,
     },
-    /// Either to the other, once joined: the record of this position rotted here; what is there?
+    /// Either to the other, once joined: the entry of this position rotted here; what is there?
     Want {
         /// The position.
         position: Position,
     },
-    /// The answer: a copy of the record in the payload, whatever it is worth; none when it is not held.
+    /// The answer: a copy of the entry in the payload, whatever it is worth; none when it is not held.
     Lent {
         /// The position.
         position: Position,
+        /// Of a control record, its [`check`](cleave_format::control::check) there.
+        check: Option<u32>,
     },
 }
 
@@ -137,5 +139,8 @@ pub enum PeerEntryKind {
     /// A host's record.
     Record,
     /// An encoded [`Control`](cleave_format::control::Control).
-    Control,
+    Control {
+        /// Its [`check`](cleave_format::control::check).
+        check: u32,
+    },
 }

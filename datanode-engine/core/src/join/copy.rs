@@ -78,6 +78,9 @@ impl Meeting {
                     // The copier gave its own log up: there is no other copy.
                     if !held.log.is_readable(position) {
                         state.give_up(position);
+                        if let Some(reason) = state.fatal.clone() {
+                            return Err(reason);
+                        }
                         continue;
                     }
                     let full = bytes + entry.bytes.len() > COPY_BYTES_MAX

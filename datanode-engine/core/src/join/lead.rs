@@ -205,7 +205,15 @@ impl Meeting {
         let state = &mut *state;
         let held = state.held.as_ref().ok_or("the log is gone")?;
         let mut after = catalog.applied;
-        while let Some((position, control)) = held.log.next_control(after, held.log.next()) {
+        loop {
+            let (position, control) = match held.log.next_control(after, held.log.next()) {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(rotted) => {
+                    state.lose_control(rotted);
+                    return Err(rotted.to_string());
+                }
+            };
             after = position;
             resident.apply(position, &control);
             match &control {

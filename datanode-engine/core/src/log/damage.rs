@@ -1,4 +1,7 @@
-//! Records whose memory rotted: how much of one passes its checks, and what takes its place.
+//! Entries whose memory rotted: how much of one passes its checks, and what takes its place.
+//!
+//! A control record passes its check whole or not at all; no effect comes of one that does not, and nothing is made up
+//! for it.
 //!
 //! The log knows who a record is without its bytes ([`Slices`](super::slices::Slices)), so one whose head cannot be
 //! read is still released by the commit that names it. Where no better copy is left, such a record is given a head again:
@@ -6,12 +9,12 @@
 //! vault and fetched like any other, and whoever opens the vdisk serves all of it but these blocks, until they
 //! are written again.
 
-use super::{Claim, Log, LogEntryKind};
+use super::{Claim, Log, LogEntry, LogEntryKind};
 use bytes::Bytes;
-use cleave_format::frame;
 use cleave_format::ids::{Incarnation, Position};
 use cleave_format::layout::{SLICE_BLOCKS, UNIT};
 use cleave_format::record::{Entry, EntryKind, Record, RecordIdentity, encode_head};
+use cleave_format::{control, frame};
 
 /// How much of a record passes its checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +34,34 @@ pub fn soundness(bytes: &[u8]) -> Soundness {
         entry.kind != EntryKind::Frame || frame::check_in_log(data).is_ok()
     };
     if record.entries().all(sound) { Soundness::Sound } else { Soundness::Damaged }
+}
+
+/// The control record of this position fails its check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the control record at {0} rotted in memory")]
+pub struct Rotted(pub Position);
+
+impl LogEntry {
+    /// How much of the entry, which is that of `position`, passes its checks.
+    pub fn soundness(&self, position: Position) -> Soundness {
+        match self.kind {
+            LogEntryKind::Record(..) => soundness(&self.bytes),
+            LogEntryKind::Control { check } => {
+                match control::check(position, &self.bytes) == check {
+                    true => Soundness::Sound,
+                    false => Soundness::Unreadable,
+                }
+            }
+        }
+    }
+
+    /// Whether a record's head, or a control record, can be read.
+    pub fn is_readable(&self, position: Position) -> bool {
+        match self.kind {
+            LogEntryKind::Record(..) => Record::decode(&self.bytes).is_ok(),
+            LogEntryKind::Control { .. } => self.soundness(position) == Soundness::Sound,
+        }
+    }
 }
 
 impl Log {
@@ -68,9 +99,24 @@ impl Log {
         true
     }
 
-    /// Whether a head can be read; `true` for what is no record.
+    /// As [`mend`](Log::mend), a control record, with the check that the copy had: of a record that was sound where it came
+    /// from, and not before here, either the bytes or the check rotted.
+    pub fn mend_control(&mut self, position: Position, copy: &[u8], check: u32) -> bool {
+        let Some(entry) = self.entries.get_mut(position.0) else { return false };
+        let LogEntryKind::Control { check: own } = entry.kind else { return false };
+        let sound = |bytes: &[u8], check| control::check(position, bytes) == check;
+        if sound(&entry.bytes, own) || !sound(copy, check) {
+            return false;
+        }
+        self.control_bytes = self.control_bytes - entry.bytes.len() as u64 + copy.len() as u64;
+        *entry =
+            LogEntry { bytes: Bytes::copy_from_slice(copy), kind: LogEntryKind::Control { check } };
+        true
+    }
+
+    /// Whether a record's head can be read, or a control record; `true` where there is nothing.
     pub fn is_readable(&self, position: Position) -> bool {
-        self.record(position).is_none_or(|bytes| Record::decode(bytes).is_ok())
+        self.entry(position).is_none_or(|entry| entry.is_readable(position))
     }
 
     /// Gives an unreadable record a head again, because no better copy is left. Returns who it is.
@@ -103,29 +149,35 @@ impl Log {
         self.usage.remove(vdisk, old as u64);
     }
 
-    /// Flips a bit of the first record at `from` or after, before `end`, as failing memory would: for judges. Says where;
+    /// Flips a bit of the first entry at `from` or after, before `end`, as failing memory would: for judges. Says where;
     /// `None` when there is none.
     pub fn rot(&mut self, from: Position, end: Position, bit: u64) -> Option<Position> {
-        let mut at = from;
-        loop {
-            let (position, _) = self.next_entry(at, end)?;
-            if let Some(bytes) = self.record(position) {
-                let mut bytes = bytes.to_vec();
-                let bit = bit % (bytes.len() as u64 * 8);
-                bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
-                self.replace(position, &bytes);
-                return Some(position);
+        let (position, entry) = self.next_entry(from, end)?;
+        let mut bytes = entry.bytes.to_vec();
+        let bit = bit % (bytes.len() as u64 * 8);
+        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+        match entry.kind {
+            LogEntryKind::Record(..) => self.replace(position, &bytes),
+            LogEntryKind::Control { .. } => {
+                self.entries.get_mut(position.0).expect("found before").bytes = Bytes::from(bytes);
             }
-            at = Position(position.0 + 1);
         }
+        Some(position)
     }
 
-    /// Whether all records pass their checks. Looks at all of them: for judges.
+    /// As [`rot`](Log::rot), of the first control record.
+    pub fn rot_control(&mut self, from: Position, end: Position, bit: u64) -> Option<Position> {
+        let index = self.controls.partition_point(|position| *position < from.0);
+        let position = Position(*self.controls.get(index)?);
+        self.rot(position, end, bit)
+    }
+
+    /// Whether all entries pass their checks. Looks at all of them: for judges.
     pub fn is_sound(&self) -> bool {
         let mut at = Position(0);
         while let Some((position, entry)) = self.next_entry(at, self.next()) {
             at = Position(position.0 + 1);
-            if self.record(position).is_some() && soundness(&entry.bytes) != Soundness::Sound {
+            if entry.soundness(position) != Soundness::Sound {
                 return false;
             }
         }

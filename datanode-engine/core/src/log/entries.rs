@@ -22,7 +22,10 @@ pub enum LogEntryKind {
     /// A record of this vdisk, in this chunk.
     Record(VdiskId, ChunkIndex),
     /// A control record.
-    Control,
+    Control {
+        /// Its [`check`](cleave_format::control::check), from when it was decided or received.
+        check: u32,
+    },
 }
 
 struct Page {

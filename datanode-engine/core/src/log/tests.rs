@@ -87,8 +87,8 @@ fn copy(log: &Log) -> Log {
     let mut copied = Log::new(log.id(), Position(0), SETTINGS);
     for (position, bytes) in content(log) {
         let entry = log.entry(Position(position)).unwrap();
-        if entry.kind == LogEntryKind::Control {
-            copied.insert_encoded_control(Position(position), Bytes::from(bytes)).unwrap();
+        if let LogEntryKind::Control { check } = entry.kind {
+            copied.insert_encoded_control(Position(position), Bytes::from(bytes), check).unwrap();
         } else {
             let length = bytes.len();
             let mut message = message(&bytes, 5);
@@ -218,7 +218,7 @@ proptest! {
         prop_assert_eq!(content(&log), bytes);
         let mut seen = Vec::new();
         let mut after = Position(0);
-        while let Some((position, _)) = log.next_control(after, log.next()) {
+        while let Some((position, _)) = log.next_control(after, log.next()).unwrap() {
             seen.push(position.0);
             after = position;
         }
@@ -528,4 +528,53 @@ fn what_is_given_up_is_a_record_without_content() {
     assert!(copy.mend(at, &sound_record(name)));
     log.release(&commit((1, 2, 3, 3), 4, false));
     assert_eq!((log.len(), log.record_bytes(), log.vdisk_bytes(VdiskId(1))), (0, 0, 0));
+}
+
+// Rule 3.3: no bit of a control record, nor another one in its place, has an effect.
+#[test]
+fn rot_anywhere_in_a_control_record_is_found_and_mended() {
+    let mut log = Log::new(1, Position(1), SETTINGS);
+    let (first, second) = (commit((1, 2, 3, 4), 9, false), commit((1, 2, 3, 10), 12, false));
+    let before = log.append_control(&first);
+    let at = log.append_control(&second);
+    let next = |log: &Log| log.next_control(before, log.next());
+    let bytes = cleave_format::encode(&second);
+    let size = log.control_bytes();
+    for bit in 0..bytes.len() as u64 * 8 {
+        assert_eq!(log.rot_control(at, log.next(), bit), Some(at));
+        assert_eq!(next(&log), Err(Rotted(at)), "bit {bit}");
+        assert!(!log.is_sound() && !log.is_readable(at));
+        // Neither the other one, nor half of it (C3).
+        let other = cleave_format::encode(&first);
+        let LogEntryKind::Control { check } = log.entry(at).unwrap().kind else { unreachable!() };
+        let LogEntryKind::Control { check: of_other } = log.entry(before).unwrap().kind else {
+            unreachable!()
+        };
+        assert!(
+            !log.mend_control(at, &other, of_other) && !log.mend_control(at, &bytes[..9], check)
+        );
+        // The same damage at the peer.
+        let itself = log.entry(at).unwrap().bytes.to_vec();
+        assert!(!log.mend_control(at, &itself, check) && !log.mend(at, &bytes));
+        assert!(log.mend_control(at, &bytes, check), "bit {bit}");
+        assert_eq!(next(&log), Ok(Some((at, second.clone()))));
+        assert!(log.is_sound() && !log.mend_control(at, &bytes, check));
+    }
+    assert_eq!(log.control_bytes(), size);
+    // Of the check itself.
+    let entry = log.entries.get_mut(at.0).unwrap();
+    let LogEntryKind::Control { check } = &mut entry.kind else { unreachable!() };
+    let sound = std::mem::replace(check, *check ^ 4);
+    assert_eq!(next(&log), Err(Rotted(at)));
+    assert!(!log.mend_control(at, &bytes, sound ^ 4) && log.mend_control(at, &bytes, sound));
+    assert_eq!(next(&log), Ok(Some((at, second))));
+    // What rotted on its way is not taken.
+    let entry = log.entry(at).unwrap();
+    let LogEntryKind::Control { check } = entry.kind else { unreachable!() };
+    let mut damaged = bytes.clone();
+    damaged[3] ^= 1;
+    let mut copied = Log::new(1, Position(0), SETTINGS);
+    assert!(copied.insert_encoded_control(at, Bytes::from(damaged), check).is_err());
+    assert!(copied.insert_encoded_control(before, Bytes::from(bytes.clone()), check).is_err());
+    assert!(copied.insert_encoded_control(at, Bytes::from(bytes), check).is_ok());
 }

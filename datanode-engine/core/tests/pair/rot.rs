@@ -3,7 +3,10 @@
 use crate::rig::{FakeHost, Rig, SECOND};
 use crate::{append_some, begin};
 use cleave_format::ids::Position;
+use cleave_format::ids::{Epoch, VdiskId};
 use cleave_format::record::Record;
+use cleave_runtime::links::Class;
+use cleave_wire::{ControllerMessage, HostMessage};
 use std::rc::Rc;
 
 /// Bits of a head, and of a frame.
@@ -81,4 +84,79 @@ fn an_unreadable_record_does_not_keep_the_other_controller_out() {
         let written = host.records.clone();
         assert_eq!(host.fetch(&rig).len(), written.len());
     }
+}
+
+/// Sends a seal of the next epoch, and lets the world go on until a bit of its control record flipped at `controller`,
+/// which has it when the standby was sent it, and before the effects at the active. Gives the request.
+fn rot_a_seal(rig: &Rig, host: &mut FakeHost, controllers: &[usize], bit: u64) -> u64 {
+    host.epoch += 1;
+    let (vdisk, epoch) = (VdiskId(host.vdisk), Epoch(host.epoch));
+    let from = rig.status(0).next;
+    let seal = |request| HostMessage::Seal { request, vdisk, epoch, predecessor_dead: true };
+    let asked = host.ask(Class::Log, None, seal);
+    for controller in controllers {
+        let node = Rc::clone(rig.node(*controller));
+        let rotted = || node.rot_control(from, bit).is_some();
+        assert!(rig.world.run_until(rotted, 30 * SECOND));
+    }
+    asked
+}
+
+// Rule 3.3 and C11: effects wait until the control record is what was decided.
+#[test]
+fn a_control_record_is_mended_before_its_effects() {
+    for bit in [0, 33, 100, 150, 200] {
+        let (rig, mut host) = filled(66);
+        let asked = rot_a_seal(&rig, &mut host, &[0], bit);
+        let (reply, _) = host.reply(&rig, asked).expect("it is answered");
+        assert!(matches!(reply, ControllerMessage::Done { result: Ok(_), .. }), "{reply:?}");
+        let counters = rig.status(0).counters;
+        assert_eq!((counters.rotted, counters.mended), (1, 1));
+        host.verify(&rig);
+        assert_eq!((rig.node(0).failure(), rig.node(1).failure()), (None, None));
+    }
+}
+
+#[test]
+fn a_control_record_that_rotted_in_both_has_no_effects() {
+    let (rig, mut host) = filled(67);
+    // The standby has it first, for the active's effects wait for its answer.
+    rot_a_seal(&rig, &mut host, &[1, 0], 77);
+    let active = Rc::clone(rig.node(0));
+    assert!(rig.world.run_until(|| active.failure().is_some(), 30 * SECOND));
+    let failure = active.failure().expect("it is there");
+    assert!(failure.contains("rotted in memory"), "{failure}");
+}
+
+#[test]
+fn a_rotted_control_record_is_not_copied() {
+    let (mut rig, mut host) = filled(68);
+    // Its catalog has not synced it when it dies, so it stays in the active's log.
+    rot_a_seal(&rig, &mut host, &[1], 5);
+    rig.kill(1);
+    let (node, from) = (Rc::clone(rig.node(0)), rig.status(0).next);
+    assert!(node.rot_control(Position(from.0 - 1), 40).is_some());
+    drop(node);
+    rig.start(1);
+    let active = Rc::clone(rig.node(0));
+    assert!(rig.world.run_until(|| active.failure().is_some(), 30 * SECOND));
+    assert!(active.failure().expect("it is there").contains("rotted in memory"));
+    assert!(!rig.node(1).is_mirrored());
+}
+
+#[test]
+fn an_image_vouches_for_no_rotted_control_record() {
+    let (mut rig, mut host) = filled(69);
+    rot_a_seal(&rig, &mut host, &[0], 11);
+    // The catalogs have no time to let it go.
+    rig.stop_both_though(|controller, failure| match (controller, failure) {
+        (0, Some(failure)) => assert!(failure.contains("no image is written"), "{failure}"),
+        (_, failure) => assert_eq!(failure, None),
+    });
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.connect(&rig);
+    host.seal(&rig).unwrap();
+    host.verify(&rig);
 }

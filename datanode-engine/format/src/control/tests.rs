@@ -226,3 +226,12 @@ fn golden_commit() {
         01000000000000001200000000 01000000000000001300000000000000";
     assert_eq!(encode(&commit), crate::testing::unhex(golden));
 }
+
+// The check covers the place (C3).
+#[test]
+fn golden_check() {
+    let bytes = encode(&Control::GrantEnd { stripes: vec![StripeId(5)] });
+    let golden = 0x547c_0785;
+    assert_eq!(check(Position(7), &bytes), golden);
+    assert_ne!(check(Position(8), &bytes), golden);
+}

@@ -183,7 +183,10 @@ pub(super) fn log(data: &[u8]) {
             VaultKind::Record => {
                 log.insert_record(position, &mut Message::from(Bytes::from(bytes)), length)
             }
-            VaultKind::Control => log.insert_encoded_control(position, bytes.into()).map(drop),
+            VaultKind::Control => {
+                let check = cleave_format::control::check(position, &bytes);
+                log.insert_encoded_control(position, bytes.into(), check).map(drop)
+            }
         };
         if outcome.is_err() {
             break;
@@ -201,7 +204,7 @@ pub(super) fn log(data: &[u8]) {
     while let Some((position, entry)) = log.next_entry(from, log.next()) {
         let kind = match entry.kind {
             LogEntryKind::Record(..) => VaultKind::Record,
-            LogEntryKind::Control => VaultKind::Control,
+            LogEntryKind::Control { .. } => VaultKind::Control,
         };
         writer.append(position, kind, &[&entry.bytes], &mut || vec![0; PIECE], &mut full);
         from = Position(position.0 + 1);
@@ -214,7 +217,8 @@ pub(super) fn log(data: &[u8]) {
 fn work(log: &mut Log) {
     let (mut resident, mut grants) = (Resident::default(), Grants::default());
     let mut after = Position(0);
-    while let Some((position, control)) = log.next_control(after, log.next()) {
+    while let Some((position, control)) = log.next_control(after, log.next()).expect("it is sound")
+    {
         after = position;
         resident.apply(position, &control);
         if let Control::Grant { incarnation, stripes } = &control {
@@ -232,7 +236,7 @@ fn work(log: &mut Log) {
         log.assign(vdisk, seal.host);
     }
     log.trim(Position(after.0 / 2));
-    let left = log.next_control(Position(0), log.next());
+    let left = log.next_control(Position(0), log.next()).expect("it is sound");
     assert!(left.is_none_or(|(position, _)| position.0 > after.0 / 2));
 }
 

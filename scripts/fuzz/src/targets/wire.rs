@@ -151,7 +151,8 @@ pub(super) fn controller_seeds() -> Vec<Vec<u8>> {
 /// Most kinds.
 pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
     let entry = |position, kind| PeerEntry { position: Position(position), kind, length: 128 };
-    let entries = vec![entry(1, PeerEntryKind::Record), entry(2, PeerEntryKind::Control)];
+    let entries =
+        vec![entry(1, PeerEntryKind::Record), entry(2, PeerEntryKind::Control { check: 7 })];
     seeds(vec![
         PeerMessage::CopyStart { log: 5, next: Position(9), entries: 2, catalog: true },
         PeerMessage::CopyCatalog { last: false },
@@ -161,6 +162,7 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
         PeerMessage::Forward { entries, trimmed: Position(1) },
         PeerMessage::Held { through: Position(8), catalog: Position(4) },
         PeerMessage::Want { position: Position(3) },
-        PeerMessage::Lent { position: Position(3) },
+        PeerMessage::Lent { position: Position(3), check: None },
+        PeerMessage::Lent { position: Position(4), check: Some(9) },
     ])
 }

@@ -275,11 +275,22 @@ impl FakeHost {
         payload: Option<Bytes>,
         make: impl FnOnce(u64) -> HostMessage,
     ) -> (ControllerMessage, Vec<u8>) {
+        let request = self.ask(class, payload, make);
+        self.reply(rig, request).expect("an answer")
+    }
+
+    /// Asks, and does not wait.
+    pub fn ask(
+        &mut self,
+        class: Class,
+        payload: Option<Bytes>,
+        make: impl FnOnce(u64) -> HostMessage,
+    ) -> u64 {
         self.request += 1;
         let mut parts = vec![encode_header(&make(self.request))];
         parts.extend(payload);
         self.send(class, 0, &parts);
-        self.reply(rig, self.request).expect("an answer")
+        self.request
     }
 
     /// Runs until a request is answered.

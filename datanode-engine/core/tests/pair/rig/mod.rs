@@ -196,6 +196,11 @@ impl Rig {
 
     /// SIGTERM to both, until they have ended.
     pub fn stop_both(&mut self) {
+        self.stop_both_though(|_, failure| assert_eq!(failure, None));
+    }
+
+    /// As [`stop_both`](Rig::stop_both); `judge` looks at why each could not.
+    pub fn stop_both_though(&mut self, judge: impl Fn(usize, Option<String>)) {
         for controller in self.controllers.iter().flatten() {
             controller.node.stop();
             controller.process.wake();
@@ -207,7 +212,7 @@ impl Rig {
         };
         assert!(stopped);
         for controller in [0, 1] {
-            assert_eq!(self.node(controller).failure(), None);
+            judge(controller, self.node(controller).failure());
             self.kill(controller);
         }
     }
