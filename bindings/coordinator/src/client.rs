@@ -1,7 +1,7 @@
 //! The store as futures, for tasks of one core.
 //!
 //! While the store is away operations wait: an operation that was certainly not carried out is
-//! submitted again once there is a connection, reads always, transactions only when they never
+//! submitted again once there is a connection, reads and what concerns leases always, transactions only when they never
 //! left. A transaction whose fate is open gives [`StoreError::Unknown`]: read again. Watches are
 //! resumed where they stopped, so a watch sees every change or a [`WatchEvent::Resync`], over any
 //! number of disconnections.
@@ -9,8 +9,8 @@
 //! Whoever owns the core's turn calls [`StoreClient::turn`].
 
 use crate::contract::{
-    Answer, Changed, Listing, Operation, Outcome, Store, StoreError, StoreEvent, Token,
-    Transaction, Versioned, WatchEvent,
+    Answer, Changed, Lease, LeaseId, Listing, Operation, Outcome, Store, StoreError, StoreEvent,
+    Token, Transaction, Versioned, WatchEvent,
 };
 use crate::encoding::{Decode, Encode, decode, encode};
 use cleave_runtime::sync::{Queue, Signal};
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// A handle to this core's connection; clones are the same connection.
 #[derive(Clone)]
@@ -117,6 +118,32 @@ impl StoreClient {
         match self.perform(Operation::Transact(transaction)).await? {
             Answer::Transacted(outcome) => Ok(outcome),
             other => unreachable!("a transaction was answered by {other:?}"),
+        }
+    }
+
+    /// Begins a lease of at least `duration`. Waits while the store is away. Renew it every third of the duration
+    /// that it has, so that one late renewal does not end it.
+    pub async fn grant(&self, duration: Duration) -> Result<Lease, StoreError> {
+        match self.perform(Operation::Grant { duration }).await? {
+            Answer::Granted(lease) => Ok(lease),
+            other => unreachable!("a grant was answered by {other:?}"),
+        }
+    }
+
+    /// Gives a lease its full duration again; false when it is not there any more, nor its keys. Waits while the
+    /// store is away, and the lease may have run out when it is back.
+    pub async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        match self.perform(Operation::Renew { lease }).await? {
+            Answer::Renewed(there) => Ok(there),
+            other => unreachable!("a renewal was answered by {other:?}"),
+        }
+    }
+
+    /// Ends a lease, and deletes its keys. Waits while the store is away.
+    pub async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        match self.perform(Operation::Revoke { lease }).await? {
+            Answer::Revoked => Ok(()),
+            other => unreachable!("a revocation was answered by {other:?}"),
         }
     }
 

@@ -2,7 +2,10 @@
 //!
 //! Only for tests: with the feature `conformance`. A check panics when the store does something else.
 
+mod leases;
 pub mod world;
+
+pub use leases::*;
 
 use crate::contract::{
     Change, Changed, KEY_BYTES_MAX, Outcome, StoreError, TRANSACTION_ENTRIES_MAX, Transaction,
@@ -29,6 +32,12 @@ macro_rules! store_conformance {
             incarnations_are_never_given_twice,
             limits_are_kept,
             records_of_another_kind_are_refused,
+            a_revoked_lease_takes_its_keys_along,
+            a_key_has_the_lease_of_its_last_put,
+            a_lease_runs_out,
+            a_renewed_lease_stays,
+            leases_survive_a_restart,
+            limits_of_leases_are_kept,
         );
     };
     (@each $backend:expr; $($check:ident,)*) => {
@@ -50,6 +59,7 @@ fn changed(revision: u64, changes: &[(&str, Option<&str>)]) -> WatchEvent {
     let change = |(key, value): &(&str, Option<&str>)| Change {
         key: (*key).to_owned(),
         value: value.map(|value| value.as_bytes().to_vec()),
+        lease: None,
     };
     WatchEvent::Changed(Changed { revision, changes: changes.iter().map(change).collect() })
 }

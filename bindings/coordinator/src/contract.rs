@@ -7,9 +7,17 @@
 //! Guarantees: transactions are serialisable and durable once answered; reads are never older
 //! than any transaction answered before they were submitted; a watch delivers each matching
 //! transaction once, whole, in order of revisions, or says [`WatchEvent::Resync`].
+//!
+//! A lease is a time for which keys stay without anybody renewing it. When it runs out or is revoked, its keys are
+//! deleted by one transaction of the store's own, which watches see like any other. It never runs out early, by
+//! the store's monotonic clock; how late is the store's business: after a start of the store, a change of etcd's leader,
+//! or a stand-still of its process every lease has its full duration again. So an expired lease says that its holder
+//! *may* be gone, and a lease that is there that its holder was alive lately. Nothing may be fenced by that (C9): a lease
+//! decides when something is tried, a transaction's conditions whether it happens.
 
 use bincode::{Decode, Encode};
 pub use cleave_runtime::Token;
+use std::time::Duration;
 
 /// Names a value: `/`-separated words, at most [`KEY_BYTES_MAX`].
 pub type Key = String;
@@ -25,8 +33,30 @@ pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
 /// Most bytes in the answer to a list, each entry counted with [`ENTRY_BYTES`]; longer ones are
 /// refused.
 pub const LIST_BYTES_MAX: usize = 12 << 20;
+/// Shortest lease that can be asked for.
+pub const LEASE_DURATION_MIN: Duration = Duration::from_millis(100);
+/// Longest lease.
+pub const LEASE_DURATION_MAX: Duration = Duration::from_secs(3600);
+/// Most leases at a time, and most keys of one; Cleave's own store refuses more.
+pub const LEASES_MAX: usize = 4096;
+/// Most keys of a lease.
+pub const LEASE_KEYS_MAX: usize = 1024;
 /// What an entry of a list or of the history counts beyond its key and value.
 pub const ENTRY_BYTES: usize = 64;
+
+/// Names a lease; never 0, never given out twice by one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct LeaseId(pub u64);
+
+/// A lease as it was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Lease {
+    /// Its name.
+    pub id: LeaseId,
+    /// How long it lasts after each renewal: what was asked for, or longer (etcd knows whole seconds, and a least
+    /// duration that depends on its election timeout).
+    pub duration: Duration,
+}
 
 /// A value and when it was last changed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -53,6 +83,8 @@ pub struct Change {
     pub key: Key,
     /// The new value; `None` deletes (also what is not there, which changes nothing).
     pub value: Option<Vec<u8>>,
+    /// The lease that the key belongs to from then on, in place of another one. Only with a value.
+    pub lease: Option<LeaseId>,
 }
 
 /// All changes or none: they are made if all conditions hold. No key is changed twice.
@@ -76,15 +108,27 @@ impl Transaction {
         self
     }
 
-    /// Puts a value.
+    /// Puts a value, which stays until it is deleted.
     pub fn put(mut self, key: impl Into<Key>, value: Vec<u8>) -> Transaction {
-        self.changes.push(Change { key: key.into(), value: Some(value) });
+        self.changes.push(Change { key: key.into(), value: Some(value), lease: None });
+        self
+    }
+
+    /// Puts a value that is deleted with a lease. The transaction is refused with [`StoreError::NoLease`] when its
+    /// conditions hold and the lease is not there.
+    pub fn put_leased(
+        mut self,
+        key: impl Into<Key>,
+        value: Vec<u8>,
+        lease: LeaseId,
+    ) -> Transaction {
+        self.changes.push(Change { key: key.into(), value: Some(value), lease: Some(lease) });
         self
     }
 
     /// Deletes a key.
     pub fn delete(mut self, key: impl Into<Key>) -> Transaction {
-        self.changes.push(Change { key: key.into(), value: None });
+        self.changes.push(Change { key: key.into(), value: None, lease: None });
         self
     }
 }
@@ -128,6 +172,28 @@ pub enum Operation {
         /// The token of the [`Operation::Watch`].
         watch: Token,
     },
+    /// Begin a lease: [`Answer::Granted`]. One whose answer is lost runs out by itself.
+    Grant {
+        /// For how long, at least.
+        duration: Duration,
+    },
+    /// Give a lease its full duration again: [`Answer::Renewed`].
+    Renew {
+        /// Which.
+        lease: LeaseId,
+    },
+    /// End a lease and delete its keys: [`Answer::Revoked`], also when there was none.
+    Revoke {
+        /// Which.
+        lease: LeaseId,
+    },
+}
+
+impl Operation {
+    /// Whether it is a transaction: the only one that does something else when it is carried out twice.
+    pub fn is_transaction(&self) -> bool {
+        matches!(self, Operation::Transact(_))
+    }
 }
 
 /// The answer to an operation.
@@ -143,6 +209,12 @@ pub enum Answer {
     Watching,
     /// To an unwatch: no event follows.
     Unwatched,
+    /// To a grant.
+    Granted(Lease),
+    /// To a renewal; false when the lease is not there: it ran out, or was revoked, and its keys are deleted.
+    Renewed(bool),
+    /// To a revocation.
+    Revoked,
 }
 
 /// Keys and values at one instant.
@@ -179,7 +251,8 @@ pub enum WatchEvent {
 /// Why an operation has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Encode, Decode)]
 pub enum StoreError {
-    /// The operation was not carried out, because there is no connection.
+    /// The operation was not carried out, because there is no connection (or, of those that change leases, perhaps
+    /// was; it may be repeated).
     #[error("the coordinator store is away")]
     Unavailable,
     /// The transaction was sent, but it is not known whether it was, or still will be, committed:
@@ -187,6 +260,11 @@ pub enum StoreError {
     /// requires.
     #[error("the coordinator store went away during a transaction; it may have been committed")]
     Unknown,
+    /// A lease that the transaction names is not there.
+    #[error(
+        "a lease that a transaction of the coordinator store names has run out or was revoked; nothing was changed"
+    )]
+    NoLease,
     /// The operation breaks the contract's limits; nothing was changed.
     #[error("invalid operation on the coordinator store: {0}")]
     Invalid(String),
@@ -224,7 +302,8 @@ pub enum StoreEvent {
     /// Operations submitted from now on reach the store.
     Connected,
     /// The connection is gone, and all watches with it. Operations in flight are answered after
-    /// this: reads with [`StoreError::Unavailable`], transactions with [`StoreError::Unknown`].
+    /// this: transactions with [`StoreError::Unknown`], all others with [`StoreError::Unavailable`] (what a grant,
+    /// a renewal or a revocation among them did, another one does again).
     Disconnected,
 }
 
@@ -249,7 +328,15 @@ pub fn validate(operation: &Operation) -> Result<(), StoreError> {
             }
             Ok(())
         }
-        Operation::Unwatch { .. } => Ok(()),
+        Operation::Unwatch { .. } | Operation::Renew { .. } | Operation::Revoke { .. } => Ok(()),
+        Operation::Grant { duration } => {
+            if !(LEASE_DURATION_MIN..=LEASE_DURATION_MAX).contains(duration) {
+                return invalid(format!(
+                    "a lease of {duration:?}, not between {LEASE_DURATION_MIN:?} and {LEASE_DURATION_MAX:?}"
+                ));
+            }
+            Ok(())
+        }
         Operation::Transact(Transaction { conditions, changes }) => {
             let entries = conditions.len().max(changes.len());
             if entries > TRANSACTION_ENTRIES_MAX {
@@ -263,8 +350,14 @@ pub fn validate(operation: &Operation) -> Result<(), StoreError> {
                 bytes += condition.key.len();
             }
             let mut seen = std::collections::BTreeSet::new();
-            for Change { key, value } in changes {
+            for Change { key, value, lease } in changes {
                 check_key(key)?;
+                if value.is_none() && lease.is_some() {
+                    return invalid(format!("{key} is deleted and given to a lease"));
+                }
+                if *lease == Some(LeaseId(0)) {
+                    return invalid(format!("{key} is given to lease 0, which names none"));
+                }
                 if !seen.insert(key) {
                     return invalid(format!("{key} is changed twice in one transaction"));
                 }

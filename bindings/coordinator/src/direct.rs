@@ -6,13 +6,29 @@
 //! the replies on their way; transactions on their way still arrive, later, as they may with a
 //! real server: the case that [`StoreError::Unknown`] warns of. A server that crashes disconnects everybody,
 //! and what is on its way to it is lost.
+//!
+//! Leases run out by the caller's [`Time`]; without one no time passes, and none does.
 
 use crate::contract::{Answer, Operation, Store, StoreError, StoreEvent, Token};
 use crate::hub::{ClientId, Hub, Reply};
 use crate::redb_store::RedbStore;
+use cleave_runtime::time::{Clock, Moment};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// The server's clock and timers.
+#[derive(Clone)]
+pub struct Time {
+    /// What it is.
+    pub clock: Rc<dyn Clock>,
+    /// Does something after a while.
+    pub later: Later,
+}
+
+/// Called with a time, and with what is to be done when it is over.
+pub type Later = Rc<dyn Fn(Duration, Box<dyn FnOnce()>)>;
 
 /// Called with what is to be done when a message arrives; may do it at once.
 pub type Schedule = Rc<dyn Fn(Box<dyn FnOnce()>)>;
@@ -29,18 +45,74 @@ struct ServerInner {
     /// Number of crashes; messages are for the server that ran when they were sent.
     crashes: Cell<u64>,
     down: Cell<bool>,
+    time: Option<Time>,
+    /// When the clock is looked at next, of those looks that are planned.
+    next_look: Cell<Option<Moment>>,
 }
 
 impl DirectServer {
-    /// Serves this hub.
+    /// Serves this hub, for which no time passes.
     pub fn new(hub: Hub) -> DirectServer {
+        DirectServer::with(hub, None)
+    }
+
+    /// Serves this hub.
+    pub fn with_time(hub: Hub, time: Time) -> DirectServer {
+        let server = DirectServer::with(hub, Some(time));
+        server.plan_look();
+        server
+    }
+
+    fn with(hub: Hub, time: Option<Time>) -> DirectServer {
         DirectServer(Rc::new(ServerInner {
             hub: RefCell::new(hub),
             clients: RefCell::default(),
             links: RefCell::default(),
             crashes: Cell::new(0),
             down: Cell::new(false),
+            time,
+            next_look: Cell::new(None),
         }))
+    }
+
+    fn now(&self) -> Moment {
+        self.0.time.as_ref().map_or(Moment(0), |time| time.clock.now())
+    }
+
+    /// Sees to it that the hub learns the time when it has to.
+    fn plan_look(&self) {
+        let (Some(time), false) = (&self.0.time, self.0.down.get()) else { return };
+        let Some(wanted) = self.0.hub.borrow().next_step() else { return };
+        let now = time.clock.now();
+        let wanted = wanted.max(now);
+        if self.0.next_look.get().is_some_and(|planned| planned <= wanted) {
+            return;
+        }
+        self.0.next_look.set(Some(wanted));
+        let server = Rc::downgrade(&self.0);
+        (time.later)(
+            wanted.since(now),
+            Box::new(move || {
+                if let Some(server) = server.upgrade() {
+                    DirectServer(server).look(wanted);
+                }
+            }),
+        );
+    }
+
+    fn look(&self, planned: Moment) {
+        // Another look was planned before this one, and plans what comes after it.
+        if self.0.next_look.get() != Some(planned) {
+            return;
+        }
+        self.0.next_look.set(None);
+        if self.0.down.get() {
+            return;
+        }
+        let mut replies = Vec::new();
+        self.0.hub.borrow_mut().step(self.now(), &mut replies);
+        replies.into_iter().for_each(|(to, reply)| self.deliver(to, reply));
+        self.plan_look();
     }
 
     /// The server's process dies: every client is disconnected, and nobody can connect.
@@ -56,6 +128,7 @@ impl DirectServer {
     pub fn restart(&self, store: RedbStore) {
         self.0.hub.borrow_mut().restart(store);
         self.0.down.set(false);
+        self.plan_look();
         for link in self.links() {
             link.set_connected(true);
         }
@@ -93,7 +166,9 @@ impl DirectServer {
 
     fn run(&self, client: ClientId, token: Token, operation: Operation) -> Vec<(ClientId, Reply)> {
         let mut replies = Vec::new();
-        self.0.hub.borrow_mut().execute(client, token, operation, &mut replies);
+        let now = self.now();
+        self.0.hub.borrow_mut().execute(now, client, token, operation, &mut replies);
+        self.plan_look();
         replies
     }
 
@@ -183,7 +258,7 @@ impl Store for DirectStore {
             state.ready.push(StoreEvent::Answer { token, result });
             return;
         };
-        let transaction = matches!(operation, Operation::Transact(_));
+        let transaction = operation.is_transaction();
         let before = state.in_flight.insert(token, transaction);
         assert!(before.is_none(), "token {token} is in flight already");
         let crashes = self.0.server.0.crashes.get();
@@ -209,7 +284,7 @@ impl Link {
         if crashes != self.server.0.crashes.get() {
             return;
         }
-        if Some(client) != present && !matches!(operation, Operation::Transact(_)) {
+        if Some(client) != present && !operation.is_transaction() {
             return;
         }
         for (to, reply) in self.server.run(client, token, operation) {

@@ -9,7 +9,7 @@ use crate::contract::{LIST_BYTES_MAX, Operation, TRANSACTION_BYTES_MAX, Token};
 use crate::encoding::{Decode, Encode, decode, encode};
 
 /// What each side sends first.
-pub const GREETING: [u8; 8] = *b"clvstor1";
+pub const GREETING: [u8; 8] = *b"clvstor2";
 
 /// Longest request, bytes: what a valid operation fits in.
 pub const REQUEST_BYTES_MAX: usize = 2 * TRANSACTION_BYTES_MAX;

@@ -3,11 +3,12 @@
 //! No sockets, no threads, no clock: the server and the simulator's direct store drive it. A
 //! client's answers and events are given out in the order in which it must see them: the events
 //! of a transaction come before its answer, to its own client too. A client that leaves takes its watches with it;
-//! resuming is the client's business, by revision.
+//! resuming is the client's business, by revision. Leases outlive the clients that asked for them.
 
 use crate::contract::{Answer, Operation, StoreError, Token, WatchEvent, validate};
 use crate::encoding::{Decode, Encode};
 use crate::redb_store::RedbStore;
+use cleave_runtime::time::Moment;
 use std::collections::BTreeMap;
 
 /// Names a client of a hub; never reused.
@@ -83,14 +84,37 @@ impl Hub {
         self.watches.append(&mut others);
     }
 
+    /// Lets leases run out; appends what that leads to, for any client, to `replies`.
+    pub fn step(&mut self, now: Moment, replies: &mut Vec<(ClientId, Reply)>) {
+        self.store.step(now);
+        self.tell_all(replies);
+    }
+
+    /// When the next [`step`](Hub::step) is due; `None` while there is no lease.
+    pub fn next_step(&self) -> Option<Moment> {
+        self.store.next_step()
+    }
+
+    fn tell_all(&mut self, replies: &mut Vec<(ClientId, Reply)>) {
+        if self.store.revision() != self.told {
+            self.told = self.store.revision();
+            for (&(client, token), watch) in &mut self.watches {
+                tell(&self.store, client, token, watch, replies);
+            }
+        }
+    }
+
     /// Carries out an operation; appends what it leads to, for any client, to `replies`.
     pub fn execute(
         &mut self,
+        now: Moment,
         client: ClientId,
         token: Token,
         operation: Operation,
         replies: &mut Vec<(ClientId, Reply)>,
     ) {
+        // What has run out is gone for this operation, and what it grants or renews begins now.
+        self.step(now, replies);
         let mut begun = false;
         let result = match operation {
             Operation::Watch { prefix, from } => {
@@ -102,12 +126,7 @@ impl Hub {
             }
             other => self.store.execute(&other),
         };
-        if self.store.revision() != self.told {
-            self.told = self.store.revision();
-            for (&(client, token), watch) in &mut self.watches {
-                tell(&self.store, client, token, watch, replies);
-            }
-        }
+        self.step(now, replies);
         replies.push((client, Reply::Answer { token, result }));
         if begun && let Some(watch) = self.watches.get_mut(&(client, token)) {
             tell(&self.store, client, token, watch, replies);

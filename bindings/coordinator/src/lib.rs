@@ -2,7 +2,7 @@
 //!
 //! Members, roles, in-sync sets, ownership epochs, the namespace. The contract is shaped so that
 //! etcd fits behind it: string keys, byte values, a revision per key, a global revision,
-//! compare-and-swap over several keys, watches by prefix.
+//! compare-and-swap over several keys, watches by prefix, leases.
 //!
 //! | Module | Owns |
 //! | --- | --- |
@@ -37,10 +37,10 @@ pub mod socket;
 
 pub use client::{StoreClient, Watch};
 pub use contract::{
-    Answer, Change, Changed, Condition, Key, Listing, Operation, Outcome, Store, StoreError,
-    StoreEvent, Transaction, Versioned, WatchEvent,
+    Answer, Change, Changed, Condition, Key, Lease, LeaseId, Listing, Operation, Outcome, Store,
+    StoreError, StoreEvent, Transaction, Versioned, WatchEvent,
 };
-pub use direct::{DirectServer, DirectStore, Schedule};
+pub use direct::{DirectServer, DirectStore, Schedule, Time};
 pub use hub::Hub;
 pub use listener::ListenError;
 pub use records::{LogRole, Member, VdiskOwner, next_incarnation, next_number};

@@ -1,7 +1,9 @@
 //! One process's store in a redb file, or in memory for tests and the simulator.
 //!
-//! Two tables: `values` (key → revision of its last change, bytes) and `state` (`format`,
-//! `revision`). A transaction changes both in one redb commit that is durable when it returns, so
+//! Four tables: `values` (key → revision of its last change, bytes), `leases` (number → duration in nanoseconds),
+//! `leased` (key → number of its lease) and `state` (`format`, `revision`, `lease`: the newest number). A file of
+//! format 1 has no leases, and becomes one of format 2 when it is opened. A transaction, the grant of a lease and its end
+//! each change all of them in one redb commit that is durable when it returns, so
 //! a crash leaves the state before or after it, never between; redb repairs the file when it is
 //! opened next. It is made under another name and gets its own when it is whole; one that is empty was not left by a
 //! crash, and is refused. The file is locked for as long as the store is open, and is readable by its owner
@@ -11,28 +13,43 @@
 //! is. When redb reports an error its state is dropped and the file opened again before the next
 //! operation, because redb refuses to go on after one; a transaction that met it is
 //! [`StoreError::Unknown`].
+//!
+//! Renewals are not recorded: when leases run out is known in memory only, so after a start, and after an error
+//! of the file, each has its full duration again. Whoever owns the store tells it the time ([`RedbStore::step`]).
+
+mod leases;
 
 use crate::contract::{
-    Answer, Change, Changed, ENTRY_BYTES, LIST_BYTES_MAX, Listing, Operation, Outcome, StoreError,
-    Transaction, Versioned, validate,
+    Answer, Change, Changed, ENTRY_BYTES, Key, LEASE_KEYS_MAX, LEASES_MAX, LIST_BYTES_MAX, Lease,
+    LeaseId, Listing, Operation, Outcome, StoreError, Transaction, Versioned, validate,
 };
 use cleave_runtime::crash_points::{Point, reached};
+use cleave_runtime::time::Moment;
+use leases::Leases;
 use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
-    TableDefinition,
+    TableDefinition, WriteTransaction,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const VALUES: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("values");
 const STATE: TableDefinition<&str, u64> = TableDefinition::new("state");
-const FORMAT: u64 = 1;
+const LEASES: TableDefinition<u64, u64> = TableDefinition::new("leases");
+const LEASED: TableDefinition<&str, u64> = TableDefinition::new("leased");
+const FORMAT: u64 = 2;
+/// Without leases.
+const FORMAT_BEFORE_LEASES: u64 = 1;
 /// The store is small; redb's default would be 1 GiB.
 const CACHE_BYTES: usize = 16 << 20;
+
+/// When the end of a lease is tried again that could not be recorded.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Most transactions that are remembered for watches.
 pub const HISTORY_MAX: usize = 4096;
@@ -63,8 +80,16 @@ pub enum OpenError {
     },
 }
 
-/// Opens the file anew, with its revision.
-type Opener = Box<dyn Fn() -> Result<(Database, u64), OpenError> + Send>;
+/// Opens the file anew.
+type Opener = Box<dyn Fn() -> Result<Opened, OpenError> + Send>;
+
+/// An open file, and what is resident of it.
+struct Opened {
+    database: Database,
+    revision: u64,
+    leases: Leases,
+    newest_lease: u64,
+}
 
 /// The store. One thread at a time.
 pub struct RedbStore {
@@ -73,6 +98,8 @@ pub struct RedbStore {
     database: Option<Database>,
     revision: u64,
     history: History,
+    leases: Leases,
+    newest_lease: u64,
 }
 
 impl RedbStore {
@@ -99,9 +126,9 @@ impl RedbStore {
     }
 
     fn with(opener: Opener) -> Result<RedbStore, OpenError> {
-        let (database, revision) = opener()?;
+        let Opened { database, revision, leases, newest_lease } = opener()?;
         let history = History::after(revision);
-        Ok(RedbStore { opener, database: Some(database), revision, history })
+        Ok(RedbStore { opener, database: Some(database), revision, history, leases, newest_lease })
     }
 
     /// The newest revision.
@@ -109,7 +136,33 @@ impl RedbStore {
         self.revision
     }
 
-    /// Carries out a get, a list or a transaction; a committed one is durable. Watches belong to
+    /// The leases that there are, with their durations and keys.
+    pub fn leases(&self) -> impl Iterator<Item = (LeaseId, Duration, &BTreeSet<Key>)> {
+        self.leases.list()
+    }
+
+    /// Says what time it is: leases that were granted or renewed since the last time begin now, and those that have
+    /// run out end.
+    pub fn step(&mut self, now: Moment) {
+        self.leases.arm(now);
+        while let Some(lease) = self.leases.due(now) {
+            let ended = self.reopen().and_then(|()| match self.end_lease(lease) {
+                Ok(answer) => answer,
+                Err(error) => Err(self.failed(&error, StoreError::Unknown)),
+            });
+            if ended.is_err() {
+                self.leases.postpone(lease, now + AGAIN_AFTER);
+            }
+        }
+    }
+
+    /// When to say it next; `None` while there is no lease.
+    pub fn next_step(&self) -> Option<Moment> {
+        self.leases.next_look()
+    }
+
+    /// Carries out a get, a list, a transaction, or what concerns leases; what it changed is durable. A lease that is
+    /// granted or renewed begins at the next [`step`](RedbStore::step). Watches belong to
     /// the [`Hub`](crate::hub::Hub), which asks for [`changes`](RedbStore::changes).
     pub fn execute(&mut self, operation: &Operation) -> Result<Answer, StoreError> {
         validate(operation)?;
@@ -118,18 +171,27 @@ impl RedbStore {
             Operation::Get { key } => self.get(key),
             Operation::List { prefix } => self.list(prefix),
             Operation::Transact(transaction) => self.transact(transaction),
+            Operation::Grant { duration } => self.grant(*duration),
+            Operation::Renew { lease } => Ok(Ok(Answer::Renewed(self.leases.renew(*lease)))),
+            Operation::Revoke { lease } => self.end_lease(*lease),
             Operation::Watch { .. } | Operation::Unwatch { .. } => {
                 unreachable!("the hub keeps the watches")
             }
         };
         result.unwrap_or_else(|error| {
-            tracing::error!("the coordinator store failed: {error}");
-            self.database = None;
-            match operation {
-                Operation::Transact(_) => Err(StoreError::Unknown),
-                _ => Err(StoreError::Failed(error.to_string())),
-            }
+            let told = match operation {
+                Operation::Transact(_) => StoreError::Unknown,
+                _ => StoreError::Failed(error.to_string()),
+            };
+            Err(self.failed(&error, told))
         })
+    }
+
+    /// Closes the file, so that the next operation opens it again.
+    fn failed(&mut self, error: &redb::Error, told: StoreError) -> StoreError {
+        tracing::error!("the coordinator store failed: {error}");
+        self.database = None;
+        told
     }
 
     /// Changes to keys that begin with `prefix`, from revision `from` on, in order. `None` when
@@ -147,9 +209,10 @@ impl RedbStore {
         if self.database.is_some() {
             return Ok(());
         }
-        let (database, revision) =
+        let Opened { database, revision, leases, newest_lease } =
             (self.opener)().map_err(|error| StoreError::Failed(error.to_string()))?;
         self.database = Some(database);
+        (self.leases, self.newest_lease) = (leases, newest_lease);
         if revision != self.revision {
             // The transaction that met the error was committed after all.
             self.revision = revision;
@@ -194,10 +257,7 @@ impl RedbStore {
         transaction: &Transaction,
     ) -> Result<Result<Answer, StoreError>, redb::Error> {
         let answer = |outcome| Ok(Ok(Answer::Transacted(outcome)));
-        let mut write = self.database().begin_write()?;
-        // In two phases, so that after a crash rot is not taken for a transaction that was cut short: what was
-        // acknowledged is never rolled back.
-        write.set_two_phase_commit(true);
+        let write = self.begin()?;
         let revision = self.revision + 1;
         let mut effective = Vec::new();
         {
@@ -209,6 +269,11 @@ impl RedbStore {
                     write.abort()?;
                     return answer(Outcome::Conflict);
                 }
+            }
+            if let Err(error) = self.check_leases(transaction) {
+                drop(values);
+                write.abort()?;
+                return Ok(Err(error));
             }
             for change in &transaction.changes {
                 let key = change.key.as_str();
@@ -222,6 +287,13 @@ impl RedbStore {
                 if changed {
                     effective.push(change.clone());
                 }
+                if changed && change.lease != self.leases.of(key) {
+                    let mut leased = write.open_table(LEASED)?;
+                    match change.lease {
+                        Some(lease) => drop(leased.insert(key, lease.0)?),
+                        None => drop(leased.remove(key)?),
+                    }
+                }
             }
             write.open_table(STATE)?.insert("revision", revision)?;
         }
@@ -229,13 +301,94 @@ impl RedbStore {
             write.abort()?;
             return answer(Outcome::Committed(self.revision));
         }
-        reached(Point::StorePrepared);
-        write.commit()?;
-        reached(Point::StoreCommitted);
+        commit(write)?;
+        for change in &effective {
+            self.leases.attach(&change.key, change.lease);
+        }
         self.revision = revision;
         self.history.push(Changed { revision, changes: effective });
         answer(Outcome::Committed(revision))
     }
+
+    /// Whether the leases that a transaction names are there, and have room for its keys.
+    fn check_leases(&self, transaction: &Transaction) -> Result<(), StoreError> {
+        let mut more = BTreeMap::new();
+        for change in &transaction.changes {
+            let Some(lease) = change.lease else { continue };
+            if !self.leases.contains(lease) {
+                return Err(StoreError::NoLease);
+            }
+            if self.leases.of(&change.key) != Some(lease) {
+                *more.entry(lease).or_insert(0) += 1;
+            }
+        }
+        for (lease, more) in more {
+            if self.leases.keys(lease).count() + more > LEASE_KEYS_MAX {
+                let what = format!("more than {LEASE_KEYS_MAX} keys of one lease");
+                return Err(StoreError::Invalid(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, duration: Duration) -> Result<Result<Answer, StoreError>, redb::Error> {
+        if self.leases.len() >= LEASES_MAX {
+            return Ok(Err(StoreError::Invalid(format!("more than {LEASES_MAX} leases"))));
+        }
+        let number = self.newest_lease + 1;
+        let nanos = u64::try_from(duration.as_nanos()).expect("an hour at most, as was checked");
+        let write = self.begin()?;
+        write.open_table(LEASES)?.insert(number, nanos)?;
+        write.open_table(STATE)?.insert("lease", number)?;
+        commit(write)?;
+        self.newest_lease = number;
+        let id = LeaseId(number);
+        self.leases.grant(id, duration);
+        Ok(Ok(Answer::Granted(Lease { id, duration })))
+    }
+
+    /// Deletes a lease and its keys, if it is there.
+    fn end_lease(&mut self, lease: LeaseId) -> Result<Result<Answer, StoreError>, redb::Error> {
+        if !self.leases.contains(lease) {
+            return Ok(Ok(Answer::Revoked));
+        }
+        let delete = |key: &Key| Change { key: key.clone(), value: None, lease: None };
+        let changes: Vec<Change> = self.leases.keys(lease).map(delete).collect();
+        let revision = self.revision + u64::from(!changes.is_empty());
+        let write = self.begin()?;
+        {
+            let mut values = write.open_table(VALUES)?;
+            let mut leased = write.open_table(LEASED)?;
+            for change in &changes {
+                values.remove(change.key.as_str())?;
+                leased.remove(change.key.as_str())?;
+            }
+            write.open_table(LEASES)?.remove(lease.0)?;
+            write.open_table(STATE)?.insert("revision", revision)?;
+        }
+        commit(write)?;
+        self.leases.remove(lease);
+        self.revision = revision;
+        if !changes.is_empty() {
+            self.history.push(Changed { revision, changes });
+        }
+        Ok(Ok(Answer::Revoked))
+    }
+
+    fn begin(&self) -> Result<WriteTransaction, redb::Error> {
+        let mut write = self.database().begin_write()?;
+        // In two phases, so that after a crash rot is not taken for a transaction that was cut short: what was
+        // acknowledged is never rolled back.
+        write.set_two_phase_commit(true);
+        Ok(write)
+    }
+}
+
+fn commit(write: WriteTransaction) -> Result<(), redb::Error> {
+    reached(Point::StorePrepared);
+    write.commit()?;
+    reached(Point::StoreCommitted);
+    Ok(())
 }
 
 fn versioned((revision, value): (u64, &[u8])) -> Versioned {
@@ -279,7 +432,7 @@ fn bytes(changed: &Changed) -> usize {
     changed.changes.iter().map(one).sum()
 }
 
-fn open_file(path: &Path) -> Result<(Database, u64), OpenError> {
+fn open_file(path: &Path) -> Result<Opened, OpenError> {
     let refused = |error| OpenError::Io { path: path.to_owned(), error };
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -319,7 +472,7 @@ fn create_file(path: &Path, options: &OpenOptions) -> Result<(), OpenError> {
     directory.sync_all().map_err(refused)
 }
 
-fn open_backend(backend: impl StorageBackend, path: &Path) -> Result<(Database, u64), OpenError> {
+fn open_backend(backend: impl StorageBackend, path: &Path) -> Result<Opened, OpenError> {
     guarded(|| open_unguarded(backend, path))
         .unwrap_or_else(|reason| Err(OpenError::Damaged { path: path.to_owned(), reason }))
 }
@@ -334,7 +487,7 @@ fn guarded<T: Send>(open: impl FnOnce() -> T + Send) -> Result<T, String> {
     })
 }
 
-fn open_unguarded(backend: impl StorageBackend, path: &Path) -> Result<(Database, u64), OpenError> {
+fn open_unguarded(backend: impl StorageBackend, path: &Path) -> Result<Opened, OpenError> {
     let mut builder = redb::Builder::new();
     let mut database = builder
         .set_cache_size(CACHE_BYTES)
@@ -347,8 +500,14 @@ fn open_unguarded(backend: impl StorageBackend, path: &Path) -> Result<(Database
         Ok(false) => return Err(damaged("its pages do not match their checksums".to_owned())),
         Err(error) => return Err(cannot_open(error, path)),
     }
-    match prepare(&database) {
-        Ok(Ok(revision)) => Ok((database, revision)),
+    let resident = prepare(&database).and_then(|prepared| match prepared {
+        Ok(()) => resident(&database),
+        Err(reason) => Ok(Err(reason)),
+    });
+    match resident {
+        Ok(Ok((revision, newest_lease, leases))) => {
+            Ok(Opened { database, revision, leases, newest_lease })
+        }
         Ok(Err(reason)) => Err(damaged(reason)),
         Err(redb::Error::Io(error)) => Err(OpenError::Io { path: path.to_owned(), error }),
         Err(error) => Err(damaged(error.to_string())),
@@ -368,28 +527,65 @@ fn cannot_open(error: DatabaseError, path: &Path) -> OpenError {
     }
 }
 
-/// Creates the tables of a new database; the revision of an old one, or what is wrong with it.
-fn prepare(database: &Database) -> Result<Result<u64, String>, redb::Error> {
+/// Creates the tables of a new database, and what is new in this format in an older one; or says what is wrong.
+fn prepare(database: &Database) -> Result<Result<(), String>, redb::Error> {
     let write = database.begin_write()?;
-    let revision = {
+    {
         let mut state = write.open_table(STATE)?;
         let format = state.get("format")?.map(|found| found.value());
         match format {
-            Some(FORMAT) => {
-                let revision = state.get("revision")?.map(|found| found.value());
-                return Ok(revision.ok_or_else(|| "it has no revision".to_owned()));
-            }
+            Some(FORMAT) => return Ok(Ok(())),
+            Some(FORMAT_BEFORE_LEASES) => {}
             Some(other) => return Ok(Err(format!("its format is {other}, not {FORMAT}"))),
             None => {
                 write.open_table(VALUES)?;
-                state.insert("format", FORMAT)?;
                 state.insert("revision", 0)?;
-                0
             }
         }
-    };
+        write.open_table(LEASES)?;
+        write.open_table(LEASED)?;
+        state.insert("lease", 0)?;
+        state.insert("format", FORMAT)?;
+    }
     write.commit()?;
-    Ok(Ok(revision))
+    Ok(Ok(()))
+}
+
+/// The revision, the newest number of a lease, and the leases; or what is wrong.
+type Resident = Result<(u64, u64, Leases), String>;
+
+/// Reads what is resident.
+fn resident(database: &Database) -> Result<Resident, redb::Error> {
+    let read = database.begin_read()?;
+    let state = read.open_table(STATE)?;
+    let number = |name| Ok::<_, redb::Error>(state.get(name)?.map(|found| found.value()));
+    let Some(revision) = number("revision")? else {
+        return Ok(Err("it has no revision".to_owned()));
+    };
+    let Some(newest) = number("lease")? else {
+        return Ok(Err("it has no lease's number".to_owned()));
+    };
+    let mut leases = Leases::default();
+    for row in read.open_table(LEASES)?.iter()? {
+        let (lease, nanos) = row?;
+        if lease.value() > newest {
+            return Ok(Err(format!("lease {} is newer than the newest", lease.value())));
+        }
+        leases.grant(LeaseId(lease.value()), Duration::from_nanos(nanos.value()));
+    }
+    let values = read.open_table(VALUES)?;
+    for row in read.open_table(LEASED)?.iter()? {
+        let (key, lease) = row?;
+        let (key, lease) = (key.value(), LeaseId(lease.value()));
+        if !leases.contains(lease) || values.get(key)?.is_none() {
+            return Ok(Err(format!(
+                "{key} belongs to lease {}, which contradicts itself",
+                lease.0
+            )));
+        }
+        leases.attach(key, Some(lease));
+    }
+    Ok(Ok((revision, newest, leases)))
 }
 
 #[cfg(test)]

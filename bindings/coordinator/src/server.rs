@@ -3,7 +3,7 @@
 //! A thread accepts; each connection has a thread that reads and carries out operations and one
 //! that writes. One lock holds the hub, so operations and what they lead to have one order. A
 //! client that does not read its replies, or sends what is not a request, loses its connection
-//! and nothing else; it comes back and resumes by revision.
+//! and nothing else; it comes back and resumes by revision. One more thread looks at the clock while there are leases.
 //!
 //! Lock order: state, then a connection's outbound queue. The socket's file has mode 0600 from
 //! its first moment. A crash leaves the file behind; the next server removes it after finding
@@ -15,6 +15,7 @@ use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
 use crate::hub::{ClientId, Hub, Reply};
 use crate::listener::ListenError;
 use crate::redb_store::RedbStore;
+use cleave_runtime::time::Moment;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -22,7 +23,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most connections at a time; more are closed at once.
 pub const CONNECTIONS_MAX: usize = 512;
@@ -36,14 +37,22 @@ pub struct StoreServer {
     shared: Arc<Shared>,
     local: ClientId,
     acceptor: Acceptor,
+    leases: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     state: Mutex<State>,
+    /// The thread that looks at the clock is to look again when it has to.
+    look: Condvar,
+    /// Moment 0 of the store.
+    origin: Instant,
 }
 
 struct State {
     hub: Hub,
+    stopping: bool,
+    /// When the clock is looked at next; `None`: not before somebody says so.
+    next_look: Option<Moment>,
     connections: BTreeMap<ClientId, Arc<Connection>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -66,12 +75,24 @@ impl StoreServer {
     pub fn start(path: &Path, store: RedbStore) -> Result<StoreServer, ListenError> {
         let mut hub = Hub::new(store);
         let local = hub.join();
-        let state = State { hub, connections: BTreeMap::new(), threads: Vec::new() };
-        let shared = Arc::new(Shared { state: Mutex::new(state) });
+        let state = State {
+            hub,
+            stopping: false,
+            next_look: None,
+            connections: BTreeMap::new(),
+            threads: Vec::new(),
+        };
+        let (look, origin) = (Condvar::new(), Instant::now());
+        let shared = Arc::new(Shared { state: Mutex::new(state), look, origin });
         let serving = Arc::clone(&shared);
         let acceptor =
             Acceptor::start(path, "store-accept", move |stream| begin(&serving, stream))?;
-        Ok(StoreServer { shared, local, acceptor })
+        let looking = Arc::clone(&shared);
+        let leases = std::thread::Builder::new()
+            .name("store-leases".to_owned())
+            .spawn(move || looking.watch_leases())
+            .map_err(|error| ListenError::Io { path: path.to_owned(), error })?;
+        Ok(StoreServer { shared, local, acceptor, leases: Some(leases) })
     }
 
     /// Carries out an operation for the owning process itself; waits for the disk. Watches are
@@ -80,7 +101,7 @@ impl StoreServer {
         if matches!(operation, Operation::Watch { .. } | Operation::Unwatch { .. }) {
             return Err(StoreError::Invalid("a watch without a client".to_owned()));
         }
-        let own = self.shared.lock().run(self.local, Request { token: 0, operation });
+        let own = self.shared.run(self.local, Request { token: 0, operation });
         own.expect("the hub answers every operation")
     }
 }
@@ -91,10 +112,12 @@ impl Drop for StoreServer {
         // No connection begins any more.
         let threads = {
             let mut state = self.shared.lock();
+            state.stopping = true;
+            self.shared.look.notify_one();
             state.connections.values().for_each(|connection| connection.close());
             std::mem::take(&mut state.threads)
         };
-        for thread in threads {
+        for thread in threads.into_iter().chain(self.leases.take()) {
             let _ = thread.join();
         }
     }
@@ -104,14 +127,58 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread panics while it holds the store")
     }
+
+    fn now(&self) -> Moment {
+        Moment(0) + self.origin.elapsed()
+    }
+
+    /// Carries out an operation, gives every connection what it leads to, and returns the answer
+    /// when `client` has no connection.
+    fn run(&self, client: ClientId, request: Request) -> Option<Result<Answer, StoreError>> {
+        let mut replies = Vec::new();
+        let mut state = self.lock();
+        let Request { token, operation } = request;
+        state.hub.execute(self.now(), client, token, operation, &mut replies);
+        let wanted = state.hub.next_step();
+        if wanted.is_some_and(|wanted| state.next_look.is_none_or(|planned| wanted < planned)) {
+            self.look.notify_one();
+        }
+        state.give_out(client, replies)
+    }
+
+    /// Says what time it is whenever the hub has to know.
+    fn watch_leases(&self) {
+        let mut state = self.lock();
+        while !state.stopping {
+            let now = self.now();
+            let mut replies = Vec::new();
+            state.hub.step(now, &mut replies);
+            state.give_out_all(replies);
+            state.next_look = state.hub.next_step();
+            let held = "no thread panics while it holds the store";
+            state = match state.next_look {
+                None => self.look.wait(state).expect(held),
+                Some(next) => self.look.wait_timeout(state, next.since(now)).expect(held).0,
+            };
+        }
+    }
 }
 
 impl State {
-    /// Carries out an operation, gives every connection what it leads to, and returns the answer
-    /// when `client` has no connection.
-    fn run(&mut self, client: ClientId, request: Request) -> Option<Result<Answer, StoreError>> {
-        let mut replies = Vec::new();
-        self.hub.execute(client, request.token, request.operation, &mut replies);
+    fn give_out_all(&mut self, replies: Vec<(ClientId, Reply)>) {
+        for (to, reply) in replies {
+            if let Some(connection) = self.connections.get(&to) {
+                connection.push(framed(&reply));
+            }
+        }
+    }
+
+    /// Gives replies to their connections; an answer to a `client` that has none is returned.
+    fn give_out(
+        &mut self,
+        client: ClientId,
+        replies: Vec<(ClientId, Reply)>,
+    ) -> Option<Result<Answer, StoreError>> {
         let mut own = None;
         for (to, reply) in replies {
             match (self.connections.get(&to), reply) {
@@ -238,7 +305,7 @@ fn serve(shared: &Shared, client: ClientId, connection: &Connection) -> io::Resu
             first::<Request>(&received[used..], REQUEST_BYTES_MAX).map_err(io::Error::other)?
         {
             used += length;
-            shared.lock().run(client, request);
+            shared.run(client, request);
         }
         received.drain(..used);
         match stream.read(&mut chunk)? {

@@ -272,7 +272,7 @@ impl Worker {
                 self.doorbell.ring();
                 continue;
             }
-            let transaction = matches!(operation, Operation::Transact(_));
+            let transaction = operation.is_transaction();
             let before = connection.in_flight.insert(token, transaction);
             assert!(before.is_none(), "token {token} is in flight already");
             connection.outgoing.extend_from_slice(&framed(&Request { token, operation }));

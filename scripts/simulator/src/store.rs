@@ -6,7 +6,7 @@
 //! off, and connect again when it is back.
 
 use cleave_catalog::storage::MemoryStorage;
-use cleave_coordinator::{DirectServer, DirectStore, Hub, OpenError, RedbStore, Schedule};
+use cleave_coordinator::{DirectServer, DirectStore, Hub, OpenError, RedbStore, Schedule, Time};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{Process, World};
 use std::path::Path;
@@ -26,8 +26,14 @@ impl SimStore {
     pub fn new(world: &World) -> SimStore {
         let disk = MemoryStorage::new();
         let store = open(&disk).expect("an empty store opens");
-        let server = DirectServer::new(Hub::new(store));
-        SimStore { server, disk, process: world.start_process("store"), random: world.random() }
+        let process = world.start_process("store");
+        let timers = process.clone();
+        let time = Time {
+            clock: process.clock(),
+            later: Rc::new(move |span, call| timers.call_later(span, call)),
+        };
+        let server = DirectServer::with_time(Hub::new(store), time);
+        SimStore { server, disk, process, random: world.random() }
     }
 
     /// Its process dies; when its machine loses `power` too, pages that were not synced stay or not as

@@ -10,14 +10,18 @@
 use crate::config::PATIENCE;
 use crate::store::Report;
 use crate::translate::{
-    changes, etcd_revision, listing, outcome, revision_of, transaction, versioned,
+    changes, etcd_revision, lease_seconds, listing, outcome, revision_of, transaction, versioned,
 };
 use cleave_coordinator::contract::{
-    Answer, LIST_BYTES_MAX, Operation, Outcome, StoreError, StoreEvent, Token, WatchEvent, validate,
+    Answer, LIST_BYTES_MAX, Lease, LeaseId, Operation, Outcome, StoreError, StoreEvent, Token,
+    WatchEvent, validate,
 };
 use cleave_coordinator::hub::WATCHES_MAX;
-use etcd_client::{Client, Error, GetOptions, KvClient, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{
+    Client, Error, GetOptions, KvClient, LeaseClient, WatchOptions, WatchResponse, WatchStream,
+};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
@@ -25,6 +29,8 @@ use tokio::task::JoinSet;
 const MESSAGE_BYTES_MAX: usize = 2 * LIST_BYTES_MAX;
 /// gRPC's numbers of what concerns the operation, not the connection.
 const INVALID_ARGUMENT: i32 = 3;
+/// Only leases are named that may not be there.
+const NOT_FOUND: i32 = 5;
 const PERMISSION_DENIED: i32 = 7;
 const RESOURCE_EXHAUSTED: i32 = 8;
 const FAILED_PRECONDITION: i32 = 9;
@@ -65,6 +71,7 @@ struct Held {
 /// A connection that was seen to work.
 pub struct Session {
     kv: KvClient,
+    leases: LeaseClient,
     prefix: String,
     stream: WatchStream,
     running: JoinSet<(Token, Result<Done, Error>)>,
@@ -89,6 +96,7 @@ impl Session {
         let stream = watching.watch(prefix, Some(nothing)).await.map_err(told)?;
         Ok(Session {
             kv,
+            leases: client.lease_client(),
             prefix: prefix.to_owned(),
             stream,
             running: JoinSet::new(),
@@ -147,7 +155,7 @@ impl Session {
             report.answer(token, Err(error));
             return Ok(());
         }
-        let is_transaction = matches!(operation, Operation::Transact(_));
+        let is_transaction = operation.is_transaction();
         match operation {
             Operation::Watch { .. } if self.watches_of(token).is_err() => {
                 let refused = self.watches_of(token).expect_err("looked at just now");
@@ -192,9 +200,46 @@ impl Session {
             Operation::Transact(asked) => {
                 let (mut kv, own) = (self.kv.clone(), self.prefix.clone());
                 self.run(token, async move {
-                    let response = kv.txn(transaction(&own, &asked)).await?;
+                    let response = match kv.txn(transaction(&own, &asked)).await {
+                        Err(error) if is_not_found(&error) => {
+                            return Ok(Done::Answer(Err(StoreError::NoLease)));
+                        }
+                        response => response?,
+                    };
                     let (outcome, changed) = outcome(&asked, &response);
                     Ok(Done::Committed(outcome, changed))
+                });
+            }
+            Operation::Grant { duration } => {
+                let mut leases = self.leases.clone();
+                self.run(token, async move {
+                    let granted = leases.grant(lease_seconds(duration), None).await?;
+                    let id = LeaseId(granted.id().cast_unsigned());
+                    let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
+                    let lease = Lease { id, duration: Duration::from_secs(seconds) };
+                    Ok(Done::Answer(Ok(Answer::Granted(lease))))
+                });
+            }
+            Operation::Renew { lease } => {
+                let mut leases = self.leases.clone();
+                self.run(token, async move {
+                    // Its first message renews, and says whether the lease is there.
+                    let there = match leases.keep_alive(lease.0.cast_signed()).await {
+                        Ok(_) => true,
+                        Err(Error::LeaseKeepAliveError(_)) => false,
+                        Err(error) if is_not_found(&error) => false,
+                        Err(error) => return Err(error),
+                    };
+                    Ok(Done::Answer(Ok(Answer::Renewed(there))))
+                });
+            }
+            Operation::Revoke { lease } => {
+                let mut leases = self.leases.clone();
+                self.run(token, async move {
+                    match leases.revoke(lease.0.cast_signed()).await {
+                        Err(error) if !is_not_found(&error) => Err(error),
+                        _ => Ok(Done::Answer(Ok(Answer::Revoked))),
+                    }
                 });
             }
         }
@@ -349,6 +394,10 @@ impl Session {
             report.answer(held.token, Ok(Answer::Transacted(held.outcome)));
         }
     }
+}
+
+fn is_not_found(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.code() as i32 == NOT_FOUND)
 }
 
 fn concerns_operation(code: i32) -> bool {

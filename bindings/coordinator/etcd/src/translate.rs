@@ -1,12 +1,14 @@
 //! The contract's operations and revisions as etcd's, and back.
 
 use cleave_coordinator::contract::{
-    Change, Changed, Condition, ENTRY_BYTES, LIST_BYTES_MAX, Listing, Outcome, StoreError,
+    Change, Changed, Condition, ENTRY_BYTES, LIST_BYTES_MAX, LeaseId, Listing, Outcome, StoreError,
     Transaction, Versioned,
 };
 use etcd_client::{
-    Compare, CompareOp, Event, EventType, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, Event, EventType, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
+use std::time::Duration;
 
 /// The contract's revision of etcd's.
 pub fn revision_of(etcd: i64) -> u64 {
@@ -23,6 +25,12 @@ pub fn etcd_revision(revision: u64) -> i64 {
     i64::try_from(revision).map_or(i64::MAX, |revision| revision.saturating_add(1))
 }
 
+/// etcd's time to live, in seconds, that lasts for a lease's duration.
+pub fn lease_seconds(duration: Duration) -> i64 {
+    let seconds = duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0));
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
 /// A transaction with its keys below the prefix.
 pub fn transaction(prefix: &str, transaction: &Transaction) -> Txn {
     let key = |key: &str| format!("{prefix}{key}");
@@ -31,7 +39,11 @@ pub fn transaction(prefix: &str, transaction: &Transaction) -> Txn {
         Compare::mod_revision(key(&condition.key), CompareOp::Equal, revision)
     };
     let change = |change: &Change| match &change.value {
-        Some(value) => TxnOp::put(key(&change.key), value.clone(), None),
+        Some(value) => {
+            let lease =
+                change.lease.map(|lease| PutOptions::new().with_lease(lease.0.cast_signed()));
+            TxnOp::put(key(&change.key), value.clone(), lease)
+        }
         None => TxnOp::delete(key(&change.key), None),
     };
     let conditions: Vec<Compare> = transaction.conditions.iter().map(compare).collect();
@@ -81,7 +93,8 @@ pub fn changes(prefix: &str, events: &[Event]) -> Result<Vec<Changed>, StoreErro
         let revision = revision_of(found.mod_revision());
         let put = event.event_type() == EventType::Put;
         let value = put.then(|| found.value().to_vec());
-        let change = Change { key: key_of(prefix, found.key())?, value };
+        let lease = (put && found.lease() != 0).then(|| LeaseId(found.lease().cast_unsigned()));
+        let change = Change { key: key_of(prefix, found.key())?, value, lease };
         match changes.last_mut() {
             Some(last) if last.revision == revision => last.changes.push(change),
             _ => changes.push(Changed { revision, changes: vec![change] }),
@@ -101,6 +114,13 @@ fn key_of(prefix: &str, key: &[u8]) -> Result<String, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leases_last_no_shorter_than_asked_for() {
+        let seconds = |millis| lease_seconds(Duration::from_millis(millis));
+        assert_eq!((seconds(1), seconds(999), seconds(1000), seconds(1001)), (1, 1, 1, 2));
+        assert_eq!(lease_seconds(Duration::MAX), i64::MAX);
+    }
 
     #[test]
     fn revisions_go_there_and_back() {

@@ -4,9 +4,10 @@
 
 mod server;
 
-use cleave_coordinator::conformance::world::{Backend, Bell, World};
+use cleave_coordinator::conformance::world::{Backend, Bell, World, real_now};
 use cleave_coordinator::{Outcome, Store, StoreError, Transaction};
 use cleave_coordinator_etcd::{EtcdConfig, EtcdStore};
+use cleave_runtime::time::Moment;
 use server::{Cluster, Secrets};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -47,6 +48,9 @@ impl Backend for Etcd {
     }
     fn wait(&self) {
         self.bell.wait();
+    }
+    fn now(&self) -> Moment {
+        real_now()
     }
 }
 

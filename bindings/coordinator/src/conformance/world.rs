@@ -6,8 +6,8 @@ use cleave_runtime::time::{Clock, Moment};
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// A clock for a world in which no time passes.
 pub struct StoppedClock;
@@ -31,6 +31,8 @@ pub trait Backend {
     fn start(&self);
     /// Lets something happen that a client can see; panics when nothing can.
     fn wait(&self);
+    /// What time it is for the server.
+    fn now(&self) -> Moment;
 }
 
 /// A core with its clients.
@@ -89,6 +91,12 @@ impl World {
         self.executor.clear();
         self.clients.borrow_mut().clear();
     }
+}
+
+/// The moment of this process's clock.
+pub fn real_now() -> Moment {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    Moment(0) + ORIGIN.get_or_init(Instant::now).elapsed()
 }
 
 /// Counts rings; waits for the next.

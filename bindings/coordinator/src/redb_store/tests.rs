@@ -1,5 +1,7 @@
 //! The engine alone: files, crashes at every write, and a model.
 
+mod leases;
+
 use super::*;
 use crate::contract::Condition;
 use proptest::prelude::*;
@@ -69,11 +71,11 @@ fn a_store_of_another_format_is_refused() {
     drop(RedbStore::open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let write = database.begin_write().unwrap();
-    write.open_table(STATE).unwrap().insert("format", 2).unwrap();
+    write.open_table(STATE).unwrap().insert("format", 3).unwrap();
     write.commit().unwrap();
     drop(database);
     let error = RedbStore::open(&path).err().unwrap().to_string();
-    assert!(error.contains("format is 2"), "{error}");
+    assert!(error.contains("format is 3"), "{error}");
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn the_history_is_bounded_and_says_what_it_forgot() {
     let mut history = History::after(7);
     let changed = |revision| Changed {
         revision,
-        changes: vec![Change { key: "key".to_owned(), value: Some(vec![0; 100]) }],
+        changes: vec![Change { key: "key".to_owned(), value: Some(vec![0; 100]), lease: None }],
     };
     for revision in 8..8 + HISTORY_MAX as u64 {
         history.push(changed(revision));
@@ -91,7 +93,11 @@ fn the_history_is_bounded_and_says_what_it_forgot() {
     assert_eq!((history.forgotten, history.recent.len()), (8, HISTORY_MAX));
     let large = Changed {
         revision: 1 << 20,
-        changes: vec![Change { key: "key".to_owned(), value: Some(vec![0; HISTORY_BYTES_MAX]) }],
+        changes: vec![Change {
+            key: "key".to_owned(),
+            value: Some(vec![0; HISTORY_BYTES_MAX]),
+            lease: None,
+        }],
     };
     history.push(large);
     assert_eq!((history.forgotten, history.recent.len(), history.bytes), (1 << 20, 0, 0));
@@ -265,7 +271,7 @@ proptest! {
                 .collect();
             let changes: Vec<Change> = changes
                 .into_iter()
-                .map(|(key, value)| Change { key: name(key), value: value.map(|byte| vec![byte]) })
+                .map(|(key, value)| Change { key: name(key), value: value.map(|byte| vec![byte]), lease: None })
                 .collect();
             let holds = conditions.iter().all(|c| present(&c.key) == c.revision);
             let effective: Vec<Change> = changes

@@ -1,10 +1,11 @@
 //! What only the direct store can time: messages lost and late, watchers far behind.
 
 use super::world::{Backend, Direct, World};
-use crate::contract::{Operation, Outcome, StoreError, Transaction, WatchEvent};
+use crate::contract::{LeaseId, Operation, Outcome, StoreError, Transaction, WatchEvent};
 use crate::redb_store::{HISTORY_MAX, RedbStore};
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 fn put(key: &str, value: &[u8]) -> Transaction {
     Transaction::new().put(key, value.to_vec())
@@ -131,4 +132,63 @@ fn the_owning_process_may_execute_and_others_watch_it() {
     assert!(matches!(watch.try_next(), Some(WatchEvent::Changed(c)) if c.revision == 1));
     let watched = direct.server.execute(Operation::Watch { prefix: String::new(), from: 0 });
     assert!(matches!(watched, Err(StoreError::Invalid(_))));
+}
+
+#[test]
+fn leases_do_not_run_out_while_the_server_is_down_or_stands_still() {
+    let direct = Direct::new();
+    let world = World::new(direct.clone());
+    let client = world.client();
+    let granting = client.clone();
+    let lease = world.run(async move { granting.grant(Duration::from_secs(2)).await.unwrap() });
+    let (holder, id) = (client.clone(), lease.id);
+    world.run(async move {
+        let put = Transaction::new().put_leased("a", b"held".to_vec(), id);
+        holder.transact(put).await.unwrap();
+    });
+    let exists = |client: &crate::StoreClient| {
+        let client = client.clone();
+        world.run(async move { client.get("a").await.unwrap().is_some() })
+    };
+    direct.hours.pass(Duration::from_millis(1900));
+    assert!(exists(&client));
+    // It stands still for a minute: nobody could renew.
+    direct.hours.pass_unseen(Duration::from_secs(60));
+    direct.hours.pass(Duration::from_millis(1800));
+    assert!(exists(&client));
+    // A server that is down does nothing; the next one begins with what the disk holds (here: nothing).
+    direct.server.crash();
+    direct.hours.pass(Duration::from_secs(60));
+    direct.server.restart(RedbStore::in_memory());
+    assert!(!exists(&client));
+    let renewing = client.clone();
+    assert_eq!(world.run(async move { renewing.renew(id).await }), Ok(false));
+}
+
+#[test]
+fn a_grant_whose_answer_is_lost_is_asked_for_again_and_the_first_runs_out() {
+    let direct = Direct::new();
+    let world = World::new(direct.clone());
+    let client = world.client();
+    while world.turn() {}
+    let granted = Rc::new(RefCell::new(None));
+    let (given, granting) = (granted.clone(), client.clone());
+    world.spawn(async move {
+        *given.borrow_mut() = Some(granting.grant(Duration::from_secs(2)).await);
+    });
+    while world.turn() {}
+    // The server has it; its answer is on its way when the connection breaks.
+    assert!(direct.deliver());
+    direct.stop();
+    while world.turn() || direct.deliver() {}
+    assert!(granted.borrow().is_none(), "it waits for the store");
+    direct.hours.pass(Duration::from_secs(1));
+    direct.start();
+    while world.turn() || direct.deliver() {}
+    let second = granted.borrow_mut().take().unwrap().unwrap();
+    direct.hours.pass(Duration::from_millis(1500));
+    let renewing = client.clone();
+    assert_eq!(world.run(async move { renewing.renew(second.id).await }), Ok(true));
+    let first = LeaseId(second.id.0 - 1);
+    assert_eq!(world.run(async move { client.renew(first).await }), Ok(false));
 }

@@ -178,11 +178,12 @@ proptest! {
         token: u64,
         key in "[a-z/]{1,20}",
         value in prop::option::of(prop::collection::vec(any::<u8>(), 0..100)),
+        lease in prop::option::of(any::<u64>().prop_map(crate::LeaseId)),
         rest in prop::collection::vec(any::<u8>(), 0..10),
     ) {
         let transaction = Transaction {
             conditions: vec![],
-            changes: vec![crate::Change { key, value }],
+            changes: vec![crate::Change { key, lease: lease.filter(|_| value.is_some()), value }],
         };
         let request = Request { token, operation: Operation::Transact(transaction) };
         let mut bytes = framed(&request);

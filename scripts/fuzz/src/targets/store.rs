@@ -8,10 +8,12 @@ use cleave_coordinator::encoding::{Decode, Encode, decode, encode};
 use cleave_coordinator::frame::{REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Request, first, framed};
 use cleave_coordinator::hub::{Hub, Reply};
 use cleave_coordinator::records::{Counter, LogRole, Member, VdiskOwner};
-use cleave_coordinator::{Answer, Condition, Listing, RedbStore};
+use cleave_coordinator::{Answer, Condition, Lease, LeaseId, Listing, RedbStore};
+use cleave_runtime::time::Moment;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// The messages at the beginning of `data`, and how many bytes they take. They are cut at the same
 /// places when they arrive in two parts.
@@ -43,10 +45,12 @@ pub(super) fn frames(data: &[u8]) {
     let (client, watcher) = (hub.join(), hub.join());
     let all = Operation::Watch { prefix: String::new(), from: 1 };
     let mut replies = Vec::new();
-    hub.execute(watcher, 0, all, &mut replies);
+    hub.execute(Moment(0), watcher, 0, all, &mut replies);
+    let mut now = Moment(0);
     for Request { token, operation } in requests {
         replies.clear();
-        hub.execute(client, token, operation, &mut replies);
+        now = now + Duration::from_millis(token % 4_000);
+        hub.execute(now, client, token, operation, &mut replies);
         let answered = |(to, reply): &&(_, Reply)| {
             *to == client && matches!(reply, Reply::Answer { token: of, .. } if *of == token)
         };
@@ -63,9 +67,17 @@ pub(super) fn frames_seeds() -> Vec<Vec<u8>> {
     let key = || "owner/4".to_owned();
     let transaction = Transaction {
         conditions: vec![Condition { key: key(), revision: 0 }],
-        changes: vec![cleave_coordinator::Change { key: key(), value: Some(vec![1, 2]) }],
+        changes: vec![change(key(), Some(vec![1, 2]), None)],
+    };
+    let leased = Transaction {
+        conditions: Vec::new(),
+        changes: vec![change(key(), Some(vec![1, 2]), Some(LeaseId(1)))],
     };
     let operations = [
+        Operation::Grant { duration: Duration::from_secs(2) },
+        Operation::Transact(leased),
+        Operation::Renew { lease: LeaseId(1) },
+        Operation::Revoke { lease: LeaseId(2) },
         Operation::Transact(transaction),
         Operation::Get { key: key() },
         Operation::List { prefix: "own".to_owned() },
@@ -79,8 +91,19 @@ pub(super) fn frames_seeds() -> Vec<Vec<u8>> {
     seeds.push(seeds.concat());
     let entries = vec![(key(), Versioned { value: vec![1], revision: 3 })];
     let listing = Listing { revision: 3, entries };
-    seeds.push(framed(&Reply::Answer { token: 1, result: Ok(Answer::List(listing)) }));
+    let granted = Lease { id: LeaseId(4), duration: Duration::from_secs(2) };
+    for answer in [Answer::List(listing), Answer::Granted(granted), Answer::Renewed(true)] {
+        seeds.push(framed(&Reply::Answer { token: 1, result: Ok(answer) }));
+    }
     seeds
+}
+
+fn change(
+    key: String,
+    value: Option<Vec<u8>>,
+    lease: Option<LeaseId>,
+) -> cleave_coordinator::Change {
+    cleave_coordinator::Change { key, value, lease }
 }
 
 fn record<T: Decode<()> + Encode + PartialEq + Debug>(data: &[u8]) {
@@ -125,11 +148,12 @@ fn open(storage: &MemoryStorage) -> Option<RedbStore> {
 }
 
 fn transaction(number: u64) -> Operation {
-    let change = |key: String, value| cleave_coordinator::Change { key, value };
+    let lease = Some(LeaseId(1));
     let changes = vec![
-        change(format!("owner/{number}"), Some(vec![number as u8; 40])),
-        change("datanode/1".to_owned(), Some(vec![9; 100])),
-        change(format!("owner/{}", number / 2), None),
+        change(format!("owner/{number}"), Some(vec![number as u8; 40]), None),
+        change("datanode/1".to_owned(), Some(vec![9; 100]), None),
+        change(format!("held/{number}"), Some(Vec::new()), lease),
+        change(format!("owner/{}", number / 2), None, None),
     ];
     Operation::Transact(Transaction { conditions: Vec::new(), changes })
 }
@@ -140,6 +164,8 @@ fn example() -> &'static (Vec<u8>, String) {
     EXAMPLE.get_or_init(|| {
         let storage = MemoryStorage::new();
         let mut store = open(&storage).expect("memory can be written");
+        let grant = Operation::Grant { duration: Duration::from_secs(2) };
+        store.execute(&grant).expect("memory can be written");
         for number in 1..8 {
             store.execute(&transaction(number)).expect("memory can be written");
         }
@@ -151,7 +177,10 @@ fn example() -> &'static (Vec<u8>, String) {
 
 fn content(store: &mut RedbStore) -> Option<String> {
     match store.execute(&Operation::List { prefix: String::new() }) {
-        Ok(Answer::List(listing)) => Some(format!("{listing:?}")),
+        Ok(Answer::List(listing)) => {
+            let leases: Vec<_> = store.leases().collect();
+            Some(format!("{listing:?} {leases:?}"))
+        }
         _ => None,
     }
 }
@@ -167,6 +196,9 @@ pub(super) fn file(data: &[u8]) {
             assert_eq!(found, *wanted, "a damaged file was opened with another content");
         }
         let _ = store.execute(&transaction(100));
+        [0, 1_000, 2_000, 4_000]
+            .into_iter()
+            .for_each(|millis| store.step(Moment(millis * 1_000_000)));
         let _ = content(&mut store);
     });
 }
