@@ -136,6 +136,7 @@ impl Control {
                 committed: status.stripes,
                 degraded: status.damage.degraded,
                 lost: status.damage.lost,
+                reserved: status.granted_slots * SLOT as u64,
             }),
             drives,
         }

@@ -224,6 +224,7 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
             deduplicated: sum(|view| view.core.deduplicated),
             recognisable: sum(|view| view.core.index_entries),
             stripes_left: sum(|view| view.core.stripes_left),
+            stripes_dead: sum(|view| view.core.stripes_dead),
             retries: sum(|view| view.core.stripes_abandoned),
         },
         map: MapStatistics {

@@ -28,16 +28,21 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # Registered in the order in which they are run: quick ones first.
-    for module in ("errors", "lifecycle", "images", "upgrade", "cpu", "flash", "pool", "frontend", "guests", "crashes"):
+    modules = "errors lifecycle images upgrade cpu flash pool dedupe frontend guests crashes"
+    for module in modules.split():
         __import__(module)
     chosen = [
         one
         for one in framework.SCENARIOS
-        if not options.only or any(part in one.__name__ for part in options.only)
+        if one.__name__ in options.only
+        or not hasattr(one, "on_demand")
+        and (not options.only or any(part in one.__name__ for part in options.only))
     ]
     if options.list:
-        for one in chosen:
-            print(f"{one.__name__}: {one.__doc__.splitlines()[0]}")
+        asked_for = [one for one in framework.SCENARIOS if hasattr(one, "on_demand") and not options.only]
+        for one in chosen + asked_for:
+            when = " (only when asked for)" if one in asked_for else ""
+            print(f"{one.__name__}{when}: {one.__doc__.splitlines()[0]}")
         return 0
     if not chosen:
         parser.error("no scenario has such a name")

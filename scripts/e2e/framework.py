@@ -65,6 +65,12 @@ def scenario(function):
     return function
 
 
+def on_demand(function):
+    """As `scenario`, for one that takes long or needs much: only run when `--only` names it in full."""
+    function.on_demand = True
+    return scenario(function)
+
+
 def check(condition, message):
     """Fails with the message, or what it gives when called, unless the condition holds."""
     if not condition:

@@ -1,5 +1,7 @@
 """What the pool holds: what is overwritten is freed."""
 
+import json
+
 from cluster import Cluster
 from framework import check, scenario
 from verifier import Verifier
@@ -15,6 +17,10 @@ class Pool:
 
     def _active(self):
         return next(one for one in self._cluster.status()["controllers"] if one["role"] == "active")
+
+    def status(self):
+        """`cleave pool status --json`."""
+        return json.loads(self._cluster.cleave("pool", "status", "--json"))
 
     def used(self):
         """Bytes of slots in use, parity included."""

@@ -335,6 +335,10 @@ pub struct StripeStatus {
     pub degraded: u64,
     /// Committed stripes that miss more shards than parity can solve.
     pub lost: u64,
+    /// Bytes of slots that are granted to hosts, for stripes that are not committed yet: each core keeps one for a map
+    /// run that frees space in a full pool.
+    #[serde(default)]
+    pub reserved: u64,
 }
 
 /// What `cleave pool status` shows: the drives and stripes of all data nodes, and what hosts did to them.
@@ -342,10 +346,15 @@ pub struct StripeStatus {
 pub struct PoolStatus {
     /// Slots in use and all slots of the drives in use, in bytes, parity included.
     pub space: Fill,
+    /// What of the slots in use no stripe has yet: see [`StripeStatus::reserved`].
+    pub reserved: u64,
     /// Its stripes; `null` while no controller is active.
     pub stripes: Option<StripeStatus>,
     /// Stripes that were freed since the active controller started.
     pub stripes_freed: u64,
+    /// Stripes that nothing of a vdisk names any more: the vdisk leaves them with its next map run, and those that no
+    /// other vdisk names are free then. A stripe counts once for each such vdisk.
+    pub stripes_dead: u64,
     /// Why destage waits, when it does: writes stall once the log is full; else `null`.
     pub shortage: Option<String>,
     /// The drives, in order of ids.
@@ -366,8 +375,10 @@ impl PoolStatus {
         let freed = statistics.controllers.iter().find(|one| Some(&one.name) == name);
         PoolStatus {
             space,
+            reserved: active.and_then(|one| one.stripes.as_ref()).map_or(0, |all| all.reserved),
             stripes: active.and_then(|one| one.stripes.clone()),
             stripes_freed: freed.map_or(0, |one| one.stripes_freed),
+            stripes_dead: statistics.hosts.iter().map(|host| host.destage.stripes_dead).sum(),
             shortage: status.hosts.iter().find_map(|host| host.shortage.clone()),
             drives,
         }
@@ -601,6 +612,9 @@ pub struct DestageStatistics {
     /// Stripes that vdisks left, because nothing of theirs names them any more.
     #[serde(default)]
     pub stripes_left: u64,
+    /// Stripes that nothing of a vdisk names any more, and that it has not left yet, for each vdisk.
+    #[serde(default)]
+    pub stripes_dead: u64,
     /// Stripes that were given up and written anew.
     pub retries: u64,
 }

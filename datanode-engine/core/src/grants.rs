@@ -93,6 +93,11 @@ impl Grants {
         self.grants.is_empty()
     }
 
+    /// Slots that are kept for stripes that hosts write, or may write.
+    pub fn slots(&self) -> u64 {
+        self.grants.values().map(|grant| grant.slots.len() as u64).sum()
+    }
+
     /// The newest identity.
     pub fn newest(&self) -> StripeId {
         self.newest

@@ -54,6 +54,8 @@ pub struct Status {
     pub hosts: Vec<HostReport>,
     /// Grants in force.
     pub grants: u64,
+    /// Slots that they keep.
+    pub granted_slots: u64,
     /// The newest stripe identity.
     pub newest_stripe: StripeId,
     /// Committed stripes.
@@ -97,6 +99,7 @@ impl Status {
             quota: active.map_or(0, |active| active.quota),
             hosts: hosts.collect(),
             grants: active.map_or(0, |active| active.grants.len() as u64),
+            granted_slots: active.map_or(0, |active| active.grants.slots()),
             newest_stripe: active.map_or(StripeId(0), |active| active.grants.newest()),
             stripes: state.stripes,
             damage: state.damage,

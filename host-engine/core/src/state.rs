@@ -541,6 +541,7 @@ impl State {
             commits_overtaken: self.map.overtaken(),
             index_memory: self.index.memory() as u64,
             index_entries: self.index.len().0 as u64,
+            stripes_dead: self.vdisks.keys().map(|vdisk| self.map.dead(*vdisk) as u64).sum(),
             connected: self.ready(Class::Log).is_some(),
             appended: self.log.appended,
             appended_bytes: self.log.appended_bytes,

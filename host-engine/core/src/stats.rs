@@ -128,6 +128,8 @@ pub struct CoreStats {
     pub replays_overtaken: u64,
     /// Stripes that vdisks left, because nothing of theirs names them any more.
     pub stripes_left: u64,
+    /// Stripes that nothing of a vdisk names any more, and that it has not left yet, for each vdisk.
+    pub stripes_dead: u64,
     /// Requests that were not taken at first, because the write buffer was full.
     pub refused: u64,
     /// Connections that became good.

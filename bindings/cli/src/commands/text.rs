@@ -290,7 +290,7 @@ pub fn pool(pool: &PoolStatus) -> String {
         None => {
             line(&mut out, format_args!("  no controller is active: its stripes are not known"))
         }
-        Some(StripeStatus { data_shards, parity_shards, committed, degraded, lost }) => line(
+        Some(StripeStatus { data_shards, parity_shards, committed, degraded, lost, .. }) => line(
             &mut out,
             format_args!(
                 "  stripes: {committed}, {degraded} degraded, {lost} lost; {} freed; new ones are {data_shards}+{parity_shards}",
@@ -298,6 +298,14 @@ pub fn pool(pool: &PoolStatus) -> String {
             ),
         ),
     }
+    line(
+        &mut out,
+        format_args!(
+            "  of what is used {} is reserved for stripes to be written; {} stripes wait for a map run to be left",
+            bytes(pool.reserved),
+            pool.stripes_dead
+        ),
+    );
     if let Some(shortage) = &pool.shortage {
         line(
             &mut out,
@@ -456,12 +464,18 @@ mod tests {
         let mut shown = PoolStatus {
             space: Fill { used: 1 << 30, capacity: 4 << 30 },
             shortage: Some("no slots are free".to_owned()),
+            reserved: 30 << 20,
+            stripes_dead: 7,
             ..PoolStatus::default()
         };
         let text = pool(&shown);
-        for part in
-            ["1.00 GiB of 4.00 GiB used (25.0 %), 3.00 GiB free", "not known", "no slots are free"]
-        {
+        for part in [
+            "1.00 GiB of 4.00 GiB used (25.0 %), 3.00 GiB free",
+            "not known",
+            "no slots are free",
+            "30.0 MiB is reserved",
+            "; 7 stripes",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         shown.stripes =

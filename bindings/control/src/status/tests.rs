@@ -121,9 +121,12 @@ fn the_pool_is_what_the_active_controller_has() {
     ];
     statistics.controllers[0].name = "a".to_owned();
     statistics.controllers[0].stripes_freed = 9;
+    status.controllers[0].stripes = Some(StripeStatus { reserved: 4, ..StripeStatus::default() });
+    statistics.hosts[0].destage.stripes_dead = 3;
     let pool = PoolStatus::of(&status, &statistics);
     assert_eq!(pool.space, Fill { used: 12, capacity: 200 });
     assert_eq!((pool.stripes_freed, pool.drives.len()), (9, 3));
+    assert_eq!((pool.reserved, pool.stripes_dead), (4, 3));
     assert_eq!(pool.shortage.as_deref(), Some("no slots are free"));
     let page = include_str!("../../../../docs/STATUS.md");
     let mut names = BTreeSet::new();
