@@ -6,6 +6,7 @@
 //! | `stages` | prints what each stage of the codec and of destage costs a 4 KiB block |
 //! | `load` | measures one socket |
 //! | `idle` | keeps disks connected without a request, and times the first one after a pause |
+//! | `large` | times the first read of a vdisk of 1 TiB after it is opened |
 //! | `copy` | writes a file to a disk in requests of one size |
 //! | `serve` | serves the null, memory or codec device: the layers below the whole path |
 //! | `guard` | counts instructions a block under valgrind and compares them with `perf/instructions.toml` |
@@ -17,6 +18,7 @@ mod devices;
 mod guard;
 mod idle;
 mod kernels;
+mod large;
 mod layers;
 mod load;
 mod process;
@@ -46,6 +48,8 @@ enum Command {
     Load(load::Arguments),
     /// Stay connected to disks, and ask for a block when told to.
     Idle(idle::Arguments),
+    /// Time the first read of a large vdisk after it is opened.
+    Large(large::Arguments),
     /// Write a file to the disk behind a socket.
     Copy(copy::Arguments),
     /// Serve a device without the engine.
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Stages => stages::run(),
         Command::Load(arguments) => load::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
+        Command::Large(arguments) => large::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Kernel { kernel, count } => {
