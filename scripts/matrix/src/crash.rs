@@ -14,11 +14,12 @@ pub mod drives;
 pub mod judge;
 pub mod scenes;
 
-use crate::tally::{Extent, Tally};
+use crate::units::Unit;
 
-/// Plays the matrix, or the subjects whose name contains `only`.
-pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
-    drives::run(extent, only, tally);
-    databases::run(extent, only, tally);
-    scenes::run(extent, only, tally);
+/// All of the matrix; what takes longest comes first.
+pub fn units() -> Vec<Unit> {
+    let mut units = scenes::units();
+    units.extend(databases::units());
+    units.push(Unit::new("formatting of drives", drives::run));
+    units
 }

@@ -12,6 +12,7 @@
 //! | [`rig`] | a small cluster whose machines lose power, and a guest that knows what it wrote |
 //! | [`crash`] | the crash matrix |
 //! | [`rot`] | the rot matrix |
+//! | [`units`] | which parts there are, played on all cores |
 //! | [`tally`] | what was done, in figures |
 #![forbid(unsafe_code)]
 
@@ -19,5 +20,27 @@ pub mod crash;
 pub mod rig;
 pub mod rot;
 pub mod tally;
+pub mod units;
+
+#[cfg(feature = "planted-bugs")]
+use cleave_runtime::planted::Planted;
+
+/// The planted bugs that the matrices must find: of what is persisted, in which order, and of what is read back.
+#[cfg(feature = "planted-bugs")]
+pub const FOUND: &[Planted] = &[
+    Planted::ReplayWithoutVersions,
+    Planted::ReadWithoutChecks,
+    Planted::LeaveRot,
+    Planted::ReleaseBeforeCommit,
+    Planted::LoseZeroEntries,
+    Planted::StartEmptyBesideThePeer,
+    Planted::EmptyStandbyRejoins,
+    Planted::LoadOldImage,
+    Planted::CommitBeforeFlush,
+    Planted::VaultNotFlushed,
+    Planted::TrimBeforeSynced,
+    Planted::KeepDeletedRecords,
+];
 
 pub use tally::{Extent, Tally};
+pub use units::{Progress, Unit};

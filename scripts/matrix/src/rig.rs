@@ -450,6 +450,21 @@ impl Rig {
         self.controllers[number].as_ref().and_then(|one| one.rot(from, bit))
     }
 
+    /// Flips a bit of a control record there.
+    pub fn rot_control(&self, number: usize, from: Position, bit: u64) -> Option<Position> {
+        self.controllers[number].as_ref().and_then(|one| one.rot_control(from, bit))
+    }
+
+    /// Lets the cluster go on until `condition` holds, or a process ends with an error, which it gives.
+    ///
+    /// # Panics
+    /// When neither comes in time.
+    pub fn until_or_failure(&mut self, condition: impl Fn(&Rig) -> bool) -> Option<String> {
+        let over = self.world.run_until(|| self.failure().is_some() || condition(self), LIMIT);
+        assert!(over, "neither done nor failed in time; {}", self.standing());
+        self.failure()
+    }
+
     /// Waits until nothing moves: what can be committed is, in both catalogs, and left the log.
     pub fn settle(&mut self) {
         self.until("quiescence", |rig| {

@@ -19,16 +19,22 @@ pub mod logs;
 pub mod pool;
 pub mod vaults;
 
-use crate::tally::{Extent, Tally};
+use crate::units::Unit;
 
-/// Plays the matrix, or the subjects whose name contains `only`.
-pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
-    formats::run(extent, only, tally);
-    databases::run(extent, only, tally);
-    files::run(extent, only, tally);
-    pool::run(extent, only, tally);
-    logs::run(extent, only, tally);
-    vaults::run(extent, only, tally);
+/// All of the matrix; what takes longest comes first.
+pub fn units() -> Vec<Unit> {
+    vec![
+        Unit::new("rot: vaults", vaults::run),
+        Unit::new("rot: data and parity", pool::shards),
+        Unit::new("rot: slot headers and slots", pool::slot_headers),
+        Unit::new("rot: superblocks", pool::superblocks),
+        Unit::new("rot: shards of one stripe", pool::whole_shards),
+        Unit::new("rot: log's memory", logs::run),
+        Unit::new("rot: control records in the log's memory", logs::run_controls),
+        Unit::new("rot: files of catalog and store", databases::run),
+        Unit::new("rot: files", files::run),
+        Unit::new("rot: formats", formats::run),
+    ]
 }
 
 /// What happens to a range of bytes.

@@ -62,6 +62,19 @@ impl Tally {
         }
     }
 
+    /// Adds what another one counted and found.
+    pub fn add(&mut self, other: Tally) {
+        for (subject, figures) in other.subjects {
+            figures.into_iter().for_each(|(what, count)| self.count(&subject, what, count));
+        }
+        self.failures.extend(other.failures);
+    }
+
+    /// Whether nothing was done.
+    pub fn is_empty(&self) -> bool {
+        self.subjects.is_empty() && self.failures.is_empty()
+    }
+
     /// What failed.
     pub fn failures(&self) -> &[String] {
         &self.failures

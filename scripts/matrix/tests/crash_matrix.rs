@@ -1,11 +1,11 @@
 //! The crash matrix, some places of each subject; all of them with `CLEAVE_MATRIX=all`.
 
-use cleave_matrix::{Extent, Tally, crash};
+use cleave_matrix::{Extent, crash, units};
 
 #[test]
 fn a_power_cut_anywhere_loses_nothing() {
-    let mut tally = Tally::default();
-    crash::run(Extent::of_environment(), "", &mut tally);
+    let threads = units::processors();
+    let tally = units::play(crash::units(), Extent::of_environment(), "", threads, || {}, |_| {});
     println!("{tally}");
     assert!(tally.failures().is_empty(), "{tally}");
     // A matrix that cuts nothing proves nothing.

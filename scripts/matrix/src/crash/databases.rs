@@ -7,6 +7,7 @@
 use crate::crash::judge::dump;
 use crate::rig::{OWNER, guard, settle_file};
 use crate::tally::{Extent, Tally};
+use crate::units::Unit;
 use cleave_catalog::storage::MemoryStorage;
 use cleave_catalog::{Catalog, Control};
 use cleave_coordinator::{Answer, Operation, RedbStore, Transaction};
@@ -37,11 +38,17 @@ pub trait Database: Sized {
     fn state(&mut self) -> Vec<u8>;
 }
 
-/// Plays the steps of both.
-pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
-    play_history::<Catalog>("catalog", &catalog_history(), extent, only, tally);
-    play_history::<RedbStore>("store", &store_history(), extent, only, tally);
-    play_restore(extent, only, tally);
+/// The steps of both, and a restore.
+pub fn units() -> Vec<Unit> {
+    vec![
+        Unit::new("crash: catalog", |extent, only: &str, tally: &mut Tally| {
+            play_history::<Catalog>("catalog", &catalog_history(), extent, only, tally);
+        }),
+        Unit::new("crash: store", |extent, only: &str, tally: &mut Tally| {
+            play_history::<RedbStore>("store", &store_history(), extent, only, tally);
+        }),
+        Unit::new("crash: catalog: restore of a dump", play_restore),
+    ]
 }
 
 fn play_history<D: Database>(

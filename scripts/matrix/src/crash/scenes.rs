@@ -8,6 +8,7 @@
 use super::judge::judge;
 use crate::rig::{Machine, Rig};
 use crate::tally::{Extent, Tally};
+use crate::units::Unit;
 use cleave_format::control::DriveState;
 use cleave_format::ids::DriveId;
 use cleave_runtime_sim::Remains;
@@ -232,16 +233,19 @@ fn all_started(rig: &mut Rig, forgiven: bool) {
     rig.until("everything runs", started);
 }
 
-/// Plays the scenes.
-pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
-    for scene in SCENES {
-        for machine in scene.machines {
+/// Each machine of each scene.
+pub fn units() -> Vec<Unit> {
+    let of_scene = |scene: &'static Scene| {
+        scene.machines.iter().map(move |machine| {
             let subject = format!("crash: {}, {machine:?}", scene.name);
-            if subject.contains(only) {
-                play_machine(&subject, scene, *machine, extent, tally);
-            }
-        }
-    }
+            Unit::new(subject.clone(), move |extent, only: &str, tally: &mut Tally| {
+                if subject.contains(only) {
+                    play_machine(&subject, scene, *machine, extent, tally);
+                }
+            })
+        })
+    };
+    SCENES.iter().flat_map(of_scene).collect()
 }
 
 fn play_machine(subject: &str, scene: &Scene, machine: Machine, extent: Extent, tally: &mut Tally) {

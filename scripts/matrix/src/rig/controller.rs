@@ -126,6 +126,11 @@ impl Controller {
         self.shared.node.borrow().as_ref().and_then(|node| node.rot(from, bit))
     }
 
+    /// As [`rot`](Controller::rot), of a control record; also of one that the peer was only sent.
+    pub fn rot_control(&self, from: Position, bit: u64) -> Option<Position> {
+        self.shared.node.borrow().as_ref().and_then(|node| node.rot_control(from, bit))
+    }
+
     /// What it is doing.
     pub fn phase(&self) -> Option<Phase> {
         self.status().map(|status| status.phase)

@@ -2,7 +2,8 @@
 //!
 //! Of one controller's it costs nothing: the other's copy is taken. Where the other's is damaged too, or is gone,
 //! the vdisk opens all the same, and at most the blocks of the record cannot be read: of its slice, when nothing tells
-//! which they were.
+//! which they were. A control record is never taken for another: its effects wait for the other's copy, and where there is
+//! none the controller ends with an error.
 
 use crate::rig::Rig;
 use crate::tally::{Extent, Tally};
@@ -15,6 +16,8 @@ const MANY: u64 = 64;
 const RECORD: u64 = 80 + 200;
 /// Blocks that are only in the log.
 const LOGGED: std::ops::Range<u64> = 900..910;
+/// Bits of a seal: the number of its kind, vdisk, epoch, host and incarnation.
+const SEAL_BITS: u64 = 8 * (4 + 8 + 8 + 4 + 8);
 /// Blocks of a slice.
 const SLICE: u64 = 512;
 
@@ -45,6 +48,65 @@ pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
             }
         }
     }
+}
+
+/// Plays control records.
+pub fn run_controls(extent: Extent, only: &str, tally: &mut Tally) {
+    const SUBJECT: &str = "rot: control records in the log's memory";
+    if !SUBJECT.contains(only) {
+        return;
+    }
+    let few = if extent == Extent::Sampled { FEW } else { SEAL_BITS };
+    for other in [Other::Sound, Other::Rotted, Other::Copies] {
+        for number in [0, 1] {
+            for index in 0..few {
+                let bit = index * (SEAL_BITS - 1) / (few - 1);
+                let name =
+                    format!("bit {bit} of a seal at controller {number}, the other: {other:?}");
+                let stopped = tally.play(SUBJECT, &name, || play_control(number, bit, other));
+                tally.count(SUBJECT, "stopped with an error", u64::from(stopped == Some(true)));
+            }
+        }
+    }
+}
+
+/// A seal rots while it is on its way: at the active before its effects, at the standby after them. Whether a controller
+/// ended by it.
+fn play_control(number: usize, bit: u64, other: Other) -> bool {
+    let mut rig = Rig::running(false);
+    rig.destage(0..300);
+    rig.write(LOGGED);
+    rig.kill_host();
+    let from = rig.status(0).expect("it runs").next;
+    rig.start_host();
+    let strike = |rig: &mut Rig, number: usize| {
+        rig.until("a seal is sent", |rig| rig.rot_control(number, from, bit).is_some());
+    };
+    match other {
+        Other::Sound => strike(&mut rig, number),
+        // The standby has it first.
+        Other::Rotted => [1, 0].iter().for_each(|number| strike(&mut rig, *number)),
+        Other::Copies => {
+            // It is in both logs as long as the standby's catalog has not synced it.
+            rig.until("a seal is mirrored", |rig| {
+                rig.status(1).is_some_and(|status| status.next > from)
+            });
+            strike(&mut rig, number);
+            rig.kill_controller(1 - number);
+            rig.start_controller(1 - number);
+        }
+    }
+    let over = |rig: &Rig| rig.is_mirrored() && (rig.serves() || rig.open_problem().is_some());
+    if let Some(failure) = rig.until_or_failure(over) {
+        assert_ne!(other, Other::Sound, "the other controller has it: {failure}");
+        assert!(failure.contains("rotted in memory"), "{failure}");
+        return true;
+    }
+    assert_eq!(rig.open_problem(), None, "the vdisk cannot be opened");
+    let failed = rig.read();
+    assert!(failed.is_empty(), "blocks cannot be read: {failed:?}");
+    rig.settle();
+    false
 }
 
 fn play(number: usize, bit: u64, other: Other) {

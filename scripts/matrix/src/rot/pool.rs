@@ -116,22 +116,27 @@ impl Resting {
 
 type Strike<'a> = &'a dyn Fn(&Resting);
 
-/// Plays it.
-pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
-    let few = if extent == Extent::Sampled { FEW } else { MANY };
+/// Plays a case, unless its subject is not wanted.
+fn case(subject: &str, name: &str, cost: Cost, only: &str, tally: &mut Tally, strike: Strike<'_>) {
+    let subject = format!("rot: {subject}");
+    if subject.contains(only) {
+        tally.play(&subject, name, || {
+            let resting = resting();
+            strike(&resting);
+            resting.read(cost);
+        });
+    }
+}
+
+fn few(extent: Extent) -> u64 {
+    if extent == Extent::Sampled { FEW } else { MANY }
+}
+
+/// Several shards of one stripe.
+pub fn whole_shards(_: Extent, only: &str, tally: &mut Tally) {
     let mut case = |subject: &str, name: &str, cost: Cost, strike: Strike<'_>| {
-        let subject = format!("rot: {subject}");
-        if subject.contains(only) {
-            tally.play(&subject, name, || {
-                let resting = resting();
-                strike(&resting);
-                resting.read(cost);
-            });
-        }
+        case(subject, name, cost, only, tally, strike);
     };
-    superblocks(few, &mut case);
-    slot_headers(few, &mut case);
-    shards(few, &mut case);
     let whole = "shards of one stripe";
     for (name, lost, cost) in [
         ("two data shards", &[0, 1][..], Cost::Noticed),
@@ -159,7 +164,12 @@ pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
     }
 }
 
-fn superblocks(few: u64, case: &mut impl FnMut(&str, &str, Cost, Strike<'_>)) {
+/// Both copies of them.
+pub fn superblocks(extent: Extent, only: &str, tally: &mut Tally) {
+    let few = few(extent);
+    let mut case = |subject: &str, name: &str, cost: Cost, strike: Strike<'_>| {
+        case(subject, name, cost, only, tally, strike);
+    };
     let subject = "superblocks";
     for copy in 0..2 {
         for index in 0..few {
@@ -198,7 +208,12 @@ fn superblocks(few: u64, case: &mut impl FnMut(&str, &str, Cost, Strike<'_>)) {
     });
 }
 
-fn slot_headers(few: u64, case: &mut impl FnMut(&str, &str, Cost, Strike<'_>)) {
+/// Headers of slots, and slots in each other's places.
+pub fn slot_headers(extent: Extent, only: &str, tally: &mut Tally) {
+    let few = few(extent);
+    let mut case = |subject: &str, name: &str, cost: Cost, strike: Strike<'_>| {
+        case(subject, name, cost, only, tally, strike);
+    };
     let subject = "slot headers";
     for index in 0..few {
         // Spread over what is in use, then over the zeros behind it.
@@ -235,7 +250,12 @@ fn slot_headers(few: u64, case: &mut impl FnMut(&str, &str, Cost, Strike<'_>)) {
     }
 }
 
-fn shards(few: u64, case: &mut impl FnMut(&str, &str, Cost, Strike<'_>)) {
+/// What is in slots, footers too.
+pub fn shards(extent: Extent, only: &str, tally: &mut Tally) {
+    let few = few(extent);
+    let mut case = |subject: &str, name: &str, cost: Cost, strike: Strike<'_>| {
+        case(subject, name, cost, only, tally, strike);
+    };
     let subject = "data and parity";
     for index in 0..2 * few {
         // From the frames at the beginning to the footer at the end.
