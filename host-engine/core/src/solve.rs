@@ -2,7 +2,8 @@
 //!
 //! A range that its drive does not give is read from k other shards and solved; when the result
 //! fails its check, one of these is damaged too, and each is left out in turn while another is
-//! there (C3). Whatever is given back passed the caller's check.
+//! there (C3). Ranges of several shards that only together can be checked, as of a footer, are solved together: each one
+//! and each two shards of the stripe are left out in turn. Whatever is given back passed the caller's check.
 
 use crate::core::Shared;
 use crate::handles::Places;
@@ -180,6 +181,68 @@ impl Shared {
         Err("more than one shard is damaged".to_owned())
     }
 
+    /// Ranges of one stripe's shards such that they pass `check` together, from all of its shards: of those that can be
+    /// read as many may be damaged, though their drives do not say so, as parity is left for.
+    pub async fn solve_together(
+        &self,
+        ranges: &[ShardRange],
+        check: impl Fn(&[Bytes]) -> bool,
+    ) -> Result<Vec<Bytes>, String> {
+        let Some(first) = ranges.first() else { return Err("nothing is wanted".to_owned()) };
+        let shards = first.places.len();
+        let start = ranges.iter().map(|range| range.offset).min().unwrap_or(0);
+        let end = ranges.iter().map(|range| range.offset + range.length).max().unwrap_or(0);
+        let (offset, length) = chunks_around(start, end - start);
+        let (mut there, mut lost) = (BTreeMap::new(), String::new());
+        self.read_batch(first, offset, length, (0..shards).collect(), &mut there, &mut lost).await;
+        let Some(spare) = PARITY_SHARDS.checked_sub(shards - there.len()) else {
+            let (have, need) = (there.len(), shards.saturating_sub(PARITY_SHARDS));
+            return Err(format!("{have} of {need} needed shards can be read{lost}"));
+        };
+        let present: Vec<usize> = there.keys().copied().collect();
+        for left_out in left_out(&present, spare) {
+            if let Some(found) = self.solve_ranges(ranges, &there, &left_out, (offset, length))
+                && check(&found)
+            {
+                return Ok(found);
+            }
+            // Each is some milliseconds' work.
+            self.executor.yield_now().await;
+        }
+        Err(format!("more than {spare} of its shards that can be read are damaged{lost}"))
+    }
+
+    /// Ranges from the shards that are there but for some.
+    fn solve_ranges(
+        &self,
+        ranges: &[ShardRange],
+        there: &BTreeMap<usize, Bytes>,
+        left_out: &[usize],
+        (offset, length): (u32, u32),
+    ) -> Option<Vec<Bytes>> {
+        let used = |shard: &usize| there.get(shard).filter(|_| !left_out.contains(shard));
+        let width = ranges.first()?.places.len();
+        let given: Vec<Option<&[u8]>> =
+            (0..width).map(|shard| used(&shard).map(|bytes| &bytes[..])).collect();
+        let missing = ranges.iter().map(|range| range.shard).filter(|shard| used(shard).is_none());
+        let mut solved: Vec<(usize, Vec<u8>)> =
+            missing.map(|shard| (shard, vec![0; length as usize])).collect();
+        if !solved.is_empty() {
+            let mut wanted: Vec<(usize, &mut [u8])> =
+                solved.iter_mut().map(|(shard, out)| (*shard, &mut out[..])).collect();
+            self.coder.borrow().solver.recover(&given, &mut wanted).ok()?;
+            self.state.borrow_mut().stats.reads_solved += 1;
+        }
+        let solved: BTreeMap<usize, Bytes> =
+            solved.into_iter().map(|(shard, bytes)| (shard, Bytes::from(bytes))).collect();
+        let part = |range: &ShardRange| {
+            let whole = solved.get(&range.shard).or_else(|| there.get(&range.shard))?;
+            let skip = (range.offset - offset) as usize;
+            Some(whole.slice(skip..skip + range.length as usize))
+        };
+        ranges.iter().map(part).collect()
+    }
+
     /// Reads the same range of several shards at once.
     async fn read_batch(
         &self,
@@ -225,5 +288,35 @@ impl Shared {
         solver.recover(&shards, &mut [(range.shard, &mut out)]).ok()?;
         self.state.borrow_mut().stats.reads_solved += 1;
         Some(Bytes::from(out))
+    }
+}
+
+/// Which shards are left out, one time after the other: none, each one, each two, up to so many.
+fn left_out(present: &[usize], most: usize) -> Vec<Vec<usize>> {
+    let mut all = vec![Vec::new()];
+    let mut last = all.clone();
+    for _ in 0..most {
+        let longer = |fewer: &Vec<usize>| {
+            let after = fewer.last().copied();
+            let next = present.iter().filter(move |shard| after.is_none_or(|last| **shard > last));
+            next.map(|shard| [&fewer[..], &[*shard]].concat()).collect::<Vec<_>>()
+        };
+        last = last.iter().flat_map(longer).collect();
+        all.extend(last.iter().cloned());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::left_out;
+
+    #[test]
+    fn each_one_and_each_two_are_left_out_once() {
+        assert_eq!(left_out(&[0, 3, 4], 0), [Vec::<usize>::new()]);
+        let two = left_out(&[0, 3, 4], 2);
+        let expected: [&[usize]; 7] = [&[], &[0], &[3], &[4], &[0, 3], &[0, 4], &[3, 4]];
+        assert_eq!(two, expected);
+        assert_eq!(left_out(&(0..10).collect::<Vec<_>>(), 2).len(), 1 + 10 + 45);
     }
 }

@@ -198,17 +198,14 @@ impl Shared {
                 let bytes = self.read_checked(&range, |_| true).await.map_err(unreadable)?;
                 parts.push((range, bytes));
             }
-            let mut tail = join(&parts, None);
+            let (wanted, parts): (Vec<ShardRange>, Vec<Bytes>) = parts.into_iter().unzip();
+            let mut tail = parts.concat();
             if !is_footer(stripe, &tail) {
-                // Damaged though its drives do not say so: one of its shards after the other is solved.
+                // Damaged though its drives do not say so, in one of its shards or in two.
                 self.state.borrow_mut().stats.checks_failed += 1;
-                for (index, (range, _)) in parts.iter().enumerate().rev() {
-                    let check =
-                        |bytes: &[u8]| is_footer(stripe, &join(&parts, Some((index, bytes))));
-                    if let Ok(bytes) = self.solve(range, check).await {
-                        tail = join(&parts, Some((index, &bytes)));
-                        break;
-                    }
+                let check = |parts: &[Bytes]| is_footer(stripe, &parts.concat());
+                if let Ok(parts) = self.solve_together(&wanted, check).await {
+                    tail = parts.concat();
                 }
             }
             let trailer = Trailer::decode(&tail[tail.len() - TRAILER..]);
@@ -269,18 +266,6 @@ fn ranges(stripe: StripeId, places: &Places, start: usize, end: usize) -> Vec<Sh
         ShardRange { stripe, places: Rc::clone(places), shard, offset, length }
     };
     shards.map(range).collect()
-}
-
-/// The parts one after the other, one of them in place of what was read.
-fn join(parts: &[(ShardRange, Bytes)], instead: Option<(usize, &[u8])>) -> Vec<u8> {
-    let mut all = Vec::with_capacity(parts.iter().map(|(_, bytes)| bytes.len()).sum());
-    for (index, (_, bytes)) in parts.iter().enumerate() {
-        match instead {
-            Some((other, bytes)) if other == index => all.extend_from_slice(bytes),
-            _ => all.extend_from_slice(bytes),
-        }
-    }
-    all
 }
 
 /// Whether the stripe's footer ends here: all of it, or the end of a longer one.

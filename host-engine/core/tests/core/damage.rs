@@ -1,13 +1,18 @@
-//! A block in the log that cannot be read back: it must not stop the core, nor what lies beside it.
+//! A block in the log that cannot be read back: it must not stop the core, nor what lies beside it. Footers of which
+//! shards rotted.
 
 use crate::rig::{DISK, Rig};
 use bytes::Bytes;
+use cleave_format::control::{GrantedStripe, SlotPlace};
+use cleave_format::footer::{self, FOOTER_ENTRY, FooterContent, FooterEntry};
 use cleave_format::frame::{self, Codec, FrameHeader};
 use cleave_format::ids::*;
+use cleave_format::layout::{BLOCK, SHARD};
 use cleave_format::record::{Entry, EntryKind, RecordIdentity, encode_head};
 use cleave_host_core::*;
 use cleave_runtime::buffer::Buffer;
 use cleave_runtime::random::{Random, SplitMix};
+use cleave_wire::MapCommit;
 use std::time::Duration;
 
 const SIZE: u64 = 9 << 20;
@@ -118,4 +123,73 @@ fn is_kept_apart(rotted: bool) {
     }
     rig.world.run_for(Duration::from_secs(30));
     assert!(!epochs(&rig).contains(&Epoch(0)), "{:?}", core.stats());
+}
+
+/// A pool with one stripe of four data shards, whose footer is longer than a shard, and a disk that it belongs to.
+fn with_a_long_footer(seed: u64) -> (Rig, StripeId) {
+    const DATA: usize = 4;
+    let count = (SHARD / FOOTER_ENTRY + 1000) as u64;
+    let rig = Rig::new(seed, count * BLOCK as u64);
+    let stripe = StripeId(77);
+    let entry = |block: u64| FooterEntry {
+        vdisk: DISK,
+        block: BlockIndex(block),
+        version: Version { epoch: Epoch(0), sequence: Sequence(block + 1) },
+        content: FooterContent::Zero { blocks: 1 },
+    };
+    let entries: Vec<FooterEntry> = (0..count).map(entry).collect();
+    let footer = footer::encode(stripe, DATA, Incarnation(1), &entries);
+    let mut section = vec![0; DATA * SHARD - footer.len()];
+    section.extend(footer);
+    let data: Vec<&[u8]> = section.chunks(SHARD).collect();
+    let (mut p, mut q) = (vec![0; SHARD], vec![0; SHARD]);
+    cleave_erasure::Encoder::new().encode(&data, [&mut p, &mut q]);
+    {
+        let mut pool = rig.pool.borrow_mut();
+        let shards = data.into_iter().map(Bytes::copy_from_slice).chain([p.into(), q.into()]);
+        pool.shards.extend((0..).zip(shards).map(|(shard, bytes)| ((stripe, shard), bytes)));
+        let place = |drive| SlotPlace { drive: DriveId(drive), slot: SlotIndex(9), generation: 0 };
+        let granted = GrantedStripe { stripe, slots: (0..DATA as u16 + 2).map(place).collect() };
+        pool.stripes.insert(stripe, granted.clone());
+        pool.next += 1;
+        let position = Position(pool.next);
+        pool.holders.entry(stripe).or_default().insert(DISK, position);
+        let commit = MapCommit { position, stripe: Some(granted), entries: Vec::new() };
+        pool.map_commits.insert(DISK, vec![commit]);
+    }
+    (rig, stripe)
+}
+
+// C3: no drive says that its shard is damaged, and only all of the footer tells.
+#[test]
+fn a_footer_over_several_shards_is_solved_though_two_of_them_rotted() {
+    let cases: [(&[u8], &[u16]); 9] = [
+        (&[], &[]),
+        (&[2], &[]),
+        (&[3], &[]),
+        (&[2, 3], &[]),
+        (&[3, 5], &[]),
+        (&[0, 2], &[]),
+        (&[2], &[3]),
+        (&[4], &[2]),
+        (&[], &[2, 3]),
+    ];
+    for (rotten, lost) in cases {
+        let (mut rig, stripe) = with_a_long_footer(81);
+        rig.pool.borrow_mut().rotten.extend(rotten.iter().map(|shard| (stripe, *shard)));
+        rig.pool.borrow_mut().lost.extend(lost.iter().map(|drive| DriveId(*drive)));
+        rig.start_host();
+        assert_eq!(rig.try_open(), Ok(()), "{rotten:?} rotted, {lost:?} are lost");
+        let read = Operation::Read { offset: rig.size - 8192, length: 8192 };
+        assert_eq!(ask(&rig, 1, read).data.unwrap()[..], [0; 8192]);
+    }
+    let beyond: [(&[u8], &[u16]); 3] = [(&[1, 2, 3], &[]), (&[2, 3], &[0]), (&[2], &[0, 3])];
+    for (rotten, lost) in beyond {
+        let (mut rig, stripe) = with_a_long_footer(82);
+        rig.pool.borrow_mut().rotten.extend(rotten.iter().map(|shard| (stripe, *shard)));
+        rig.pool.borrow_mut().lost.extend(lost.iter().map(|drive| DriveId(*drive)));
+        rig.start_host();
+        let opened = rig.try_open();
+        assert!(matches!(opened, Err(HostError::Unreadable { .. })), "{opened:?}");
+    }
 }
