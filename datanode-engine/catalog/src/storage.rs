@@ -118,6 +118,19 @@ impl MemoryStorage {
         content.synced_length = length;
     }
 
+    /// Another storage with the same content, synced and not; nobody has it open, and nobody is asked.
+    pub fn copy(&self) -> MemoryStorage {
+        let content = lock(&self.0);
+        MemoryStorage(Arc::new(Mutex::new(Content {
+            bytes: content.bytes.clone(),
+            gate: None,
+            under_way: content.under_way.clone(),
+            before: content.before.clone(),
+            synced_length: content.synced_length,
+            handle: 0,
+        })))
+    }
+
     /// Has `gate` asked before each operation that changes something.
     pub fn guard(&self, gate: Gate) {
         lock(&self.0).gate = Some(gate);

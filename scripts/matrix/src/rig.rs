@@ -37,6 +37,7 @@ use cleave_runtime_sim::{Power, Process, Remains, SimDrive, Unsaved, World};
 use controller::Controller;
 use host::Host;
 use std::cell::Cell;
+use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -86,6 +87,10 @@ pub struct Rig {
     random: Rc<dyn Random>,
     powers: [Power; 3],
     remains: Cell<Remains>,
+    /// Which operation is hit.
+    hit: Cell<u64>,
+    /// What each way to remain would have left at the first cut.
+    outcomes: Option<[u64; 5]>,
     controllers: [Option<Controller>; 2],
     /// Whether a controller is started again after a cut.
     wanted: [bool; 2],
@@ -144,6 +149,8 @@ impl Rig {
             random,
             powers,
             remains: Cell::new(Remains::Nothing),
+            hit: Cell::new(0),
+            outcomes: None,
             controllers: [None, None],
             wanted: [false, false],
             stores: Default::default(),
@@ -189,7 +196,14 @@ impl Rig {
     /// Orders a cut at a machine's `number`-th operation from now on.
     pub fn cut_at(&self, machine: Machine, number: u64, remains: Remains) {
         self.remains.set(remains);
+        self.hit.set(number);
         self.powers[power_of(machine)].cut_at(number);
+    }
+
+    /// At the first cut: a digest of what each of [`Remains::all`] with the operation's number would have left. What is
+    /// the same goes on the same way.
+    pub fn outcomes(&self) -> Option<[u64; 5]> {
+        self.outcomes
     }
 
     /// Operations of a machine so far.
@@ -259,6 +273,9 @@ impl Rig {
         if out.is_empty() {
             return;
         }
+        if self.cuts == 0 {
+            self.outcomes = Some(Remains::all(self.hit.get()).map(|way| self.foresee(&out, way)));
+        }
         self.cuts += 1;
         self.stopped = self.stopped.or(Some(self.count_stopped()));
         for machine in &out {
@@ -292,6 +309,24 @@ impl Rig {
                 self.start_controller(number);
             }
         }
+    }
+
+    /// What a cut of these machines would leave.
+    fn foresee(&self, out: &[usize], remains: Remains) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let mut file = |file: &MemoryStorage| {
+            let file = file.copy();
+            settle_file(&file, remains);
+            hasher.write(&file.bytes());
+        };
+        out.iter().for_each(|machine| match machine {
+            2 => file(&self.store_file),
+            number => file(&self.catalogs[*number]),
+        });
+        let of_active = out.contains(&0).then_some(&self.drives).into_iter().flatten();
+        let vaults = out.iter().filter_map(|machine| self.vaults.get(*machine));
+        of_active.chain(vaults).for_each(|drive| hasher.write_u64(drive.foresee(remains)));
+        hasher.finish()
     }
 
     fn connect(&self, client: &Process) -> Rc<DirectStore> {

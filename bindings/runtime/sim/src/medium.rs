@@ -18,6 +18,7 @@ pub(crate) type Page = Rc<[u8; PAGE]>;
 /// A version that no flush makes durable any more, because one that covered it failed.
 const DOUBTFUL: u64 = u64::MAX;
 
+#[derive(Clone)]
 struct Version {
     serial: u64,
     /// `None`: zeros that need no space.
@@ -211,6 +212,23 @@ impl Medium {
     pub fn any_allocated(&self, random: &impl Random) -> Option<u64> {
         let pages: Vec<u64> = self.durable.keys().chain(self.cache.keys()).copied().collect();
         pages.get(random.below(pages.len() as u64) as usize).copied()
+    }
+
+    /// Pages with unflushed versions.
+    pub fn volatile_pages(&self) -> BTreeSet<u64> {
+        self.cache.keys().copied().collect()
+    }
+
+    /// A medium with the content of these pages alone, and all of the cache.
+    pub fn excerpt(&self, pages: &BTreeSet<u64>) -> Medium {
+        let durable =
+            |page: &u64| self.durable.get(page).map(|content| (*page, Rc::clone(content)));
+        Medium {
+            durable: pages.iter().filter_map(durable).collect(),
+            cache: self.cache.clone(),
+            serial: self.serial,
+            ..Medium::default()
+        }
     }
 
     /// Unflushed page versions.

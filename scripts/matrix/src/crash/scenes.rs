@@ -2,7 +2,7 @@
 //!
 //! A scene begins in a cluster at rest, the same one each time. It is played once without a cut, which
 //! counts the operations of each machine, then once for each operation and each way in which what was not
-//! flushed remains. The machine is started again after the cut, the scene goes on to its end, and the
+//! flushed remains, unless that leaves what another way left. The machine is started again after the cut, the scene goes on to its end, and the
 //! [`judge`](super::judge) looks at the cluster.
 
 use super::judge::judge;
@@ -250,11 +250,13 @@ pub fn units() -> Vec<Unit> {
 
 fn play_machine(subject: &str, scene: &Scene, machine: Machine, extent: Extent, tally: &mut Tally) {
     let whole = tally.play(subject, "no cut", || play(scene, machine, None));
-    let Some(operations) = whole else { return };
+    let Some((operations, _)) = whole else { return };
     tally.count(subject, "operations", operations);
     let places = extent.places(operations, FEW);
     for (index, place) in places.iter().enumerate() {
         let number = place + 1;
+        // What each way would leave, and what was left in the cases that were played.
+        let (mut outcomes, mut left) = (None::<[u64; 5]>, Vec::new());
         for (way, remains) in Remains::all(number).into_iter().enumerate() {
             // Sampled, each way has its turn.
             let turn = (index + scene.name.len() + way).is_multiple_of(5);
@@ -262,14 +264,22 @@ fn play_machine(subject: &str, scene: &Scene, machine: Machine, extent: Extent, 
                 continue;
             }
             let name = format!("cut at operation {number} of {operations}, {remains:?} remains");
-            tally.play(subject, &name, || play(scene, machine, Some((number, remains))));
             tally.count(subject, "cuts", 1);
+            if outcomes.is_some_and(|outcomes| left.contains(&outcomes[way])) {
+                tally.count(subject, "equal to another", 1);
+                continue;
+            }
+            let played =
+                tally.play(subject, &name, || play(scene, machine, Some((number, remains))));
+            outcomes = outcomes.or(played.and_then(|(_, outcomes)| outcomes));
+            left.extend(outcomes.map(|outcomes| outcomes[way]));
         }
     }
 }
 
-/// Plays one case; gives how many operations the scene took of the machine.
-fn play(scene: &Scene, machine: Machine, cut: Option<(u64, Remains)>) -> u64 {
+/// Plays one case; gives how many operations the scene took of the machine, and what each way to remain would have
+/// left.
+fn play(scene: &Scene, machine: Machine, cut: Option<(u64, Remains)>) -> (u64, Option<[u64; 5]>) {
     let mut rig = (scene.begin)(machine == Machine::All);
     let before = rig.operations(machine);
     if let Some((number, remains)) = cut {
@@ -279,6 +289,7 @@ fn play(scene: &Scene, machine: Machine, cut: Option<(u64, Remains)>) -> u64 {
     let operations = rig.operations(machine) - before;
     // What comes after the scene is not cut. A cut near its end may come too late: an earlier one changes its course.
     rig.spare();
+    let outcomes = rig.outcomes();
     judge(&mut rig);
-    operations
+    (operations, outcomes)
 }

@@ -1,7 +1,9 @@
 //! A power cut that hits a drive's n-th operation, and what it leaves.
 
 use super::{DriveInner, SimDrive, contents};
+use crate::medium::Medium;
 use crate::power::{Power, Remains, SECTOR, Unsaved};
+use crate::trace::Digest;
 use crate::world::upgrade;
 use cleave_runtime::buffer::PAGE;
 use cleave_runtime::drives::DriveOperation;
@@ -74,13 +76,38 @@ impl SimDrive {
     pub fn settle(&self, remains: Remains) {
         let Some(world) = upgrade(&self.0.world) else { return };
         world.0.count(|c| c.power_losses += 1);
-        let DriveInner { medium, in_flight, feed, .. } = &*self.0;
-        let hit = feed.hit.take();
-        let mut medium = medium.borrow_mut();
+        let DriveInner { medium, in_flight, .. } = &*self.0;
+        self.0.settle(&mut medium.borrow_mut(), remains);
+        self.0.feed.hit.set(None);
+        drop(std::mem::take(&mut *in_flight.borrow_mut()));
+    }
+
+    /// A digest of what [`settle`](SimDrive::settle) would leave: ways to remain that have the same one leave the same.
+    pub fn foresee(&self, remains: Remains) -> u64 {
+        let mut pages = self.0.medium.borrow().volatile_pages();
+        for flight in self.0.in_flight.borrow().values() {
+            if let Ok((first, count)) = self.0.pages(&flight.request) {
+                pages.extend(first..first + count);
+            }
+        }
+        let mut excerpt = self.0.medium.borrow().excerpt(&pages);
+        self.0.settle(&mut excerpt, remains);
+        let digest = |digest: Digest, page: &u64| match excerpt.read(*page) {
+            Some(content) => digest.word(*page).bytes(&content[..]),
+            None => digest.word(*page).bytes(&[0; PAGE]),
+        };
+        pages.iter().fold(Digest::new(), digest).value()
+    }
+}
+
+impl DriveInner {
+    /// What remains of everything unflushed, and of what is in flight, on a medium.
+    fn settle(&self, medium: &mut Medium, remains: Remains) {
+        let hit = self.feed.hit.get();
         let keeps = |what, page, sector| remains.keeps(what, page * SECTORS + sector);
         medium.settle_sectors(|page, sector| keeps(Unsaved::Completed, page, sector));
-        for (number, flight) in std::mem::take(&mut *in_flight.borrow_mut()) {
-            let Ok((first, count)) = self.0.pages(&flight.request) else { continue };
+        for (number, flight) in self.in_flight.borrow().iter() {
+            let Ok((first, count)) = self.pages(&flight.request) else { continue };
             match (&flight.request.operation, &flight.request.buffer) {
                 (DriveOperation::Write { .. }, Some(buffer)) => {
                     for (page, content) in (first..).zip(contents(buffer)) {
@@ -94,7 +121,7 @@ impl SimDrive {
             }
             medium.settle_sectors(|page, sector| {
                 let (before, of) = ((page - first) * SECTORS + sector, count * SECTORS);
-                let was_hit = hit == Some(number);
+                let was_hit = hit == Some(*number);
                 let what = if was_hit { Unsaved::Hit { before, of } } else { Unsaved::InFlight };
                 keeps(what, page, sector)
             });
