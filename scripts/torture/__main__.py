@@ -51,6 +51,8 @@ def main():
     passed, failed = framework.run_all(scenarios, run)
     for line in totals.lines():
         print(line)
+    if not failed:
+        faults.check_effects(totals.effects)
     if not failed and options.minutes * 60 >= ALL_KINDS_SECONDS:
         faults.check_kinds(totals.faults)
     print(f"torture: seed {options.seed}: {passed} rounds passed, {len(failed)} failed")

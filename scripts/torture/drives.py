@@ -1,8 +1,8 @@
 """Drives that fail. Redundancy covers two drives of a stripe, so two drives of a cluster are sick: whatever happens
 to drives happens to these.
 
-A sick drive has a file system of its own, in a file behind a loop device, so that it can be full, or dead: every
-request to a dead one is answered with EIO, as by a disk that is gone. The engines' configuration names the
+A sick drive has a file system of its own, in a file behind a loop device, so that it can be full, or read-only, as a file
+system is that found itself damaged, or dead: every request to a dead one is answered with EIO, as by a disk that is gone. The engines' configuration names the
 file there; the file among the cluster's drives is a link to it.
 """
 
@@ -39,7 +39,7 @@ class SickDrive:
         with open(self._image, "wb") as image:
             image.truncate(size + size // 8 + (64 << 20))
         _run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", self._image)
-        _run("mount", "-o", "loop", self._image, self._folder)
+        _run("mount", "-o", "loop,errors=remount-ro", self._image, self._folder)
         context.at_end(self._unmount)
         self.path = os.path.join(self._folder, "drive.img")
         _run("cp", "--sparse=always", own, self.path)
@@ -83,6 +83,15 @@ class SickDrive:
         """From now on every request fails."""
         self.lost = True
         _shut_down(self._folder)
+
+    def turn_read_only(self):
+        """From now on every write fails with EROFS, and reads go on."""
+        self.lost = True
+        device = os.stat(self._folder).st_dev
+        device = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        # What ext4 does when it finds itself damaged, by `errors=remount-ro`.
+        with open(f"/sys/fs/ext4/{os.path.basename(device)}/trigger_fs_error", "w", encoding="ascii") as trigger:
+            trigger.write("torture")
 
     def take_out(self):
         """What an operator does with a drive that is lost: the supervisor would not start with it."""

@@ -23,6 +23,8 @@ WAVE_FAULTS = (3, 6)
 BEGIN_SECONDS = 2.5
 # What precedes its first zone says whose flash it is: without that an operator has to look.
 FLASH_SUPERBLOCKS = 1 << 20
+# Engines that are connected say something at least every second or two.
+NOTICED_SECONDS = 10
 PAIRS = [(HOST, ACTIVE), (HOST, STANDBY), (ACTIVE, STANDBY)]
 
 
@@ -181,7 +183,7 @@ class Cut(Fault):
 
     def end(self):
         for at, source in self._cut:
-            self.field.network.undrop(at, source)
+            self.field.meet(self.kind, self.field.network.undrop(at, source), self.span)
 
 
 class CutOneWay(Cut):
@@ -222,7 +224,7 @@ class Slow(Fault):
         self.field.network.slow(self._name)
 
     def end(self):
-        self.field.network.unslow(self._name)
+        self.field.meet(self.kind, self.field.network.unslow(self._name), self.span)
 
 
 class DriveFault(Fault):
@@ -373,6 +375,15 @@ class LostDrive(DriveFault):
         self.field.until_lost(self.drive)
 
 
+class ReadOnlyDrive(LostDrive):
+    """Its file system turned read-only, as after an error: what is there can be read."""
+
+    kind = "read-only drive"
+
+    def happen(self):
+        self.drive.turn_read_only()
+
+
 class UnlinkedDrive(LostDrive):
     """Its file is removed."""
 
@@ -424,7 +435,7 @@ ALWAYS = [
     FullDrive,
 ]
 # Two of these a cluster, at most.
-LOSSES = [UnlinkedDrive, TruncatedDrive, DeadDrive]
+LOSSES = [UnlinkedDrive, TruncatedDrive, DeadDrive, ReadOnlyDrive]
 KINDS = list(dict.fromkeys(kind.kind for kind in ALWAYS + LOSSES))
 
 
@@ -478,6 +489,12 @@ def wave(field, deck, random, say):
         field.parts.check_running([name for name in PARTS if name not in down])
         field.load.check()
         time.sleep(0.02)
+
+
+def check_effects(effects):
+    """A fault of the network that no packet met in all its time was none."""
+    idle = [kind for kind, (packets, seconds) in effects.items() if seconds >= NOTICED_SECONDS and packets == 0]
+    check(not idle, f"these faults met no packet: {', '.join(idle)}")
 
 
 def check_kinds(counts):

@@ -1,10 +1,13 @@
 """Network namespaces, one for each part, joined by a bridge in a namespace of its own, and what is done to
 the links between them: cuts and losses by nftables where packets arrive, slowness by traffic control.
 
+Both count the packets that they met, so that a run knows that its faults were none in name only.
+
 Nothing of it is outside of the namespaces, so several runs do not meet, and what a run leaves behind when
 it is killed is the empty namespaces, whose names begin with `cleave-`.
 """
 
+import json
 import os
 import subprocess
 
@@ -30,6 +33,8 @@ class Network:
         self._names = list(names)
         # What is dropped where it arrives: (at, from) -> percent.
         self._dropped = {}
+        # Packets that were dropped there since, as far as they were looked at.
+        self._met = {}
         self._hub = self._prefix + "hub"
         self._made = []
         context.at_end(self.destroy)
@@ -73,21 +78,36 @@ class Network:
 
     def drop(self, at, source, percent=100):
         """Of what comes from `source`, this much does not arrive at `at`."""
+        self._collect(at)
         self._dropped[at, source] = percent
         self._rules(at)
 
     def undrop(self, at, source):
-        """Undoes `drop`."""
+        """Undoes `drop`; how many packets were dropped."""
+        self._collect(at)
         self._dropped.pop((at, source), None)
         self._rules(at)
+        return self._met.pop((at, source), 0)
 
     def slow(self, name):
         """What a part sends takes long."""
         _run("tc", "-n", self.namespace(name), "qdisc", "replace", "dev", "eth0", "root", *self.slowness)
 
     def unslow(self, name):
-        """Undoes `slow`."""
+        """Undoes `slow`; how many packets went through it."""
+        told = _run("tc", "-s", "-j", "-n", self.namespace(name), "qdisc", "show", "dev", "eth0")
         _run("tc", "-n", self.namespace(name), "qdisc", "del", "dev", "eth0", "root")
+        return sum(one["packets"] for one in json.loads(told) if one["kind"] == self.slowness[0])
+
+    def _collect(self, at):
+        """Takes what the rules of a part have counted: new rules begin at 0."""
+        told = _run("nft", "-j", "list", "table", "inet", "torture", space=self.namespace(at))
+        for one in json.loads(told)["nftables"]:
+            rule = one.get("rule", {})
+            for expression in rule.get("expr", []):
+                if "counter" in expression:
+                    link = (at, rule["comment"])
+                    self._met[link] = self._met.get(link, 0) + expression["counter"]["packets"]
 
     def _rules(self, at):
         rules = ["table inet torture", "delete table inet torture", "table inet torture {", "chain arriving {"]
@@ -95,7 +115,7 @@ class Network:
         for (where, source), percent in sorted(self._dropped.items()):
             if where == at:
                 chance = "" if percent == 100 else f"numgen random mod 100 < {percent} "
-                rules.append(f"ip saddr {self.address(source)} {chance}drop")
+                rules.append(f'ip saddr {self.address(source)} {chance}counter drop comment "{source}"')
         rules += ["}", "}"]
         _run("nft", "-f", "-", space=self.namespace(at), text="\n".join(rules) + "\n")
 
@@ -105,7 +125,7 @@ class Network:
         netem = ["netem", *NETEM_DELAY]
         line = ["tc", "-n", space, "qdisc", "replace", "dev", "eth0", "root", *netem]
         if subprocess.run(line, capture_output=True, check=False).returncode == 0:
-            self.unslow(self._names[0])
+            _run("tc", "-n", space, "qdisc", "del", "dev", "eth0", "root")
             return netem
         return ["tbf", "rate", SLOW_RATE, "burst", "16k", "latency", SLOW_LATENCY]
 
@@ -125,3 +145,4 @@ def _run(*line, space=None, text=None):
     done = subprocess.run(line, input=text, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise Failure(f"{' '.join(line)} {text or ''}: {done.stderr.strip()}")
+    return done.stdout

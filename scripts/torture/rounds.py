@@ -37,6 +37,8 @@ class Field:
         self.sick = sick
         self.load = load
         self.counts = {}
+        # Of faults of the network, by kind: packets that they met, and how long they were, in seconds.
+        self.effects = {}
         self.flipped = 0
         # The host's flash, a file.
         self.flash = os.path.join(parts.dir, ENGINES[0], FLASH)
@@ -52,6 +54,11 @@ class Field:
     def count(self, kind):
         """A fault of this kind happened."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def meet(self, kind, packets, seconds):
+        """A fault of the network is over that met so many packets."""
+        met, lasted = self.effects.get(kind, (0, 0.0))
+        self.effects[kind] = (met + packets, lasted + seconds)
 
     def until_lost(self, drive):
         """Waits until the drive's owner has noticed; then an operator takes it out."""
@@ -72,6 +79,7 @@ class Totals:
 
     def __init__(self):
         self.faults = {}
+        self.effects = {}
         self.load = {}
         self.waves = 0
         self.flipped = 0
@@ -81,6 +89,9 @@ class Totals:
         """What a round has done."""
         for name, value in field.counts.items():
             self.faults[name] = self.faults.get(name, 0) + value
+        for kind, (packets, seconds) in field.effects.items():
+            met, lasted = self.effects.get(kind, (0, 0.0))
+            self.effects[kind] = (met + packets, lasted + seconds)
         for name, value in load.items():
             self.load[name] = self.load.get(name, 0) + value
         self.flipped += field.flipped
@@ -91,7 +102,9 @@ class Totals:
         requests = sum(load(name, 0) for name in ("writes", "reads", "zeroes", "discards", "flushes"))
         yield f"waves {self.waves}, faults {sum(self.faults.values())}, slowest healing {self.slowest:.1f} s"
         for kind in faults.KINDS:
-            yield f"  {kind}: {self.faults.get(kind, 0)}"
+            packets, seconds = self.effects.get(kind, (None, 0))
+            met = "" if packets is None else f", met {packets} packets in {seconds:.0f} s"
+            yield f"  {kind}: {self.faults.get(kind, 0)}{met}"
         yield f"bits flipped: {self.flipped}"
         yield (
             f"front ends: {requests} operations, {load('written', 0) >> 20} MiB written, "

@@ -2,9 +2,11 @@
 
 use crate::rig::{FakeHost, Rig, SECOND};
 use crate::{append_some, begin};
+use cleave_datanode_core::Phase;
 use cleave_format::ids::Position;
 use cleave_format::ids::{Epoch, VdiskId};
 use cleave_format::record::Record;
+use cleave_format::vault::{VAULT_HEADER, choose};
 use cleave_runtime::links::Class;
 use cleave_wire::{ControllerMessage, HostMessage};
 use std::rc::Rc;
@@ -159,4 +161,67 @@ fn an_image_vouches_for_no_rotted_control_record() {
     host.connect(&rig);
     host.seal(&rig).unwrap();
     host.verify(&rig);
+}
+
+// C7, C17: an image with a record that nothing can be read of is refused; the other controller's has it sound. Of two
+// generations the older one's incarnation is in no set any more, so that there is no third image to fall back to.
+#[test]
+fn an_image_with_an_unreadable_record_is_refused_for_the_other_ones() {
+    for controller in [0, 1] {
+        let (mut rig, mut host) = filled(70 + controller as u64);
+        // Two generations in each vault.
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.seal(&rig).unwrap();
+        append_some(&mut host, 20);
+        host.settle(&rig);
+        assert!(!rot_some(&rig, controller).is_empty());
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        assert!(rig.node(0).is_sound() && rig.node(1).is_sound());
+        host.connect(&rig);
+        host.seal(&rig).unwrap();
+        host.verify(&rig);
+    }
+}
+
+// C7: of a newest header that is damaged nothing is left but an older generation, which the record in the store has ended.
+#[test]
+fn a_damaged_newest_header_leaves_no_older_image_that_counts() {
+    for damaged in [&[0][..], &[1], &[0, 1]] {
+        let (mut rig, mut host) = filled(72);
+        rig.stop_both();
+        rig.start(0);
+        rig.start(1);
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.seal(&rig).unwrap();
+        append_some(&mut host, 20);
+        host.settle(&rig);
+        rig.stop_both();
+        for vault in damaged {
+            let vault = &rig.vaults[*vault];
+            let copies = vault.peek(0, 2 * VAULT_HEADER);
+            let newest = choose(&copies[..VAULT_HEADER], &copies[VAULT_HEADER..]);
+            let newest = newest.unwrap().expect("it was written");
+            vault.overwrite(newest.copy_offset() + 40, &[0xff; 8]);
+        }
+        rig.start(0);
+        rig.start(1);
+        if damaged.len() == 2 {
+            let node = Rc::clone(rig.node(0));
+            let lost = || matches!(node.status().phase, Phase::NoLog(_));
+            assert!(rig.world.run_until(lost, 30 * SECOND), "no older image is taken for the log");
+            continue;
+        }
+        rig.run_until_mirrored();
+        host.connect(&rig);
+        host.seal(&rig).unwrap();
+        host.verify(&rig);
+    }
 }
