@@ -114,13 +114,15 @@ impl Control {
     fn status(&self) -> ControllerStatus {
         let status = self.node.status();
         let (used, capacity) = status.memory;
-        let drives: Vec<DriveStatus> = self.drives.iter().map(|it| drive(it, &status)).collect();
+        // Only who serves knows what became of them.
+        let shown = self.drives.iter().filter(|_| status.serving);
+        let drives: Vec<DriveStatus> = shown.map(|it| drive(it, &status)).collect();
         let online = drives.iter().filter(|drive| drive.state == DriveState::Online).count();
         ControllerStatus {
             datanode: self.config.datanode,
             controller: self.config.controller,
             process: self.process.status(&status),
-            role: role(&status, self.config.controller),
+            role: role(&status),
             epoch: status.epoch.0,
             in_sync: status.log.is_some() && status.epoch.0 > 0,
             peer_connected: status.peer_connected,
@@ -172,13 +174,13 @@ impl Control {
     }
 }
 
-fn role(status: &Status, controller: u8) -> Role {
-    match (&status.phase, controller) {
-        (Phase::Stopping | Phase::Stopped | Phase::NoLog(_), _) => Role::None,
-        (_, 0) if status.serving => Role::Active,
-        (_, 1) if status.mirrored => Role::Standby,
-        (Phase::Meeting | Phase::Copying, _) => Role::Joining,
-        (Phase::PeerAway, 1) => Role::Standby,
+fn role(status: &Status) -> Role {
+    match &status.phase {
+        Phase::Stopping | Phase::Stopped | Phase::NoLog(_) => Role::None,
+        _ if status.serving => Role::Active,
+        _ if status.mirrored => Role::Standby,
+        Phase::Meeting | Phase::Copying => Role::Joining,
+        Phase::PeerAway => Role::Standby,
         _ => Role::None,
     }
 }

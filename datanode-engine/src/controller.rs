@@ -77,13 +77,13 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let store = SocketStore::new(&config.store_socket, reactor.doorbell())?;
     let store = StoreClient::new(Rc::new(store));
 
-    let owner = Owner { cluster: config.cluster.parse()?, datanode: DatanodeId(config.datanode) };
-    let nvme = NvmeDrives::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>);
-    let drives = match config.controller {
-        0 => open_all(&reactor, &nvme, owner, &config.drives)?,
-        // The active's alone: two writers of one drive would need more than a lock (C15).
-        _ => Vec::new(),
+    let owner = Owner {
+        cluster: config.cluster.parse()?,
+        datanode: DatanodeId(config.datanode),
+        controller: config.controller,
     };
+    let nvme = NvmeDrives::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>);
+    let drives = open_all(&reactor, &nvme, owner, &config.drives)?;
     let nvme = Rc::new(nvme);
     if !nvme.is_empty() {
         for event in nvme.drives().iter().filter_map(|drive| drive.event()) {
@@ -124,6 +124,7 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
         },
         log,
         advice: Some(huge::advise),
+        take_over: config.take_over,
         grants_kept: GRANTS_KEPT,
     };
     let node = Rc::new(DataNode::new(world, settings));

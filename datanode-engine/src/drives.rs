@@ -32,6 +32,8 @@ pub struct Owner {
     pub cluster: ClusterId,
     /// The data node.
     pub datanode: DatanodeId,
+    /// The controller, which has a port of its own to each drive.
+    pub controller: u8,
 }
 
 /// A drive of the configuration.
@@ -58,8 +60,8 @@ impl From<DriveProblem> for Trouble {
     }
 }
 
-/// Opens all drives of the configuration, alone among processes: waits for a predecessor's last I/O
-/// (C15). NVMe controllers that are driven from here go to `nvme`. Blocks.
+/// Opens all drives of the configuration, alone among processes of this controller: waits for a predecessor's last
+/// I/O (C15). The other controller may have them open at the same time; who serves, writes. NVMe controllers that are driven from here go to `nvme`. Blocks.
 pub fn open_all(
     reactor: &Reactor,
     nvme: &NvmeDrives,
@@ -94,6 +96,10 @@ fn open(
 ) -> Result<OpenDrive, Trouble> {
     let place = Place::of_path(path).map_err(DriveProblem::Place)?;
     let (opened, superblock): (Rc<dyn Drive>, _) = match place {
+        Some(_) if owner.controller != 0 => {
+            let reason = "it is driven from userspace, by controller 0".to_owned();
+            return Err(Trouble::Lost(reason));
+        }
         Some(place) => {
             let opened = medium::open(reactor, nvme, place)?;
             let medium = NvmeMedium { reactor, drive: &opened };
@@ -102,7 +108,9 @@ fn open(
         }
         None => {
             look(path)?;
-            let opened = FileDrive::open(reactor, path, &DriveOptions::default());
+            let options =
+                DriveOptions { port: Some(owner.controller), ..DriveOptions::default() };
+            let opened = FileDrive::open(reactor, path, &options);
             let opened = opened.map_err(refused)?;
             // Held alone from here on, so that what is read now stays.
             let superblock = superblock(&FileMedium::open(path)?, path, owner, drive, uuid)?;

@@ -136,6 +136,19 @@ class Cluster:
 
         until(lambda: self.status()["ready"], seconds, why)
 
+    def controller(self, name):
+        """What status says of a controller; `None` when it is down."""
+        one = next(one for one in self.status()["controllers"] if one["process"]["name"] == name)
+        return one if one["process"]["state"] == "running" else None
+
+    def until_role(self, name, role):
+        """Waits until a controller has a role."""
+
+        def found():
+            return (self.controller(name) or {}).get("role")
+
+        until(lambda: found() == role, 60, lambda: f"{name} has the role {found()}, not {role}")
+
     def until_drives_lost(self, *numbers):
         """Waits until status names exactly these drives as lost. Their owner looks every second."""
 

@@ -95,6 +95,32 @@ def content_survives_kills_of_controllers_and_lost_drives(context):
 
 
 @scenario
+def the_standby_takes_over(context):
+    """The active controller is killed and stays away: the other serves reads; with both again writes go on."""
+    cluster = Cluster(context, arguments=["--flash", "none"])
+    cluster.start("--vdisk", "data:1G", "--vdisk", "read:256M")
+    saved = context.path("saved")
+    Verifier(context, cluster, "read", 96 << 20, ["--save", saved]).finish(600)
+    verifier = Verifier(context, cluster, "data", 1 << 40, until_told=True)
+    for dead, other in (CONTROLLERS, CONTROLLERS[::-1]):
+        verifier.until_written(verifier.written() + (16 << 20), 600)
+        cluster.kill(dead)
+        begin = time.monotonic()
+        cluster.until_role(other, "active")
+        print(f"  {other} was active {time.monotonic() - begin:.1f} s after {dead} was killed")
+        # Everything is read and compared, with a controller down and writes of the other vdisk waiting.
+        Verifier(context, cluster, "read", 0, ["--load", saved]).finish(600)
+        check(cluster.controller(dead) is None, f"{dead} runs")
+        cluster.restart(dead)
+        cluster.until_role(dead, "standby")
+        cluster.until_role(other, "active")
+        verifier.until_written(verifier.written() + (16 << 20), 600)
+    verifier.end_writing()
+    check(verifier.finish(600)["reconnects"] == 0, "the host engine ended")
+    cluster.stop()
+
+
+@scenario
 def several_queues_and_single_requests(context):
     """Four queues at once, and one request at a time, over drives in memory."""
     cluster = Cluster(context, arguments=["--memory-drives", "--drives", "3", "--drive-size", "2G"])

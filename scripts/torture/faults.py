@@ -91,7 +91,7 @@ class KillActive(Kill):
     kind = "kill of the active controller"
 
     def __init__(self, field, random):
-        super().__init__(field, random, ACTIVE)
+        super().__init__(field, random, field.parts.active())
 
 
 class KillStandby(Kill):
@@ -100,7 +100,7 @@ class KillStandby(Kill):
     kind = "kill of the standby"
 
     def __init__(self, field, random):
-        super().__init__(field, random, STANDBY)
+        super().__init__(field, random, field.parts.standby())
 
 
 class KillStore(Kill):

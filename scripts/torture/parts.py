@@ -218,10 +218,19 @@ class Parts(Cluster):
         except (OSError, ValueError):
             return None
 
+    def active(self):
+        """The controller that is active, or the first one while none says so."""
+        first, second = CONTROLLERS
+        return second if (self.ask(second) or {}).get("role") == "active" else first
+
+    def standby(self):
+        """The other one."""
+        return next(name for name in CONTROLLERS if name != self.active())
+
     def missing(self):
         """What keeps the cluster from being whole, by what its engines say; empty when nothing does."""
         missing = []
-        for name, role in zip(CONTROLLERS, ("active", "standby")):
+        for name, role in ((self.active(), "active"), (self.standby(), "standby")):
             status = self.ask(name)
             if status is None:
                 missing.append(f"{name} does not answer")
@@ -266,11 +275,11 @@ class Parts(Cluster):
 
     def stripes(self):
         """The active controller's count of stripes."""
-        return self.ask(CONTROLLERS[0])["stripes"]
+        return self.ask(self.active())["stripes"]
 
     def lost_drives(self):
         """Numbers of the drives that the active controller does not use any more."""
-        drives = self.ask(CONTROLLERS[0])["drives"]
+        drives = self.ask(self.active())["drives"]
         return sorted(drive["drive"] for drive in drives if drive["state"] != "online")
 
 

@@ -28,6 +28,8 @@ START_SECONDS = 45
 # With five drives stripes have three data shards: destage, commits and map runs come often.
 SMALL = ["--drives", "5", "--drive-size", "8G", "--log-size", "64M", "--host-memory", "256M"]
 RATE = 24 << 20
+# A part that dies must come back as what it was, until the role's own points.
+NO_TAKE_OVER = "take_over = false\n"
 
 
 def all_points(context):
@@ -255,9 +257,55 @@ def active_points(crashes, parts):
 
 def _under_load(crashes, parts, happen):
     """Something happens while stripes are written."""
-    until(lambda: (parts.ask(ACTIVE) or {}).get("role") == "active", START_SECONDS, "no active controller")
+    _until_active(parts, ACTIVE)
     crashes.load.until_progress()
     happen()
+
+
+def role_points(crashes, parts):
+    """The active role moves. Both controllers run before and after."""
+    parts.until_whole()
+    for name in (ACTIVE, STANDBY):
+        parts.change_config(name, lambda text: text.replace(NO_TAKE_OVER, ""))
+        parts.kill(name)
+        crashes.start(name)
+    # The one that is paused holds everything, is active no more when it comes to, and then there is nobody.
+    active, standby = parts.active(), parts.standby()
+    parts.kill(standby)
+    parts.start_part(standby, "role.taken:1")
+    parts.until_whole()
+    parts.pause(active)
+    crashes.until_dead(standby, "role.taken")
+    parts.resume(active)
+    _until_active(parts, active)
+    crashes.start(standby)
+    # The same without a death of the other; this one dies when it finds out.
+    parts.kill(standby)
+    _until_active(parts, active)
+    crashes.start(standby)
+    parts.kill(active)
+    _until_active(parts, standby)
+    crashes.start(active)
+    check(parts.active() == standby, "the role went back by itself")
+    parts.kill(active)
+    parts.start_part(active, "role.left:1")
+    parts.until_whole()
+    parts.kill(standby)
+    _until_active(parts, active)
+    crashes.start(standby)
+    parts.pause(active)
+    _until_active(parts, standby)
+    parts.resume(active)
+    crashes.until_dead(active, "role.left")
+    crashes.start(active)
+
+
+def _until_active(parts, name):
+    until(
+        lambda: (parts.ask(name) or {}).get("role") == "active",
+        REACH_SECONDS,
+        lambda: f"{name} did not become active: {parts.tail(name)}",
+    )
 
 
 def _vault(crashes, parts, name):
@@ -364,6 +412,8 @@ def every_point(context, say, guest=True):
     parts = Parts(context, arguments=SMALL)
     parts.create("--vdisk", "data:192M", "--vdisk", "guest:64M")
     sick = SickDrive(context, parts, 4)
+    for name in (ACTIVE, STANDBY):
+        parts.change_config(name, lambda text: NO_TAKE_OVER + text)
     parts.start_all()
     load = Load(context, parts, ["data"], RATE, guest="guest" if guest else None)
     load.until_guest(1)
@@ -377,6 +427,7 @@ def every_point(context, say, guest=True):
         crashes.kill(name)
         dying(crashes, parts)
         crashes.start(name)
+    role_points(crashes, parts)
     figures = load.end()
     parts.stop()
     parts.start_all()

@@ -86,7 +86,7 @@ pub struct PeerAddress {
 pub struct DatanodeAddresses {
     /// Its number, never given to another data node.
     pub id: u16,
-    /// Its two controllers: the one with the active role first.
+    /// Its two controllers, in the order in which they are tried.
     pub controllers: Vec<PeerAddress>,
 }
 
@@ -167,7 +167,7 @@ pub struct DriveConfig {
 pub struct DatanodeConfig {
     /// This controller's name, as in its certificate.
     pub name: String,
-    /// Which of the two: 0 has the active role.
+    /// Which of the two: 0 is active where nothing else decides.
     pub controller: u8,
     /// The data node's number, never given to another one.
     pub datanode: u16,
@@ -186,6 +186,10 @@ pub struct DatanodeConfig {
     pub vault: PathBuf,
     /// The catalog.
     pub catalog: PathBuf,
+    /// Whether it takes the active role over by itself when the other controller is gone; else an operator starts that one
+    /// again.
+    #[serde(default = "default_take_over", skip_serializing_if = "is_true")]
+    pub take_over: bool,
     /// The coordinator store's socket.
     pub store_socket: PathBuf,
     /// Where this controller serves the control protocol.
@@ -201,6 +205,14 @@ pub struct DatanodeConfig {
 
 fn is_false(value: &bool) -> bool {
     !*value
+}
+
+fn default_take_over() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn default_mtu() -> u16 {

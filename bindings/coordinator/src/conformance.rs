@@ -319,6 +319,8 @@ pub fn records_of_another_kind_are_refused(world: &World) {
             epoch: 5,
             log: 9,
             active: Some(12),
+            since: 5,
+            origin: 77,
             in_sync: vec![
                 Member { controller: 0, incarnation: 12 },
                 Member { controller: 1, incarnation: 13 },

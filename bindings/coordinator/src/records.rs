@@ -32,6 +32,11 @@ pub struct LogRole {
     pub log: u64,
     /// Incarnation of the active controller; `None` when the data node has none.
     pub active: Option<u64>,
+    /// The epoch at which the active one took the role, or was joined in it.
+    pub since: u64,
+    /// Position of the first entry that was given its position by that. Below it, what two members hold is the
+    /// same; what another member has from there on was given by an earlier active one, and nobody was told of it.
+    pub origin: u64,
     /// Those that hold every acknowledged record, in order of controllers. Only one of them may
     /// become active.
     pub in_sync: Vec<Member>,
@@ -41,7 +46,7 @@ impl LogRole {
     /// What a data node has that never had a log. Recording it takes the key, so that whoever found no record before
     /// makes no other one.
     pub fn without_log(epoch: u64) -> LogRole {
-        LogRole { epoch, log: 0, active: None, in_sync: Vec::new() }
+        LogRole { epoch, log: 0, active: None, since: 0, origin: 0, in_sync: Vec::new() }
     }
 
     /// Whether the data node ever had a log.

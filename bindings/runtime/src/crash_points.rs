@@ -163,6 +163,10 @@ points! {
     JoinRecorded = "mirror.join.recorded",
     /// Either: the mirror runs; the image that was loaded is not marked as consumed.
     Joined = "mirror.joined",
+    /// Either: the store has it as the active one; it does not go by that yet.
+    RoleTaken = "role.taken",
+    /// Either: it was superseded, and serves no more.
+    RoleLeft = "role.left",
     // A controller: the vault (C7, C17).
     /// The image's pieces are written, not flushed; nothing names them.
     VaultPieces = "vault.pieces",

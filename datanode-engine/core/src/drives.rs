@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use cleave_format::control::{DriveState, SlotPlace};
 use cleave_format::ids::{ClusterId, DriveId, SlotIndex, StripeId};
-use cleave_format::layout::{COLUMN, SHARD, SLOT, SLOT_HEADER};
+use cleave_format::layout::{COLUMN, PARITY_SHARDS, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::slot::SlotHeader;
 use cleave_format::superblock::Superblock;
 use cleave_runtime::buffer::{Buffer, PAGE};
@@ -225,6 +225,26 @@ impl Drives {
             drive.state == DriveState::Active && drive.generation == place.generation
         };
         self.drives.get(&place.drive).is_some_and(same)
+    }
+
+    /// Whether so many of them are within reach that every stripe can be read: parity makes up for the others.
+    pub fn suffice(&self) -> bool {
+        let open = self.drives.values().filter(|drive| drive.open.is_some()).count();
+        open > 0 && open + PARITY_SHARDS >= self.drives.len()
+    }
+
+    /// The same drives as they were opened, for another time as the active controller: what became of them then is
+    /// in the log, or was known to nobody else.
+    pub fn rested(mut self) -> Drives {
+        assert!(self.is_idle(), "a controller steps down without I/O on its way");
+        for drive in self.drives.values_mut() {
+            drive.state = DriveState::Active;
+            drive.generation = 0;
+            drive.reported = false;
+            drive.reason.clear();
+        }
+        self.headers.clear();
+        self
     }
 
     /// Status of all drives.

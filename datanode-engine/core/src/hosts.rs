@@ -327,13 +327,16 @@ impl State {
             return Err(("the controller is stopping".to_owned(), false));
         }
         let Some(active) = &self.active else {
-            let reason = match (&self.phase, self.is_active_controller()) {
-                (_, false) => "this controller is not the active one".to_owned(),
-                (crate::Phase::NoLog(lost), true) => lost.clone(),
-                (_, true) => "the log is not mirrored yet".to_owned(),
+            let reason = match &self.phase {
+                crate::Phase::NoLog(lost) => lost.clone(),
+                crate::Phase::Mirrored => "this controller is not the active one".to_owned(),
+                _ => "this controller is not active, or not yet".to_owned(),
             };
             return Err((reason, false));
         };
+        if self.leaving {
+            return Err(("this controller is active no more".to_owned(), false));
+        }
         match active.resident.incarnation(hello.host) {
             Some(newest) if newest > hello.incarnation => {
                 Err(("a newer incarnation of this host said hello".to_owned(), true))
@@ -515,6 +518,9 @@ impl State {
     /// The catalog answered a host's question.
     pub(crate) fn answer_host(&mut self, waiter: HostWaiter, reply: CatalogReply) {
         let HostWaiter { connection, lane, request, kind } = waiter;
+        if self.active.is_none() {
+            return; // It stepped down; whoever asked is gone.
+        }
         let message = match (kind, reply) {
             (WaiterKind::Map, CatalogReply::MapPage(page)) => map_message(request, page),
             (WaiterKind::Stripes, CatalogReply::StripesOf(stripes, next)) => {

@@ -1,36 +1,42 @@
-//! How the controllers meet: the standby dials; both say what they have; the active decides who
-//! copies; the copy; the compare-and-swap that makes both members (C7); then the mirror runs.
+//! How the controllers meet: controller 1 dials; both say what they have; both come to the same leader, which is active
+//! from then on; it decides who copies; the copy; the compare-and-swap that makes both members (C7); then the mirror
+//! runs. While the peer is away, the role may change (`role`).
 //!
-//! One flow a controller, one meeting at a time. A connection that breaks ends the meeting, and the next
-//! one begins anew: whatever a crash or a break leaves, [`decide`](crate::mirror::decide) sees it from
-//! the record, the logs and the images. A copier gives its old log up when it begins to copy, which
-//! happens only when that log is of no use any more, or still stands in its vault. What was copied counts
-//! (is reported as held) when it is complete, and is relied on once both are members.
+//! One flow a controller, one meeting at a time, and no change of the role during one but its own. A connection that
+//! breaks ends the meeting, and the next one begins anew: whatever a crash or a break leaves,
+//! [`leader`](crate::mirror::leader) and [`decide`](crate::mirror::decide) see it from the record, the logs and the
+//! images. A copier gives its old log up when it begins to copy, which happens only when that log is of no use any
+//! more, or still stands in its vault. What was copied counts (is reported as held) when it is complete, and is relied
+//! on once both are members.
 
 mod copy;
 mod follow;
 mod image;
 mod lead;
+mod role;
 
 use crate::log::Log;
-use crate::mirror::Standing;
+use crate::mirror::{Leader, Standing, leader};
 use crate::node::Node;
 use crate::roles;
 use crate::state::{Held, PeerInput, Phase};
 use bytes::Bytes;
 use cleave_format::ids::Position;
 use cleave_runtime::links::ConnectionId;
+use cleave_runtime::executor::Priority;
 use cleave_runtime::message::Message;
 use cleave_runtime::sync::Queue;
-use cleave_wire::{PeerHello, PeerMessage, WIRE_VERSION};
+use cleave_wire::{Decision, PeerHello, PeerMessage, WIRE_VERSION};
 use std::time::Duration;
 
 /// How long a peer may keep the other waiting for its next word in a meeting.
 const WORD_TIME_MAX: Duration = Duration::from_secs(30);
-/// The standby dials again after this.
+/// Controller 1 dials again after this.
 const DIAL_AGAIN: Duration = Duration::from_millis(100);
-/// After a meeting without a log, and while there is none, the standby dials again after this.
+/// After a meeting without a log, and while there is none, it dials again after this.
 const DIAL_AGAIN_WITHOUT_LOG: Duration = Duration::from_millis(500);
+/// Without a peer, what the store says about the role is looked at this often.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a meeting ended.
 type Ended = String;
@@ -42,50 +48,46 @@ pub(crate) struct Meeting {
     inbox: Queue<PeerInput>,
 }
 
-/// The active's flow: fences its predecessors (C7), then meets whoever the peer is.
-pub(crate) async fn active(node: Node, accepted: Queue<(ConnectionId, Queue<PeerInput>)>) {
+/// A controller's flow: fences its predecessors (C7), then meets the peer whenever it is there, until it is stopped.
+pub(crate) async fn run(node: Node, accepted: Queue<(ConnectionId, Queue<PeerInput>)>) {
     let (store, datanode) = node.store();
     if let Err(error) = roles::fence(&store, datanode).await {
         node.fail(format!("the role's epoch could not be raised: {error}"));
         return;
     }
-    if let Err(reason) = node.load_image().await {
-        node.fail(reason);
-        return;
-    }
-    loop {
-        let (connection, inbox) = accepted.pop().await;
-        let meeting = Meeting { node: node.clone(), connection, inbox };
-        if !meeting.is_current() {
-            continue;
-        }
-        node.set_phase(Phase::Meeting);
-        let ended = match meeting.lead().await {
-            Ok(()) => meeting.until_closed().await,
-            Err(reason) => reason,
-        };
-        meeting.end(&ended);
-    }
-}
-
-/// The standby's flow: dials until it is stopped.
-pub(crate) async fn standby(node: Node) {
+    node.executor().spawn(Priority::Foreground, role::watch(node.clone()));
+    let dials = node.state().settings.controller == 1;
+    let mut image = true;
     loop {
         // An image may have been given up for a copy that was cut short.
-        if let Err(reason) = node.load_image().await {
+        if image && let Err(reason) = node.load_image().await {
             node.fail(reason);
             return;
         }
-        let Some((connection, inbox)) = node.dial() else { return };
-        let meeting = Meeting { node: node.clone(), connection, inbox };
-        let ended = match meeting.follow().await {
-            Ok(()) => meeting.until_closed().await,
-            Err(reason) => reason,
+        let next = match dials {
+            true => node.dial(),
+            false => node.executor().timeout(LOOK, accepted.pop()).await,
         };
-        meeting.end(&ended);
-        let without = matches!(node.phase(), Phase::NoLog(_));
-        let pause = if without { DIAL_AGAIN_WITHOUT_LOG } else { DIAL_AGAIN };
-        node.executor().sleep(pause).await;
+        image = next.is_some();
+        if let Some((connection, inbox)) = next {
+            let meeting = Meeting { node: node.clone(), connection, inbox };
+            if meeting.is_current() {
+                let ended = match meeting.meet().await {
+                    Ok(()) => meeting.until_closed().await,
+                    Err(reason) => reason,
+                };
+                meeting.end(&ended);
+            }
+        }
+        if node.state().stopping {
+            return;
+        }
+        node.look_at_role().await;
+        if dials {
+            let without = matches!(node.phase(), Phase::NoLog(_));
+            let pause = if without { DIAL_AGAIN_WITHOUT_LOG } else { DIAL_AGAIN };
+            node.executor().sleep(pause).await;
+        }
     }
 }
 
@@ -130,7 +132,34 @@ impl Meeting {
         sent.map_err(|error| error.to_string())
     }
 
-    fn say_hello(&self) -> Result<(), Ended> {
+    async fn meet(&self) -> Result<(), Ended> {
+        let own = self.say_hello()?;
+        let peer = match self.hear_hello().await? {
+            Ok(peer) => peer,
+            Err(reason) => {
+                self.say(&PeerMessage::Decision(Decision::Refuse { reason: reason.clone() }), &[])?;
+                return Err(format!("refused the peer: {reason}"));
+            }
+        };
+        let controller = self.node.state().settings.controller;
+        match leader(controller, &own, &peer) {
+            Leader::This => {
+                self.node.set_phase(Phase::Meeting);
+                self.lead(&peer).await
+            }
+            Leader::Peer => {
+                self.node.set_phase(Phase::Meeting);
+                self.follow(&peer).await
+            }
+            Leader::ThisAlone => Err("the peer has to step down first".to_owned()),
+            Leader::PeerAlone(origin) => {
+                self.node.step_down(origin).await;
+                Err("the peer is active now".to_owned())
+            }
+        }
+    }
+
+    fn say_hello(&self) -> Result<Standing, Ended> {
         let (standing, settings) = {
             let state = self.node.state();
             (state.standing(), state.settings.clone())
@@ -142,13 +171,33 @@ impl Meeting {
             incarnation: standing.incarnation,
             log: standing.log,
             catalog: standing.catalog,
+            serves: standing.serves,
+            able: standing.able,
         };
-        self.say(&PeerMessage::Hello(hello), &[])
+        self.say(&PeerMessage::Hello(hello), &[])?;
+        Ok(standing)
     }
 
-    /// The peer's hello; or why it is none of ours.
+    /// The peer's hello; or why it is none of ours. While it is waited for, the role may change, which ends the meeting:
+    /// what was said is not so any more.
     async fn hear_hello(&self) -> Result<Result<Standing, String>, Ended> {
-        let (PeerMessage::Hello(hello), _) = self.word().await? else {
+        let executor = self.node.executor();
+        let limit = executor.now() + WORD_TIME_MAX;
+        let input = loop {
+            match executor.timeout(LOOK, self.inbox.pop()).await {
+                Some(input) => break input,
+                None if self.node.look_at_role().await => return Err("the role changed".to_owned()),
+                None if executor.now() >= limit => {
+                    return Err("the peer said nothing for too long".to_owned());
+                }
+                None => {}
+            }
+        };
+        let message = match input {
+            PeerInput::Message(message, _) => message,
+            PeerInput::Closed(reason) => return Err(reason),
+        };
+        let PeerMessage::Hello(hello) = message else {
             return Err("the peer did not say hello".to_owned());
         };
         let settings = self.node.state().settings.clone();
@@ -158,8 +207,8 @@ impl Meeting {
         if (hello.cluster, hello.datanode) != (settings.cluster, settings.datanode) {
             return Ok(Err("this is another data node".to_owned()));
         }
-        let PeerHello { incarnation, log, catalog, .. } = hello;
-        Ok(Ok(Standing { incarnation, log, catalog }))
+        let PeerHello { incarnation, log, catalog, serves, able, .. } = hello;
+        Ok(Ok(Standing { incarnation, log, catalog, serves, able }))
     }
 
     /// What arrived behind the last word of the meeting.

@@ -357,6 +357,32 @@ impl Log {
         }
     }
 
+    /// Takes back the entries from a position on: nobody was told of them, and another log has, or will have, others
+    /// there (C7). What they would have done was not done.
+    pub fn truncate(&mut self, from: Position) {
+        while let Some((position, entry)) = self.entries.next_from(from.0, self.next) {
+            let length = entry.bytes.len();
+            match entry.kind {
+                LogEntryKind::Record(vdisk, chunk) => {
+                    self.entries.remove(position);
+                    self.chunks.release(chunk, length);
+                    self.record_bytes -= length as u64;
+                    self.usage.remove(vdisk, length as u64);
+                }
+                LogEntryKind::Control { .. } => {
+                    self.entries.remove(position);
+                    self.control_bytes -= length as u64;
+                }
+            }
+        }
+        self.slices.truncate(from.0);
+        while self.controls.back().is_some_and(|position| *position >= from.0) {
+            self.controls.pop_back();
+        }
+        self.next = self.next.min(from.0);
+        self.trimmed = self.trimmed.min(self.next.saturating_sub(1));
+    }
+
     /// Drops control entries up to a position: both catalogs have them (C11).
     pub fn trim(&mut self, through: Position) {
         while let Some(&position) = self.controls.front().filter(|p| **p <= through.0) {

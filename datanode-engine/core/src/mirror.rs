@@ -1,13 +1,13 @@
 //! The mirror's decisions and positions, without any I/O.
 //!
-//! [`decide`] says who copies the log from whom when the controllers meet (C7). [`Mirror`] counts how
+//! [`leader`] says who is active after the controllers met, [`decide`] who copies the log from whom (C7). [`Mirror`] counts how
 //! far each of them is: appended ≥ forwarded ≥ held by both (mirrored) ≥ applied to the
 //! catalogs ≥ trimmed. The flows that act on this are in the join module; the hot path is in the node.
 
 use cleave_coordinator::LogRole;
 use cleave_format::ids::{Incarnation, Position};
 use cleave_runtime::planted::{Planted, is_planted};
-use cleave_wire::{HeldLog, PeerEntry};
+use cleave_wire::{HeldLog, PeerEntry, Served};
 
 /// What the controllers do when they meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,40 @@ pub struct Standing {
     pub log: Option<HeldLog>,
     /// Its catalog's position.
     pub catalog: Position,
+    /// The role in which it serves hosts.
+    pub serves: Option<Served>,
+    /// Whether it reaches enough drives to serve.
+    pub able: bool,
+}
+
+/// Who leads a meeting, and so is active after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leader {
+    /// This controller.
+    This,
+    /// The peer.
+    Peer,
+    /// This one, once the peer stopped to serve: it does not know yet that it is active no more.
+    ThisAlone,
+    /// The peer, once this one stopped to serve: what it gave a position in the log from there on is void.
+    PeerAlone(Position),
+}
+
+/// Decides who leads: both sides come to the same by what they said. Who serves goes on; of two the one whose role is
+/// newer (its compare-and-swap ended the other's, C7). Else whoever reaches the drives, controller 0 first.
+pub fn leader(controller: u8, own: &Standing, peer: &Standing) -> Leader {
+    match (own.serves, peer.serves) {
+        (Some(ours), Some(theirs)) if ours.since < theirs.since => {
+            Leader::PeerAlone(theirs.origin)
+        }
+        (Some(_), Some(_)) => Leader::ThisAlone,
+        (Some(_), None) => Leader::This,
+        (None, Some(_)) => Leader::Peer,
+        (None, None) => {
+            let first = if own.able == peer.able { controller == 0 } else { own.able };
+            if first { Leader::This } else { Leader::Peer }
+        }
+    }
 }
 
 impl Standing {
@@ -157,6 +191,7 @@ pub fn check_order(next: Position, entries: &[PeerEntry]) -> Result<(), MirrorEr
 mod tests {
     use super::*;
     use cleave_coordinator::Member;
+    use cleave_format::ids::Epoch;
 
     fn role(active: u64, standby: u64) -> LogRole {
         let member = |controller, incarnation| Member { controller, incarnation };
@@ -164,6 +199,8 @@ mod tests {
             epoch: 4,
             log: 7,
             active: Some(active),
+            since: 4,
+            origin: 1,
             in_sync: vec![member(0, active), member(1, standby)],
         }
     }
@@ -178,6 +215,8 @@ mod tests {
             incarnation: Incarnation(incarnation),
             log: log.map(held),
             catalog: Position(catalog),
+            serves: None,
+            able: true,
         }
     }
 
@@ -209,6 +248,38 @@ mod tests {
         // A standby that has more than its active cannot be.
         let ahead = standing(2, Some((7, 2, 60)), 9);
         assert_eq!(decide(&a1, &ahead), Plan::StandbyCopies);
+    }
+
+    /// Whatever two controllers say, both see the same leader; who took the role later wins.
+    #[test]
+    fn both_see_the_same_leader() {
+        let serves = |since| Some(Served { since: Epoch(since), origin: Position(40 + since) });
+        let says = |since: Option<u64>, able| Standing {
+            serves: since.and_then(serves),
+            able,
+            ..standing(1, None, 0)
+        };
+        for first in [None, Some(4), Some(6)] {
+            for second in [None, Some(5), Some(7)] {
+                for (able, other) in [(true, true), (true, false), (false, true), (false, false)] {
+                    let (a, b) = (says(first, able), says(second, other));
+                    let mirrored = match leader(0, &a, &b) {
+                        Leader::This => Leader::Peer,
+                        Leader::Peer => Leader::This,
+                        Leader::ThisAlone => Leader::PeerAlone(a.serves.unwrap().origin),
+                        Leader::PeerAlone(_) => Leader::ThisAlone,
+                    };
+                    assert_eq!(leader(1, &b, &a), mirrored, "{a:?} {b:?}");
+                }
+            }
+        }
+        let (idle, active) = (says(None, true), says(Some(5), false));
+        assert_eq!(leader(0, &idle, &active), Leader::Peer);
+        assert_eq!(leader(0, &idle, &says(None, true)), Leader::This);
+        assert_eq!(leader(0, &says(None, false), &idle), Leader::Peer);
+        let newer = says(Some(6), true);
+        assert_eq!(leader(0, &active, &newer), Leader::PeerAlone(Position(46)));
+        assert_eq!(leader(1, &newer, &active), Leader::ThisAlone);
     }
 
     #[test]

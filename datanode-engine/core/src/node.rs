@@ -45,7 +45,7 @@ pub struct World {
     pub catalog_applied: Position,
     /// Where the log's image goes.
     pub vault: Rc<dyn Drive>,
-    /// The pool's drives, checked to be ours; `None`: could not be opened. The standby has none.
+    /// The pool's drives, checked to be ours; `None`: could not be opened.
     pub drives: Vec<(DriveId, Option<OpenDrive>)>,
     /// Is told how long things took.
     pub observer: Rc<dyn Observer>,
@@ -164,11 +164,7 @@ async fn begin(node: Node) {
             return;
         }
     }
-    if node.state().is_active_controller() {
-        join::active(node.clone(), node.0.accepted.clone()).await;
-    } else {
-        join::standby(node).await;
-    }
+    join::run(node.clone(), node.0.accepted.clone()).await;
 }
 
 async fn keep_house(node: Node) {
@@ -330,7 +326,7 @@ impl Node {
             self.0.links.close(connection, "the controller is stopping");
         } else if peer.starts_with("host-") {
             state.host_connected(connection, class, peer);
-        } else if peer == state.settings.peer.name && state.is_active_controller() {
+        } else if peer == state.settings.peer.name && state.settings.controller == 0 {
             let before = state.peer.as_ref().map(|peer| peer.connection);
             drop(state);
             if let Some(before) = before {
@@ -359,7 +355,7 @@ impl Node {
         inbox
     }
 
-    /// Standby: begins a connection. `None` when the controller stops.
+    /// Controller 1: begins a connection. `None` when the controller stops.
     pub fn dial(&self) -> Option<(ConnectionId, Queue<PeerInput>)> {
         let to = {
             let state = self.state();
@@ -377,7 +373,12 @@ impl Node {
         let mut state = self.state_mut();
         let Some(peer) = state.peer.take_if(|peer| peer.connection == connection) else { return };
         if !state.stopping && !matches!(state.phase, Phase::NoLog(_)) {
-            state.phase = if state.confirmed { Phase::PeerAway } else { Phase::Starting };
+            let known = state.confirmed || state.active.is_some();
+            state.phase = if known { Phase::PeerAway } else { Phase::Starting };
+        }
+        if peer.joined {
+            state.alone = state.executor.now();
+            state.seen = None;
         }
         state.forget_asked();
         if peer.joined {
@@ -412,7 +413,7 @@ impl Node {
     ) {
         let outcome = {
             let mut state = self.state_mut();
-            match (header, state.is_active_controller()) {
+            match (header, state.active.is_some()) {
                 (PeerMessage::Held { through, catalog }, true) => {
                     state.held_by_standby(through, catalog)
                 }

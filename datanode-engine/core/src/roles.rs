@@ -1,23 +1,25 @@
 //! The in-sync set in the coordinator store, and its compare-and-swap (C7).
 //!
-//! Every change raises the epoch and is made before anything is acknowledged that relies on it. There are two:
+//! Every change raises the epoch and is made before anything is acknowledged that relies on it. There are three:
 //!
-//! - [`fence`]: a new process of the active controller raises the epoch and leaves the members as they are, before it
-//!   looks at its image or at a peer. Requests of its predecessors, which the store may execute however late, are
-//!   conditional on older records, and change nothing from then on.
+//! - [`fence`]: a new process raises the epoch and leaves the members as they are, before it looks at its image or at
+//!   a peer. Requests of its predecessors, which the store may execute however late, are conditional on older
+//!   records, and change nothing from then on.
+//! - [`take_over`]: a controller that holds the complete log becomes active, because the active one is away. The
+//!   members stay: it acknowledges nothing alone, so that what the other member holds stays complete.
 //! - [`join`] makes both controllers members. It is also what ends all images and memories of older members: a
 //!   crash before it leaves them valid, after it they are not. An image is valid by its incarnation being a member,
 //!   whatever the epoch: a fence keeps all images that were valid.
 //!
 //! | Key | Record | Changed by |
 //! | --- | --- | --- |
-//! | `datanode/ID` | [`LogRole`] | the active controller |
+//! | `datanode/ID` | [`LogRole`] | either controller |
 //! | `start-empty/ID` | the epoch that it is about | the operator; a fence, which takes it along; deleted by the change that obeys it |
 
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{LogRole, Member, Outcome, StoreClient, StoreError, Transaction};
-use cleave_format::ids::{DatanodeId, Epoch, Incarnation};
+use cleave_format::ids::{DatanodeId, Epoch, Incarnation, Position};
 
 /// The key of the operator's word that a data node shall start with an empty log, although what its
 /// log held and was not destaged is lost with it. The value is the encoded role epoch (a `u64`) that the
@@ -104,30 +106,60 @@ pub async fn fence(client: &StoreClient, datanode: DatanodeId) -> Result<(), Sto
     }
 }
 
-/// Makes both controllers members and this one active. `before` is what [`read`] gave when the
-/// decision was made. `None`: something else changed the record; meet again.
+/// Makes this process active, and leaves the members as they are. `origin`: the position that the next entry of its log
+/// gets. `None`: something else changed the record; look again.
+pub async fn take_over(
+    client: &StoreClient,
+    datanode: DatanodeId,
+    before: &Recorded,
+    own: Incarnation,
+    origin: Position,
+) -> Result<Option<LogRole>, StoreError> {
+    let Some((record, revision)) = &before.role else { return Ok(None) };
+    let epoch = record.epoch + 1;
+    let changed = LogRole { epoch, active: Some(own.0), since: epoch, origin: origin.0, ..record.clone() };
+    change(client, datanode, *revision, changed).await
+}
+
+/// Makes both controllers members, and the one of this number active. `origin`: the position of the first entry that is
+/// forwarded. `before` is what [`read`] gave when the decision was made. `None`: something else changed the record; meet again.
 pub async fn join(
     client: &StoreClient,
     datanode: DatanodeId,
     before: &Recorded,
     log: u64,
-    active: Incarnation,
-    standby: Incarnation,
+    members: [Incarnation; 2],
+    active: usize,
+    origin: Position,
 ) -> Result<Option<LogRole>, StoreError> {
-    let key = datanode_key(u64::from(datanode.0));
     let (epoch, revision) = match &before.role {
-        Some((role, revision)) => (role.epoch, *revision),
-        None => (0, 0),
+        Some((role, revision)) => (role.epoch + 1, *revision),
+        None => (1, 0),
+    };
+    let member = |controller: usize| Member {
+        controller: controller as u8,
+        incarnation: members[controller].0,
     };
     let role = LogRole {
-        epoch: epoch + 1,
+        epoch,
         log,
-        active: Some(active.0),
-        in_sync: vec![
-            Member { controller: 0, incarnation: active.0 },
-            Member { controller: 1, incarnation: standby.0 },
-        ],
+        active: Some(members[active].0),
+        since: epoch,
+        origin: origin.0,
+        in_sync: vec![member(0), member(1)],
     };
+    change(client, datanode, revision, role).await
+}
+
+/// Puts a record in the place of the one of this revision. Whoever may do that has a log: an operator's word that it shall
+/// start with an empty one is obeyed by that, or void.
+async fn change(
+    client: &StoreClient,
+    datanode: DatanodeId,
+    revision: u64,
+    role: LogRole,
+) -> Result<Option<LogRole>, StoreError> {
+    let key = datanode_key(u64::from(datanode.0));
     let transaction = Transaction::new()
         .require(&*key, revision)
         .put(&*key, encode(&role))

@@ -16,6 +16,7 @@ use crate::log::{LogEntry, LogEntryKind, Rotted};
 use crate::mend::Mending;
 use crate::mirror::{Mirror, Standing};
 use crate::resident::Resident;
+use crate::roles::Recorded;
 use bytes::Bytes;
 use cleave_catalog::Damage;
 use cleave_coordinator::LogRole;
@@ -29,7 +30,7 @@ use cleave_runtime::message::Message;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::Queue;
 use cleave_runtime::time::Moment;
-use cleave_wire::{ControllerMessage, HeldLog, PeerEntry, PeerEntryKind, PeerMessage};
+use cleave_wire::{ControllerMessage, HeldLog, PeerEntry, PeerEntryKind, PeerMessage, Served};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -49,7 +50,7 @@ pub struct Settings {
     pub cluster: ClusterId,
     /// The data node.
     pub datanode: DatanodeId,
-    /// 0 takes the active role, 1 is the standby.
+    /// 0 or 1: 1 dials, and 0 is active where nothing else decides.
     pub controller: u8,
     /// The other controller.
     pub peer: PeerAddress,
@@ -57,6 +58,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Is told about the log's memory: it should ask for huge pages.
     pub advice: Option<crate::log::Advice>,
+    /// Whether it takes the active role over by itself; else it waits for the other controller.
+    pub take_over: bool,
     /// Grants of a host incarnation without a log connection end after this (C15).
     pub grants_kept: Duration,
 }
@@ -97,7 +100,7 @@ pub enum Phase {
     Copying,
     /// Both hold the log.
     Mirrored,
-    /// The peer is away: reads go on (if this one is the active), writes wait.
+    /// The peer is away: reads go on (where this one is active), writes wait.
     PeerAway,
     /// No member of the in-sync set and no image is left: what is lost.
     NoLog(String),
@@ -138,6 +141,10 @@ pub struct Counters {
     pub expired: u64,
     /// Connections closed because of what came over them.
     pub malformed: u64,
+    /// Times that this controller took the active role over.
+    pub taken_over: u64,
+    /// Times that it was active and found out that it was so no more.
+    pub stepped_down: u64,
     /// Copies of the log made or taken.
     pub copies: u64,
     /// Records that were found to have rotted in memory.
@@ -173,7 +180,17 @@ pub(crate) struct Held {
     pub member: Incarnation,
 }
 
-/// What only an active controller has, from its first confirmation on.
+/// What the store was found to say about the role while the peer was away.
+pub(crate) struct Seen {
+    /// When the peer was gone already, and the store was asked.
+    pub asked: Moment,
+    /// The role.
+    pub recorded: Recorded,
+    /// The revision of the active controller's sign of life, and since when it is that one.
+    pub life: (u64, Moment),
+}
+
+/// What only an active controller has, for as long as it is.
 pub(crate) struct Active {
     pub resident: Resident,
     pub grants: Grants,
@@ -220,12 +237,18 @@ pub(crate) struct State {
     pub mirror: Mirror,
     pub peer: Option<PeerLink>,
     pub active: Option<Active>,
-    /// The drives, until this controller becomes active.
+    /// The drives, while this controller is not active.
     pub pool: Option<Drives>,
     /// The vault's image that was loaded and is not ended yet.
     pub image: Option<VaultHeader>,
     /// Standby: the role epoch.
     pub epoch: Epoch,
+    /// Since when no peer is joined.
+    pub alone: Moment,
+    /// What the store said since.
+    pub seen: Option<Seen>,
+    /// No longer active: it serves no host, and waits for its drives' last I/O.
+    pub leaving: bool,
     pub sessions: BTreeMap<ConnectionId, Session>,
     /// What rotted in the log's memory.
     pub mending: Mending,
@@ -257,7 +280,7 @@ impl State {
         State {
             settings,
             links,
-            executor,
+            executor: executor.clone(),
             observer,
             incarnation: Incarnation(0),
             phase: Phase::Starting,
@@ -270,6 +293,9 @@ impl State {
             pool: Some(pool),
             image: None,
             epoch: Epoch(0),
+            alone: executor.now(),
+            seen: None,
+            leaving: false,
             sessions: BTreeMap::new(),
             mending: Mending::default(),
             waiting_reads: 0,
@@ -284,10 +310,6 @@ impl State {
         }
     }
 
-    pub fn is_active_controller(&self) -> bool {
-        self.settings.controller == 0
-    }
-
     /// What this controller brings to a meeting.
     pub fn standing(&self) -> Standing {
         let log = self.held.as_ref().map(|held| HeldLog {
@@ -296,7 +318,14 @@ impl State {
             next: held.log.next(),
         });
         let catalog = Position(self.mirror.catalog);
-        Standing { incarnation: self.incarnation, log, catalog }
+        let role = self.role.as_ref().filter(|_| self.active.is_some());
+        let serves = role.map(|role| Served {
+            since: Epoch(role.since),
+            origin: Position(role.origin),
+        });
+        let pool = self.active.as_ref().map(|active| &active.drives).or(self.pool.as_ref());
+        let able = pool.is_some_and(Drives::suffice);
+        Standing { incarnation: self.incarnation, log, catalog, serves, able }
     }
 
     /// Whether entries are being mirrored.
@@ -393,11 +422,11 @@ impl State {
     /// What every turn ends with: forward, acknowledge, answer, trim, apply, once for all that came (group
     /// commit). True when something was done that may lead to more.
     pub fn finish(&mut self) -> bool {
-        if self.fatal.is_some() || self.stopping {
+        if self.fatal.is_some() || self.stopping || self.leaving {
             return false;
         }
         let mut any = self.take_deferred() | self.take_waiting_reads() | self.take_parked_fetches();
-        if self.is_active_controller() {
+        if self.active.is_some() {
             any |= self.forward();
             any |= self.acknowledge();
             self.trim();

@@ -6,7 +6,7 @@ use cleave_runtime_real::reactor::ReactorConfig;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-const OWNER: Owner = Owner { cluster: ClusterId([7; 16]), datanode: DatanodeId(1) };
+const OWNER: Owner = Owner { controller: 0, cluster: ClusterId([7; 16]), datanode: DatanodeId(1) };
 const SIZE: u64 = 32 << 20;
 const UUID: [u8; 16] = [0xab; 16];
 
@@ -145,7 +145,7 @@ fn a_drive_that_is_gone_or_shrank_is_lost() {
 fn a_drive_that_another_process_holds_is_named() {
     let bench = Bench::new();
     bench.format(identity());
-    let options = DriveOptions { lock: true, lock_wait: std::time::Duration::ZERO };
+    let options = DriveOptions { lock_wait: std::time::Duration::ZERO, ..DriveOptions::default() };
     let _held = FileDrive::open(&bench.reactor, &bench.path(), &options).unwrap();
     let again = FileDrive::open(&bench.reactor, &bench.path(), &options).err().unwrap();
     let Trouble::Fatal(problem) = refused(again) else { panic!("it is not lost") };

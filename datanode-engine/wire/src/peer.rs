@@ -91,6 +91,19 @@ pub struct PeerHello {
     pub log: Option<HeldLog>,
     /// Catalog position synced.
     pub catalog: Position,
+    /// The role in which it serves hosts; `None`: it does not, and nothing of its I/O on drives is on its way.
+    pub serves: Option<Served>,
+    /// Whether it reaches enough drives to serve.
+    pub able: bool,
+}
+
+/// What an active controller goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Served {
+    /// The role epoch at which it took the role.
+    pub since: Epoch,
+    /// Position of the first entry of the log that it gave its position.
+    pub origin: Position,
 }
 
 /// A complete log.

@@ -45,7 +45,7 @@ fn open_drive(
 ) -> Result<Rc<dyn Drive>, OpenFailure> {
     match place {
         FlashPlace::Path(path) => {
-            let options = DriveOptions { lock, lock_wait: Duration::ZERO };
+            let options = DriveOptions { lock, port: None, lock_wait: Duration::ZERO };
             match FileDrive::open(reactor, path, &options) {
                 Ok(drive) => Ok(Rc::new(drive)),
                 Err(error @ Error::DriveHeld { .. }) => Err(OpenFailure::Held(error.to_string())),

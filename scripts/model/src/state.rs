@@ -84,6 +84,8 @@ impl Role {
             epoch: u64::from(self.epoch),
             log: u64::from(self.log),
             active: Some(u64::from(self.in_sync[ACTIVE])),
+            since: u64::from(self.epoch),
+            origin: 0,
             in_sync: vec![member(0, self.in_sync[ACTIVE]), member(1, self.in_sync[STANDBY])],
         }
     }
@@ -318,7 +320,8 @@ pub fn standing(incarnation: u8, held: Option<&Held>) -> Standing {
         member: Incarnation(u64::from(held.member)),
         next: Position(held.entries.len() as u64 + 1),
     });
-    Standing { incarnation: Incarnation(u64::from(incarnation)), log, catalog: Position(0) }
+    let incarnation = Incarnation(u64::from(incarnation));
+    Standing { incarnation, log, catalog: Position(0), serves: None, able: true }
 }
 
 /// What an active keeps resident of a log: production's own seals and checks.

@@ -191,8 +191,12 @@ fn reuse_flash(cluster: &mut Cluster) -> bool {
         // Not so long that the pool answers in place of flash.
         device.slow(2_000 + random.below(2_000) as u32);
         let reads = |_: &Cluster| device.in_flight() > device.writes_in_flight();
-        write_until(cluster, reads);
+        let reached = write_until(cluster, reads);
         device.slow(1);
+        // Flash that the engine does not use is never read.
+        if !reached {
+            break;
+        }
         for _ in 0..10 {
             keep_busy(cluster);
             cluster.reaches(Duration::from_millis(100), Cluster::guests_quiet);
@@ -239,7 +243,7 @@ fn stats(cluster: &Cluster) -> CoreStats {
 }
 
 fn status(cluster: &Cluster) -> Option<cleave_datanode_core::status::Status> {
-    cluster.controllers[0].as_ref().and_then(|active| active.status())
+    cluster.active().and_then(|active| active.status())
 }
 
 /// Guests that are done get some more to do.

@@ -71,7 +71,7 @@ pub struct Cluster {
     pub nvme: Option<Nvme>,
     /// Drives that were lost.
     pub lost: Cell<u16>,
-    /// The role epoch whose vault images are both complete, while they count.
+    /// Since which role epoch the vault images count that are both complete.
     pub images: Cell<Option<u64>>,
 }
 
@@ -107,6 +107,9 @@ impl Cluster {
         let vault = |name: &str| world.create_drive(&format!("vault-{name}"), capacity);
         let vaults = CONTROLLERS.map(vault);
         format(&world, &plan, &drives);
+        if plan.shared_drives {
+            drives.iter().for_each(|drive| drive.set_ports(CONTROLLERS.len()));
+        }
         let hosts = HOSTS.len() - 1;
         let flash = plan.flash.map(|size| Flash::new(&world, plan.seed, size, hosts));
         let nvme = plan.nvme.as_ref().map(|behind| {
@@ -270,8 +273,12 @@ impl Cluster {
             let random = Rc::clone(&self.random);
             self.catalogs[number].lose_power(|_| random.below(2) == 0);
             self.vaults[number].power_loss();
-            // The drives are in the active one's machine.
-            if number == 0 {
+            // With ports for both, the drives have the power of either machine.
+            let unpowered = match self.plan.shared_drives {
+                true => self.controllers[1 - number].is_none(),
+                false => number == 0,
+            };
+            if unpowered {
                 self.drives.iter().for_each(SimDrive::power_loss);
             }
         } else {
@@ -291,7 +298,7 @@ impl Cluster {
     /// Whether the data node's log survives the crash of this controller.
     pub fn may_crash(&self, number: usize) -> bool {
         let Some(role) = self.role() else { return true };
-        if self.images.get() == Some(role.epoch) {
+        if self.images.get() == Some(role.since) {
             return true;
         }
         let incarnation = |number: usize| {
@@ -299,6 +306,12 @@ impl Cluster {
         };
         let holds = |number| incarnation(number).is_some_and(|own: u64| role.is_in_sync(own));
         holds(1 - number) || !holds(number)
+    }
+
+    /// The controller that serves hosts.
+    pub fn active(&self) -> Option<&ControllerEngine> {
+        let serves = |one: &&ControllerEngine| one.status().is_some_and(|status| status.serving);
+        self.controllers.iter().flatten().find(serves)
     }
 
     /// Whether both controllers hold the log and say so.

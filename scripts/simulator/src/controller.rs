@@ -1,6 +1,6 @@
 //! A controller's process: the production core, started and stopped as its shell would.
 //!
-//! Start: open the catalog, the vault and (the active one) the pool's drives, check whose they are, then
+//! Start: open the catalog, the vault and the pool's drives as far as they are within reach, check whose they are, then
 //! run. What a crash leaves is what those hold; the log is gone.
 
 use crate::cluster::{Cluster, identity};
@@ -61,8 +61,8 @@ impl ControllerEngine {
         match Catalog::open_storage(storage, Path::new("catalog"), owner) {
             Ok(catalog) => {
                 let vault = process.open_drive(&cluster.vaults[number]);
-                // The drives are the active one's.
-                let mine = if number == 0 { cluster.drives.as_slice() } else { &[] };
+                let reached = number == 0 || cluster.plan.shared_drives;
+                let mine = if reached { cluster.drives.as_slice() } else { &[] };
                 let nvme = cluster.nvme.as_ref().filter(|_| number == 0);
                 let open = |(index, drive)| match nvme.and_then(|nvme| nvme.place_of(index)) {
                     Some(place) => Opening::Nvme(place),
@@ -127,6 +127,8 @@ impl ControllerEngine {
         let counters = status.counters;
         let faults = status.drives.iter().map(|(report, _)| report.counters.identity_faults);
         journal.struck(Kind::DuplicateRecord, counters.duplicates);
+        journal.struck(Kind::TakenOver, counters.taken_over);
+        journal.struck(Kind::SteppedDown, counters.stepped_down);
         let figures = [
             ("duplicate records", counters.duplicates),
             ("expired grants", counters.expired),
@@ -239,6 +241,7 @@ async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Start
         peer: plan.peer_of(number),
         log: plan.log,
         advice: None,
+        take_over: true,
         grants_kept: GRANTS_KEPT,
     };
     let node = DataNode::new(world, settings);

@@ -285,7 +285,7 @@ pub fn stop_both(cluster: &mut Cluster) {
             cluster.catalogs[number].kill();
         }
     }
-    cluster.images.set(cluster.role().map(|role| role.epoch));
+    cluster.images.set(cluster.role().map(|role| role.since));
     if cluster.random.below(2) == 0 {
         // Both machines may lose their power now.
         cluster.journal.fault(Kind::CleanPower, "both machines lose power after the clean stop");

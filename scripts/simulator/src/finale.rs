@@ -42,7 +42,7 @@ pub fn play(cluster: &mut Cluster) {
         ("after a clean stop of both controllers", |cluster| {
             // Grants of hosts that were lost end by the clock of the controller, which may be off.
             cluster.pass(3 * GRANTS_KEPT);
-            let status = cluster.controllers[0].as_ref().and_then(|active| active.status());
+            let status = cluster.active().and_then(|active| active.status());
             let drives = status.map_or_else(Vec::new, |status| status.drives);
             stop_both(cluster);
             if !cluster.journal.failed() {

@@ -131,6 +131,10 @@ kinds! {
     LostMessage = "lost messages",
     /// A record reached the log twice, because what became of it at first was not known.
     DuplicateRecord = "duplicated records",
+    /// A controller took the active role over from one that gave no sign of life (C7).
+    TakenOver = "roles taken over",
+    /// An active controller found out that it is so no more (C7).
+    SteppedDown = "active controllers that stepped down",
     /// A message took several times the usual delay.
     DelayedMessage = "delayed messages",
     /// A message arrived before an older one.

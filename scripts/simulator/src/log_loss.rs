@@ -119,10 +119,10 @@ fn start_without_log(cluster: &mut Cluster, second: &dyn Random) {
     }
 }
 
-/// Whether the active controller says that nobody has the log.
+/// Whether a controller says that nobody has the log.
 fn is_lost(cluster: &Cluster) -> bool {
-    let status = cluster.controllers[0].as_ref().and_then(|active| active.status());
-    status.is_some_and(|status| matches!(status.phase, Phase::NoLog(_)))
+    let phases = cluster.controllers.iter().flatten().filter_map(|one| one.status());
+    phases.into_iter().any(|status| matches!(status.phase, Phase::NoLog(_)))
 }
 
 /// The operator's word, for the present epoch.

@@ -52,6 +52,8 @@ pub struct Plan {
     pub datanode: DatanodeId,
     /// Drives of the pool.
     pub drives: u16,
+    /// Whether they have a port for each controller; else they are in the machine of the first one.
+    pub shared_drives: bool,
     /// Bytes of each drive.
     pub drive_size: u64,
     /// The first so many drives may be lost or damaged: never more than redundancy covers.
@@ -123,6 +125,7 @@ impl Plan {
             Scale::Small => (8, 20),
             Scale::Usual => (4, pick_later(&[10, 30, 60, 180])),
         };
+        let nvme_of = |flash: u64| NvmePlan::draw(seed, victims, flash > 0);
         let of_flash = stream(seed, "flash");
         // Half of the seeds have none: there every read meets the pool.
         let flash = [0, 0, 0, 16, 24, 64][of_flash.below(6) as usize] * MIB;
@@ -131,6 +134,8 @@ impl Plan {
             cluster: ClusterId(cluster),
             datanode: DatanodeId(1),
             drives,
+            // A controller that is driven from userspace has one port.
+            shared_drives: stream(seed, "ports").below(2) == 0 && nvme_of(flash).is_none(),
             // Of small drives slots are used again, after deletes and returned grants.
             drive_size: pick(&[600 << 20, 64 << 30]),
             victims,
@@ -139,7 +144,7 @@ impl Plan {
                 control_bytes_max: pick(&[2, 4, 16]) * MIB,
             },
             flash: (flash > 0).then_some(flash),
-            nvme: NvmePlan::draw(seed, victims, flash > 0),
+            nvme: nvme_of(flash),
             write_buffer: pick(&[1, 2, 4, 16]) * MIB,
             // Half of the seeds have room for none of it, or for a few leaves.
             map: [0, 0, 20 << 10, MIB, MIB, MIB][stream(seed, "map").below(6) as usize],

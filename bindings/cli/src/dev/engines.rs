@@ -124,6 +124,7 @@ fn datanode(cluster: &Cluster, controller: u8) -> DatanodeConfig {
         vault: dir.join("vault"),
         catalog: dir.join("catalog.redb"),
         dir,
+        take_over: true,
         store_socket: directory.store_socket(),
         control_socket: directory.engine_socket(name),
         mtu: MTU,

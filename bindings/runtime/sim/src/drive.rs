@@ -1,6 +1,6 @@
 //! Simulated drives: requests that complete in random order, and the ways a drive fails.
 //!
-//! A drive belongs to the world and outlives processes; at most one handle owns it. A request
+//! A drive belongs to the world and outlives processes; at most one handle owns it, or one at each of its ports. A request
 //! takes effect when it completes. Invariants: a request completes exactly once or, when its owner
 //! died, never; what a dead owner had in flight is decided at its death, so nothing of it lands
 //! later; a failed write leaves each of its pages old or new.
@@ -54,7 +54,9 @@ pub(crate) struct DriveInner {
     capacity: u64,
     world: Weak<WorldInner>,
     medium: RefCell<Medium>,
-    owner: RefCell<Option<Owner>>,
+    /// One at most, or as many as it has ports.
+    owners: RefCell<Vec<Owner>>,
+    ports: Cell<usize>,
     in_flight: RefCell<BTreeMap<u64, InFlight>>,
     feed: outage::Feed,
     present: Cell<bool>,
@@ -76,6 +78,8 @@ struct Owner {
 
 struct InFlight {
     request: DriveRequest,
+    /// Whose it is.
+    handle: u64,
     /// For a flush: what it covers.
     serial: u64,
     /// Decided when it was submitted.
@@ -96,9 +100,14 @@ pub(crate) fn open(
     drive: &SimDrive,
 ) -> Result<Rc<dyn Drive>, OpenError> {
     let inner = &drive.0;
-    if let Some(owner) = &*inner.owner.borrow() {
-        let (drive, owner) = (inner.name.clone(), owner.process.name.clone());
-        return Err(OpenError::Held { drive, owner });
+    let held = {
+        let owners = inner.owners.borrow();
+        let full = owners.len() >= inner.ports.get();
+        let same = owners.iter().find(|owner| owner.process.name == process.name);
+        same.or(owners.first().filter(|_| full)).map(|owner| owner.process.name.clone())
+    };
+    if let Some(owner) = held {
+        return Err(OpenError::Held { drive: inner.name.clone(), owner });
     }
     let world = upgrade(&inner.world).filter(|_| inner.present.get());
     let Some(world) = world else {
@@ -112,7 +121,7 @@ pub(crate) fn open(
     };
     // A process that is dead already opens nothing that could hold the drive.
     if process.alive() {
-        *inner.owner.borrow_mut() = Some(Owner {
+        inner.owners.borrow_mut().push(Owner {
             handle: open.handle,
             process: Rc::clone(process),
             completions: Rc::clone(&open.completions),
@@ -124,7 +133,7 @@ pub(crate) fn open(
 impl OpenDrive {
     /// Whether this handle still owns the drive.
     fn owns(&self) -> bool {
-        self.drive.owner.borrow().as_ref().is_some_and(|owner| owner.handle == self.handle)
+        self.drive.owners.borrow().iter().any(|owner| owner.handle == self.handle)
     }
 }
 
@@ -141,7 +150,7 @@ impl Drive for OpenDrive {
             return;
         }
         if self.owns() {
-            self.drive.begin(&world, request, self.process.number);
+            self.drive.begin(&world, request, self.handle, self.process.number);
         } else {
             // Lost after it was opened: answered, as a request to a vanished device is.
             world.0.count(|c| c.requests_lost += 1);
@@ -172,9 +181,9 @@ impl Drop for OpenDrive {
         if self.owns() {
             // Requests in flight belong to nobody any more; as at a crash, they land or not.
             if let Some(world) = upgrade(&self.drive.world) {
-                self.drive.abandon(&world);
+                self.drive.abandon(&world, self.handle);
             }
-            self.drive.release();
+            self.drive.release(self.handle);
         }
     }
 }
@@ -182,18 +191,27 @@ impl Drop for OpenDrive {
 /// Resolves what a crashed process had in flight, and frees its drives.
 pub(crate) fn process_died(world: &World, process: u64) {
     for drive in world.0.drives.borrow().iter() {
-        let owned = drive.owner.borrow().as_ref().is_some_and(|o| o.process.number == process);
-        if owned {
-            drive.abandon(world);
-            drive.release();
+        let owned = {
+            let owners = drive.owners.borrow();
+            owners.iter().find(|owner| owner.process.number == process).map(|owner| owner.handle)
+        };
+        if let Some(handle) = owned {
+            drive.abandon(world, handle);
+            drive.release(handle);
         }
     }
 }
 
 impl DriveInner {
-    fn release(&self) {
-        let owner = self.owner.borrow_mut().take();
-        drop(owner);
+    fn release(&self, handle: u64) {
+        let owners: Vec<Owner> =
+            self.owners.borrow_mut().extract_if(.., |owner| owner.handle == handle).collect();
+        drop(owners);
+    }
+
+    fn release_all(&self) {
+        let owners = std::mem::take(&mut *self.owners.borrow_mut());
+        drop(owners);
     }
 
     fn lost(&self) -> DriveError {
@@ -201,7 +219,13 @@ impl DriveInner {
     }
 
     /// Starts a request: decides when it completes and whether it fails.
-    fn begin(self: &Rc<DriveInner>, world: &World, request: DriveRequest, process: u64) {
+    fn begin(
+        self: &Rc<DriveInner>,
+        world: &World,
+        request: DriveRequest,
+        handle: u64,
+        process: u64,
+    ) {
         let settings = world.0.settings.borrow();
         let length = request.buffer.as_ref().map_or(0, |buffer| buffer.len());
         let base = world.0.draw(match request.operation {
@@ -215,7 +239,7 @@ impl DriveInner {
         self.fail_next.set(self.fail_next.get().saturating_sub(1));
         let number = world.0.next_number();
         let serial = self.medium.borrow().serial();
-        self.in_flight.borrow_mut().insert(number, InFlight { request, serial, fails });
+        self.in_flight.borrow_mut().insert(number, InFlight { request, handle, serial, fails });
         if self.hangs.get() {
             world.0.count(|c| c.requests_hung += 1);
             self.held.borrow_mut().push(number);
@@ -235,7 +259,7 @@ impl DriveInner {
     fn finish(&self, world: &World, number: u64) -> u64 {
         let Some(mut flight) = self.permitted(number) else { return 0 };
         let result = self.perform(world, &mut flight);
-        let InFlight { request: DriveRequest { token, operation, buffer }, .. } = flight;
+        let InFlight { request: DriveRequest { token, operation, buffer }, handle, .. } = flight;
         let (kind, place) = match operation {
             DriveOperation::Read { offset } => (1, offset),
             DriveOperation::Write { offset } => (2, offset),
@@ -253,7 +277,7 @@ impl DriveInner {
         if let Some(buffer) = buffer.as_ref().filter(|_| world.0.settings.borrow().trace_contents) {
             digest = digest.bytes(buffer);
         }
-        if let Some(owner) = &*self.owner.borrow() {
+        if let Some(owner) = self.owners.borrow().iter().find(|owner| owner.handle == handle) {
             let completion = DriveCompletion { token, result, buffer };
             owner.completions.borrow_mut().push_back(completion);
             world.0.delivered(&owner.process);
@@ -362,9 +386,13 @@ impl DriveInner {
         if place == first { (first + 1) % (last + 1) } else { place }
     }
 
-    /// Decides for everything in flight how much of it landed; nobody is told.
-    fn abandon(&self, world: &World) {
-        for flight in std::mem::take(&mut *self.in_flight.borrow_mut()).into_values() {
+    /// Decides for everything that a handle has in flight how much of it landed; nobody is told.
+    fn abandon(&self, world: &World, handle: u64) {
+        let all = std::mem::take(&mut *self.in_flight.borrow_mut());
+        let own = |(_, flight): &(u64, InFlight)| flight.handle == handle;
+        let (flights, others): (Vec<_>, Vec<_>) = all.into_iter().partition(own);
+        self.in_flight.borrow_mut().extend(others);
+        for (_, flight) in flights {
             if let Ok((first, count)) = self.pages(&flight.request) {
                 let medium = &mut *self.medium.borrow_mut();
                 apply_partly(world, medium, &flight.request, first, count);

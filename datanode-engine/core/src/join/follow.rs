@@ -1,20 +1,15 @@
-//! The standby's side of a meeting: it does what the active decided.
+//! The follower's side of a meeting: it does what the leader decided.
 
 use super::{Ended, Meeting, next_before};
 use crate::log::Log;
+use crate::mirror::Standing;
 use crate::state::{Held, Phase};
 use cleave_format::ids::{Epoch, Position};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
 
 impl Meeting {
-    pub(super) async fn follow(&self) -> Result<(), Ended> {
-        self.say_hello()?;
-        let heard = self.hear_hello().await?;
-        if let Err(reason) = heard {
-            return Err(format!("this peer is none: {reason}"));
-        }
-        let active = heard.expect("looked at before");
+    pub(super) async fn follow(&self, active: &Standing) -> Result<(), Ended> {
         let (PeerMessage::Decision(decision), _) = self.word().await? else {
             return Err("the peer did not decide".to_owned());
         };
@@ -28,7 +23,7 @@ impl Meeting {
                 self.say(&PeerMessage::CopyDone, &[])?;
             }
             Decision::ActiveCopies => {
-                self.send_copy(&active).await?;
+                self.send_copy(active).await?;
                 self.hear_done().await?;
             }
             Decision::NoLog => {

@@ -1,39 +1,24 @@
-//! The active's side of a meeting: it decides, has the log copied, makes both members, and runs.
+//! The leader's side of a meeting: it decides, has the log copied, makes both members, and runs.
 
 use super::{Ended, Meeting, next_before};
-use crate::catalog_port::{CatalogReply, CatalogRequest};
-use crate::grants::Grants;
 use crate::log::Log;
 use crate::mirror::{Plan, Standing, decide};
-use crate::resident::Resident;
 use crate::roles::{self, Recorded};
-use crate::state::{Active, Held, Phase};
-use cleave_format::control::Control;
+use crate::state::{Held, Phase};
 use cleave_format::ids::{Epoch, Position};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
-use slab::Slab;
-use std::collections::{BTreeMap, VecDeque};
 
 impl Meeting {
-    pub(super) async fn lead(&self) -> Result<(), Ended> {
-        let heard = self.hear_hello().await?;
-        self.say_hello()?;
-        let standby = match heard {
-            Ok(standby) => standby,
-            Err(reason) => {
-                self.say(&PeerMessage::Decision(Decision::Refuse { reason: reason.clone() }), &[])?;
-                return Err(format!("refused the peer: {reason}"));
-            }
-        };
-        if self.resumes(&standby) {
-            return self.resume(&standby);
+    pub(super) async fn lead(&self, standby: &Standing) -> Result<(), Ended> {
+        if self.resumes(standby) {
+            return self.resume(standby);
         }
         let recorded = self.read_record().await?;
         self.check_current()?;
         let own = self.node.state().standing();
         let role = recorded.role.as_ref().map(|(role, _)| role);
-        let plan = decide(role, recorded.start_empty, &own, &standby);
+        let plan = decide(role, recorded.start_empty, &own, standby);
         tracing::info!("met the peer: {plan:?}");
         let next = match plan {
             // Both are members by a change whose outcome was not heard here: it is made anew, so that this
@@ -42,7 +27,7 @@ impl Meeting {
                 self.say(&PeerMessage::Decision(Decision::Resume), &[])?;
                 standby.log.or(own.log).map_or(Position(1), |held| held.next)
             }
-            Plan::StandbyCopies => self.give(&standby).await?,
+            Plan::StandbyCopies => self.give(standby).await?,
             Plan::ActiveCopies => {
                 self.say(&PeerMessage::Decision(Decision::ActiveCopies), &[])?;
                 let log = self.take().await?;
@@ -57,8 +42,8 @@ impl Meeting {
                     self.take().await?;
                     self.say(&PeerMessage::CopyDone, &[])?;
                 }
-                let next = self.start_empty(&standby);
-                if catalog_from_standby { next } else { self.give(&standby).await? }
+                let next = self.start_empty(standby);
+                if catalog_from_standby { next } else { self.give(standby).await? }
             }
             Plan::NoLog => {
                 let lost = self.lost(&recorded);
@@ -67,15 +52,16 @@ impl Meeting {
                 return Err(self.until_closed().await);
             }
         };
-        self.join(&recorded, &standby, next).await
+        self.join(&recorded, standby, next).await
     }
 
-    /// Whether both kept everything, by what is known without asking the store: only this
-    /// controller changes the record.
+    /// Whether both kept everything, by what is known without asking the store: while this controller serves and the
+    /// other, a member, says that it does not, nobody took the role from it.
     fn resumes(&self, standby: &Standing) -> bool {
         let state = self.node.state();
         let own = state.standing();
-        let role = state.role.as_ref().filter(|_| standby.log.is_some());
+        let known = state.active.is_some() && standby.log.is_some();
+        let role = state.role.as_ref().filter(|_| known);
         role.is_some_and(|role| decide(Some(role), false, &own, standby) == Plan::Resume)
     }
 
@@ -128,16 +114,19 @@ impl Meeting {
         standby: &Standing,
         next: Position,
     ) -> Result<(), Ended> {
-        let built = self.build_active().await?;
+        let built = self.node.build_active().await?;
         self.check_current()?;
         let (store, datanode) = self.node.store();
-        let (log, own) = {
+        let (log, own, controller) = {
             let state = self.node.state();
             let held = state.held.as_ref().expect("the log was copied, given or started");
-            (held.log.id(), state.incarnation)
+            (held.log.id(), state.incarnation, usize::from(state.settings.controller))
         };
         reached(Point::JoinPrepared);
-        let joined = roles::join(&store, datanode, recorded, log, own, standby.incarnation).await;
+        let mut members = [standby.incarnation; 2];
+        members[controller] = own;
+        let joined =
+            roles::join(&store, datanode, recorded, log, members, controller, next).await;
         let Some(role) = joined.map_err(|error| error.to_string())? else {
             return Err("the record in the store changed meanwhile".to_owned());
         };
@@ -145,94 +134,17 @@ impl Meeting {
         {
             // Also when the connection is gone by now: the record says so, and the next meeting resumes by it.
             let mut state = self.node.state_mut();
-            state.role = Some(role);
             if let Some(held) = &mut state.held {
                 held.member = own;
             }
-            if let Some((mut active, stripes)) = built {
-                state.stripes = stripes;
-                let drives = state.pool.take().expect("the drives are handed over once");
-                active.take_drives(drives);
-                state.active = Some(active);
-                state.confirmed = true;
-            }
-            state.assign_records();
+            state.confirmed = true;
+            state.become_active(role, built);
         }
         self.check_current()?;
         self.run_active(next)?;
         reached(Point::Joined);
         self.node.consume_image().await;
         Ok(())
-    }
-
-    /// What an active controller keeps resident, unless it has that already: from the catalog, and the control
-    /// entries of the log beyond it.
-    async fn build_active(&self) -> Result<Option<(Active, u64)>, Ended> {
-        if self.node.state().active.is_some() {
-            return Ok(None);
-        }
-        let asked = self.node.state_mut().catalog.ask_flow(CatalogRequest::Resident);
-        let Some(CatalogReply::Resident(catalog)) = asked.wait().await else {
-            return Err("the catalog failed".to_owned());
-        };
-        let mut state = self.node.state_mut();
-        let mut resident = Resident::load(&catalog);
-        let mut grants = Grants::default();
-        let pool = state.pool.as_mut().ok_or("the drives are gone")?;
-        for (drive, row) in &catalog.drives {
-            pool.set_state(*drive, row.state, row.generation);
-        }
-        for (drive, _, slots, _) in pool.states() {
-            grants.allocator.add_drive(drive, slots);
-        }
-        for (drive, used) in &catalog.used {
-            grants.allocator.mark_all(*drive, used);
-        }
-        grants.load(catalog.newest_stripe, catalog.grants.clone());
-        let mut active = Active {
-            resident: Resident::default(),
-            grants,
-            drives: crate::drives::Drives::new(state.settings.cluster, Vec::new()),
-            requests: Slab::new(),
-            acks: VecDeque::new(),
-            replies: VecDeque::new(),
-            untold: BTreeMap::new(),
-            deferred: VecDeque::new(),
-            quota: state.settings.log.record_bytes_max / 4 * 3,
-            absent: BTreeMap::new(),
-        };
-        let mut stripes = catalog.stripes;
-        let state = &mut *state;
-        let held = state.held.as_ref().ok_or("the log is gone")?;
-        let mut after = catalog.applied;
-        loop {
-            let (position, control) = match held.log.next_control(after, held.log.next()) {
-                Ok(Some(next)) => next,
-                Ok(None) => break,
-                Err(rotted) => {
-                    state.lose_control(rotted);
-                    return Err(rotted.to_string());
-                }
-            };
-            after = position;
-            resident.apply(position, &control);
-            match &control {
-                Control::Grant { incarnation, stripes } => {
-                    active.grants.replay(*incarnation, stripes);
-                }
-                Control::Drive { drive, state: drive_state, generation } => {
-                    let pool = state.pool.as_mut().expect("looked at before");
-                    pool.set_state(*drive, *drive_state, *generation);
-                }
-                Control::Commit(commit) => stripes += u64::from(!commit.slots.is_empty()),
-                _ => {}
-            }
-            std::mem::swap(&mut active.resident, &mut resident);
-            active.effect(&control);
-            std::mem::swap(&mut active.resident, &mut resident);
-        }
-        active.resident = resident;
-        Ok(Some((active, stripes)))
     }
 
     /// The mirror runs from here on: everything before `next` is held by both.

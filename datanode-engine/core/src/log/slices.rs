@@ -114,6 +114,20 @@ impl Slices {
         }
     }
 
+    /// Forgets the records of positions from this one on, as if they had never been appended.
+    pub fn truncate(&mut self, from: u64) {
+        self.0.retain(|_, slice| {
+            while let Some((sequence, position)) = slice.records.back().copied()
+                && position != RELEASED
+                && position >= from
+            {
+                slice.records.pop_back();
+                slice.next = sequence;
+            }
+            slice.records.iter().any(|(_, position)| *position != RELEASED)
+        });
+    }
+
     /// Releases everything of a vdisk, in the order of positions.
     pub fn release_all(&mut self, vdisk: VdiskId, released: &mut Vec<u64>) {
         self.0.retain(|key, slice| {

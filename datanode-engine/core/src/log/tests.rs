@@ -108,6 +108,8 @@ enum Step {
     Delete(u64),
     Trim(u64),
     Copy,
+    /// So many positions are taken back, but nothing from before the last of the steps above.
+    Truncate(u64),
 }
 
 fn name() -> impl Strategy<Value = Name> {
@@ -123,13 +125,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1u64..3).prop_map(Step::Delete),
         1 => (0u64..200).prop_map(Step::Trim),
         1 => Just(Step::Copy),
+        1 => (1u64..20).prop_map(Step::Truncate),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// C1, C4, C28: gaps refused, resends recognised, releases with holes; a copy holds the same.
+    /// C1, C4, C28: gaps refused, resends recognised, releases with holes; a copy holds the same; what is taken back
+    /// was never there (C7).
     #[test]
     fn follows_the_model(steps in proptest::collection::vec(step(), 1..150)) {
         let mut log = Log::new(9, Position(1), SETTINGS);
@@ -137,8 +141,11 @@ proptest! {
         let mut ends: BTreeMap<(u64, u32, u64), u64> = BTreeMap::new();
         let mut controls: Vec<u64> = Vec::new();
         let mut bytes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-        let mut next = 1;
+        let (mut next, mut settled) = (1, 1);
         for step in steps {
+            if !matches!(step, Step::Append(..) | Step::Control | Step::Truncate(_)) {
+                settled = next;
+            }
             match step {
                 Step::Append((vdisk, slice, epoch, wish), by, begins, data) => {
                     let of = |name: &Name| (name.0, name.1, name.2) == (vdisk, slice, epoch);
@@ -199,6 +206,16 @@ proptest! {
                         if *position <= through { bytes.remove(position); }
                         *position > through
                     });
+                }
+                Step::Truncate(back) => {
+                    next = next.saturating_sub(back).max(settled);
+                    log.truncate(Position(next));
+                    for (name, _) in held.extract_if(.., |_, position| *position >= next) {
+                        let end = ends.get_mut(&(name.0, name.1, name.2)).unwrap();
+                        *end = (*end).min(name.3);
+                    }
+                    controls.retain(|position| *position < next);
+                    bytes.retain(|position, _| *position < next);
                 }
                 Step::Copy => {
                     log = copy(&log);

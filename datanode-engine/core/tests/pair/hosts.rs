@@ -28,7 +28,7 @@ fn appends_are_mirrored_fetched_and_released() {
     assert_eq!((a.control_bytes, b.control_bytes), (0, 0));
     assert_eq!(a.entries, 20);
     assert_eq!((a.counters.malformed, b.counters.malformed), (0, 0));
-    assert_eq!(rig.role().unwrap().epoch, 2);
+    assert_eq!(rig.role().unwrap().epoch, 3, "each start, and the join");
 }
 
 #[test]

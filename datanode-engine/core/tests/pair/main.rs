@@ -7,6 +7,7 @@ mod hosts;
 mod members;
 mod rig;
 mod rot;
+mod takeover;
 
 use rig::{FakeHost, Rig};
 

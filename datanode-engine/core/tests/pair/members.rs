@@ -28,7 +28,7 @@ fn the_standby_is_killed_and_copies() {
     assert_eq!(rig.status(0).phase, Phase::PeerAway);
     rig.start(1);
     rig.run_until_mirrored();
-    assert_eq!(rig.role().unwrap().epoch, epoch + 1);
+    assert_eq!(rig.role().unwrap().epoch, epoch + 2, "its start, and the join");
     host.settle(&rig);
     assert!(host.is_connected(), "the host stayed connected");
     host.verify(&rig);
@@ -128,9 +128,9 @@ fn both_killed_stays_down_until_the_operator_says_so() {
     let Phase::NoLog(lost) = rig.status(0).phase else { panic!("{:?}", rig.status(0)) };
     assert!(lost.contains("lost") && !lost.contains('\n'), "{lost}");
     assert!(!rig.node(0).is_mirrored());
-    // The new process raised the epoch, and changed nothing else.
+    // The new processes raised the epoch, and changed nothing else.
     let fenced = rig.role().unwrap();
-    assert_eq!(fenced, LogRole { epoch: before.epoch + 1, ..before.clone() });
+    assert_eq!(fenced, LogRole { epoch: before.epoch + 2, ..before.clone() });
     rig.order_start_empty();
     // The word is about what is lost, and outlives the next fence.
     rig.kill(0);
@@ -350,7 +350,8 @@ fn a_late_request_for_the_first_log_is_void() {
     rig.start(0);
     let member = |controller, incarnation| Member { controller, incarnation };
     let in_sync = vec![member(0, 1 << 40), member(1, (1 << 40) + 1)];
-    let late = LogRole { epoch: 1, log: 1 << 40, active: Some(1 << 40), in_sync };
+    let active = Some(1 << 40);
+    let late = LogRole { epoch: 1, log: 1 << 40, active, since: 1, origin: 1, in_sync };
     let late = Transaction::new().require(datanode_key(1), 0).put(datanode_key(1), encode(&late));
     assert!(rig.world.run_until(|| rig.role().is_some(), 5 * SECOND));
     assert!(!rig.role().unwrap().has_log());

@@ -193,6 +193,7 @@ async fn start(
         peer: address(CONTROLLERS[1 - number]),
         log: LOG,
         advice: None,
+        take_over: true,
         grants_kept: GRANTS_KEPT,
     };
     let node = DataNode::new(world, settings);

@@ -13,6 +13,7 @@
 
 pub mod memory;
 mod open;
+mod port;
 #[cfg(test)]
 mod tests;
 
@@ -35,13 +36,15 @@ const RETRIES_MAX: u8 = 16;
 pub struct DriveOptions {
     /// Hold the drive alone among processes (and mounts) of this machine.
     pub lock: bool,
+    /// With `lock`: alone among those that use this port, beside one at each other port; mounts apart.
+    pub port: Option<u8>,
     /// Wait this long for another process to let go of it: the predecessor's last I/O.
     pub lock_wait: Duration,
 }
 
 impl Default for DriveOptions {
     fn default() -> DriveOptions {
-        DriveOptions { lock: true, lock_wait: Duration::from_secs(10) }
+        DriveOptions { lock: true, port: None, lock_wait: Duration::from_secs(10) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! that was truncated and grown to its size again between two looks has lost its space: more than
 //! half of it gone, beyond what was given back here, is taken for that.
 
-use super::DriveOptions;
+use super::{DriveOptions, port};
 use crate::error::{Error, Result};
 use cleave_runtime::buffer::{Buffer, PAGE};
 use cleave_runtime::drives::DriveError;
@@ -55,12 +55,20 @@ pub(super) fn open(path: &Path, options: &DriveOptions) -> Result<Opened> {
     // Two ways to be alone: a block device is opened exclusively, which also keeps mounts and
     // other names of the same device away; a file is locked. Both last until the kernel has
     // finished with the file, in-flight I/O of a killed process included.
+    // With ports a device is only tried exclusively, and a byte of it or of the file is locked.
+    let device = options.lock && kind == FileType::BlockDevice;
     let exclusive =
-        if options.lock && kind == FileType::BlockDevice { OFlags::EXCL } else { OFlags::empty() };
+        if device && options.port.is_none() { OFlags::EXCL } else { OFlags::empty() };
     loop {
-        let attempt = open_once(path, exclusive).and_then(|(fd, direct)| {
-            if options.lock {
-                rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+        let tried = match device && options.port.is_some() {
+            true => open_once(path, OFlags::EXCL).map(drop),
+            false => Ok(()),
+        };
+        let attempt = tried.and_then(|()| open_once(path, exclusive)).and_then(|(fd, direct)| {
+            match options.port {
+                _ if !options.lock => {}
+                None => rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?,
+                Some(port) => port::lock(&fd, port)?,
             }
             Ok((fd, direct))
         });

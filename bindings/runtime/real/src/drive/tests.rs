@@ -85,7 +85,7 @@ impl Bench {
 }
 
 fn options(lock_wait: Duration) -> DriveOptions {
-    DriveOptions { lock: true, lock_wait }
+    DriveOptions { lock: true, port: None, lock_wait }
 }
 
 fn filled(drive: &FileDrive, data: &[u8]) -> Buffer {
@@ -288,13 +288,40 @@ fn a_memory_file_is_a_drive_through_its_descriptor() {
 }
 
 #[test]
+fn one_holder_a_port() {
+    let bench = Bench::new();
+    let path = bench.file("drive", 4);
+    let of = |port| DriveOptions { port: Some(port), ..options(Duration::from_millis(30)) };
+    let first = FileDrive::open(&bench.reactor, &path, &of(0)).unwrap();
+    let other = FileDrive::open(&bench.reactor, &path, &of(1)).unwrap();
+    for port in [0, 1] {
+        let refused = FileDrive::open(&bench.reactor, &path, &of(port));
+        assert!(matches!(refused, Err(Error::DriveHeld { .. })));
+    }
+    // Both reach the same bytes.
+    bench.write(&first, 0, &pattern(3, PAGE)).unwrap();
+    assert!(bench.read(&other, 0, PAGE).unwrap() == pattern(3, PAGE));
+    // As with a lock of its own, a port is free when the last request is over.
+    for token in 0..64 {
+        let buffer = Some(filled(&first, &pattern(9, PAGE)));
+        first.submit(DriveRequest { token, operation: DriveOperation::Write { offset: 0 }, buffer });
+    }
+    let state = Rc::clone(&first.state);
+    drop(first);
+    let refused = FileDrive::open(&bench.reactor, &path, &of(0));
+    assert!(matches!(refused, Err(Error::DriveHeld { .. })));
+    bench.reactor.run(|| false, || state.in_flight.get() == 0);
+    FileDrive::open(&bench.reactor, &path, &of(0)).unwrap();
+}
+
+#[test]
 fn one_holder_at_a_time() {
     let bench = Bench::new();
     let path = bench.file("drive", 4);
     let first = bench.open(&path);
     let refused = FileDrive::open(&bench.reactor, &path, &options(Duration::from_millis(30)));
     assert!(matches!(refused, Err(Error::DriveHeld { .. })));
-    let unlocked = DriveOptions { lock: false, lock_wait: Duration::ZERO };
+    let unlocked = DriveOptions { lock: false, ..options(Duration::ZERO) };
     assert!(FileDrive::open(&bench.reactor, &path, &unlocked).is_ok());
 
     // The successor gets it when the first holder's last request is over, not before: its file

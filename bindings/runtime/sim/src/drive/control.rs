@@ -24,7 +24,8 @@ impl World {
             capacity,
             world: Rc::downgrade(&self.0),
             medium: RefCell::default(),
-            owner: RefCell::default(),
+            owners: RefCell::default(),
+            ports: Cell::new(1),
             in_flight: RefCell::default(),
             feed: Default::default(),
             present: Cell::new(true),
@@ -61,9 +62,14 @@ impl SimDrive {
         self.0.capacity
     }
 
-    /// Name of the process that holds it.
+    /// Gives it so many ports: as many processes, of different names, may hold it at a time.
+    pub fn set_ports(&self, ports: usize) {
+        self.0.ports.set(ports);
+    }
+
+    /// Name of the process that holds it, of the first one if there are several.
     pub fn owner(&self) -> Option<String> {
-        self.0.owner.borrow().as_ref().map(|owner| owner.process.name.clone())
+        self.0.owners.borrow().first().map(|owner| owner.process.name.clone())
     }
 
     /// What a read would give now, for checkers; sector errors are not seen. `offset` and `length`
@@ -122,7 +128,7 @@ impl SimDrive {
         let Some(world) = self.note(1, 0).filter(|_| self.0.present.replace(false)) else { return };
         world.0.count(|c| c.drives_lost += 1);
         self.answer_all(&world, || self.0.lost());
-        self.0.release();
+        self.0.release_all();
     }
 
     /// A lost drive is there again, with what it stored, for whoever opens it.
@@ -147,7 +153,7 @@ impl SimDrive {
 
     /// Interrupts what is in flight and answers it.
     fn answer_all(&self, world: &World, error: impl Fn() -> DriveError) {
-        let Some(owner) = &*self.0.owner.borrow() else { return };
+        let owners = self.0.owners.borrow();
         for flight in std::mem::take(&mut *self.0.in_flight.borrow_mut()).into_values() {
             if let Ok((first, count)) = self.0.pages(&flight.request) {
                 let medium = &mut *self.0.medium.borrow_mut();
@@ -155,9 +161,11 @@ impl SimDrive {
             }
             let DriveRequest { token, buffer, .. } = flight.request;
             let completion = DriveCompletion { token, result: Err(error()), buffer };
-            owner.completions.borrow_mut().push_back(completion);
+            if let Some(owner) = owners.iter().find(|owner| owner.handle == flight.handle) {
+                owner.completions.borrow_mut().push_back(completion);
+            }
         }
-        world.0.delivered(&owner.process);
+        owners.iter().for_each(|owner| world.0.delivered(&owner.process));
     }
 
     /// The next `count` requests fail with an I/O error; 0 ends it. A failed write leaves each page
@@ -233,8 +241,12 @@ impl SimDrive {
         }
         let Some(world) = self.note(10, u64::from(hangs)) else { return };
         world.0.count(|c| c.drives_hung += u64::from(hangs));
-        let owner = self.0.owner.borrow().as_ref().map_or(0, |owner| owner.process.number);
         for number in std::mem::take(&mut *self.0.held.borrow_mut()) {
+            let handle = self.0.in_flight.borrow().get(&number).map(|flight| flight.handle);
+            let owners = self.0.owners.borrow();
+            let of = owners.iter().find(|owner| Some(owner.handle) == handle);
+            let owner = of.map_or(0, |owner| owner.process.number);
+            drop(owners);
             let delay = world.0.draw(world.0.settings.borrow().drive_write);
             self.0.finish_later(&world, number, delay, owner);
         }

@@ -36,6 +36,8 @@ pub struct FakeHost {
     pub incarnation: u64,
     pub host: u32,
     connections: u64,
+    /// The controller that is tried next.
+    pub controller: usize,
     pub log: Option<ConnectionId>,
     pub bulk: Option<ConnectionId>,
     pub read: Option<ConnectionId>,
@@ -89,6 +91,7 @@ impl FakeHost {
             incarnation,
             host: 1,
             connections: 0,
+            controller: 0,
             log: None,
             bulk: None,
             read: None,
@@ -110,7 +113,7 @@ impl FakeHost {
     }
 
     fn try_connect(&mut self, rig: &Rig, class: Class) -> Result<ConnectionId, String> {
-        let connection = self.links.connect(&address(NAMES[0]), class);
+        let connection = self.links.connect(&address(NAMES[self.controller]), class);
         self.connections += 1;
         let hello = HostMessage::Hello(Hello {
             version: WIRE_VERSION,
@@ -149,9 +152,12 @@ impl FakeHost {
                 if let Ok(connection) = host.try_connect(rig, class) {
                     return Some(connection);
                 }
+                if rig.shared {
+                    host.controller = 1 - host.controller;
+                }
                 rig.world.run_for(Duration::from_millis(100));
             }
-            panic!("not welcome: {:?}", rig.status(0));
+            panic!("not welcome by {}", NAMES[host.controller]);
         };
         self.log = connect(self, Class::Log);
         self.bulk = connect(self, Class::Bulk);
@@ -247,15 +253,15 @@ impl FakeHost {
     pub fn settle(&mut self, rig: &Rig) {
         for _ in 0..2000 {
             self.look();
-            if self.records.values().all(|record| record.1) {
-                return;
-            }
             if !self.is_connected() {
                 self.connect(rig);
             }
+            if self.records.values().all(|record| record.1) {
+                return;
+            }
             rig.world.run_for(Duration::from_millis(5));
         }
-        panic!("not mirrored: {:?}", rig.status(0));
+        panic!("not mirrored by {}", NAMES[self.controller]);
     }
 
     pub fn send(&mut self, class: Class, lane: u8, parts: &[Bytes]) {

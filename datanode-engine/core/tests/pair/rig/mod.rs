@@ -49,6 +49,8 @@ pub struct Rig {
     pub vaults: [SimDrive; 2],
     pub pool: Vec<SimDrive>,
     pub controllers: [Option<Controller>; 2],
+    /// Whether both controllers reach the pool.
+    pub shared: bool,
     /// What the controllers told, whichever it was.
     pub observed: Rc<Observed>,
 }
@@ -97,6 +99,7 @@ impl Rig {
             vaults,
             pool,
             controllers: [None, None],
+            shared: false,
             observed: Rc::default(),
             world,
         };
@@ -165,6 +168,7 @@ impl Rig {
             peer: address(NAMES[1 - controller]),
             log: LOG,
             advice: None,
+            take_over: true,
             grants_kept: GRANTS_KEPT,
         };
         let world = World {
@@ -174,13 +178,22 @@ impl Rig {
             catalog: Box::new(InlineCatalog::new(catalog, executor, Duration::from_millis(1))),
             catalog_applied,
             vault: process.open_drive(&self.vaults[controller]),
-            drives: if controller == 0 { self.open_pool(&process) } else { Vec::new() },
+            drives: match self.shared || controller == 0 {
+                true => self.open_pool(&process),
+                false => Vec::new(),
+            },
             observer: Rc::clone(&self.observed) as Rc<dyn Observer>,
         };
         let node = Rc::new(DataNode::new(world, settings));
         let turning = Rc::clone(&node);
         process.set_turn(move || turning.turn());
         self.controllers[controller] = Some(Controller { process, node });
+    }
+
+    /// Puts ports for both controllers on the drives.
+    pub fn share_pool(&mut self) {
+        self.shared = true;
+        self.pool.iter().for_each(|drive| drive.set_ports(2));
     }
 
     /// SIGKILL.

@@ -1,0 +1,297 @@
+//! What becomes of the role while the peer is away: the active controller gives signs of life, the other takes over when
+//! there are none, and an active one that was superseded steps down (C7, C9).
+//!
+//! The store decides, by compare-and-swap; signs of life and times only say when to try, so that a mere break
+//! between the controllers moves no role. Whoever takes over has what the other member has: the
+//! other forwarded all of it, or both have it from before they started. It acknowledges nothing until the other holds it too, so both
+//! stay members. Neither issues grants to hosts until the other joined, and whoever joins has no I/O under older ones on
+//! its way any more (C15).
+//!
+//! A crash in the middle leaves a record that names an active process that is gone: whoever is left takes over anew.
+
+use crate::catalog_port::{CatalogReply, CatalogRequest};
+use crate::grants::Grants;
+use crate::node::Node;
+use crate::resident::Resident;
+use crate::roles;
+use crate::state::{Active, Phase, Seen, State};
+use cleave_coordinator::{LogRole, StoreClient, StoreError, Transaction};
+use cleave_format::control::Control;
+use cleave_format::ids::{DatanodeId, Position};
+use cleave_runtime::crash_points::{Point, reached};
+use slab::Slab;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// The store is asked, or given a sign of life, this often while the peer is away.
+const WATCH: Duration = Duration::from_millis(400);
+/// An active controller without a sign of life for so long is taken for dead.
+const LIFELESS: Duration = Duration::from_secs(1);
+/// A controller that has met nobody since it started waits so long for its peer.
+const STARTED_ALONE: Duration = Duration::from_secs(10);
+/// How long a controller that steps down waits for its drives.
+const LAST_IO: Duration = Duration::from_secs(10);
+/// It looks this often whether they are idle.
+const LAST_IO_POLL: Duration = Duration::from_millis(2);
+
+/// What is to be done about the role.
+enum Change {
+    TakeOver,
+    StepDown(Position),
+}
+
+/// `alive/ID`: changed by the active controller for as long as its peer is away. Only the revision says something.
+pub fn life_key(datanode: DatanodeId) -> String {
+    format!("alive/{datanode}")
+}
+
+/// Asks the store about the role while the peer is away, for as long as the process lives.
+pub(super) async fn watch(node: Node) {
+    loop {
+        node.executor().sleep(WATCH).await;
+        let (asked, serves) = {
+            let state = node.state();
+            if state.stopping {
+                return;
+            }
+            if state.is_joined() || matches!(state.phase, Phase::Copying) {
+                continue;
+            }
+            (node.executor().now(), state.active.is_some())
+        };
+        let (store, datanode) = node.store();
+        if serves {
+            let sign = Transaction::new().put(life_key(datanode), Vec::new());
+            // Whatever came of it: the next one comes soon.
+            let _ = store.transact(sign).await;
+        }
+        let Ok((recorded, revision)) = ask(&store, datanode).await else { continue };
+        let mut state = node.state_mut();
+        if asked < state.alone {
+            continue;
+        }
+        let since = match &state.seen {
+            Some(seen) if seen.life.0 == revision => seen.life.1,
+            _ => asked,
+        };
+        state.seen = Some(Seen { asked, recorded, life: (revision, since) });
+    }
+}
+
+async fn ask(
+    store: &StoreClient,
+    datanode: DatanodeId,
+) -> Result<(roles::Recorded, u64), StoreError> {
+    let recorded = roles::read(store, datanode).await?;
+    let life = store.get(&life_key(datanode)).await?;
+    Ok((recorded, life.map_or(0, |found| found.revision)))
+}
+
+impl Node {
+    /// Does what is due about the role. True when it changed: this controller is active now, or is so no more.
+    pub(super) async fn look_at_role(&self) -> bool {
+        let change = self.state().due_change();
+        match change {
+            Some(Change::TakeOver) => match self.take_over().await {
+                Ok(taken) => taken,
+                Err(reason) => {
+                    tracing::warn!("the active role was not taken: {reason}");
+                    false
+                }
+            },
+            Some(Change::StepDown(origin)) => {
+                self.step_down(origin).await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn take_over(&self) -> Result<bool, String> {
+        let Some(seen) = self.state_mut().seen.take() else { return Ok(false) };
+        let (store, datanode) = self.store();
+        let (own, origin) = {
+            let state = self.state();
+            let held = state.held.as_ref().expect("only who holds the log takes over");
+            (state.incarnation, held.log.next())
+        };
+        let taken = roles::take_over(&store, datanode, &seen.recorded, own, origin).await;
+        let Some(role) = taken.map_err(|error| error.to_string())? else { return Ok(false) };
+        tracing::warn!("took the active role over, at epoch {} and position {origin}", role.epoch);
+        reached(Point::RoleTaken);
+        let built = self.build_active().await?;
+        let mut state = self.state_mut();
+        // The other one held all of it, if this one was a member and did not only load an image.
+        let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
+        state.become_active(role, built);
+        state.counters.taken_over += 1;
+        state.mirror.mirrored = if by_member { origin.0 - 1 } else { 0 };
+        state.mirror.forwarded = state.mirror.mirrored;
+        state.mirror.peer_catalog = 0;
+        let through = Position(state.mirror.mirrored);
+        state.advance_effects(through);
+        if !state.stopping {
+            state.phase = Phase::PeerAway;
+        }
+        Ok(true)
+    }
+
+    /// Serves no host any more. What the log has from `origin` on is void: the active controller has, or will have,
+    /// something else there, and nobody was told of it.
+    pub(super) async fn step_down(&self, origin: Position) {
+        tracing::warn!("the other controller is active now; stepping down");
+        {
+            let mut state = self.state_mut();
+            state.leaving = true;
+            state.close_hosts("the other controller is active now");
+        }
+        let limit = self.executor().now() + LAST_IO;
+        let idle = || self.state().active.as_ref().is_none_or(|active| active.drives.is_idle());
+        while !idle() {
+            if self.executor().now() >= limit {
+                return self.fail(
+                    "stepping down, but I/O on a drive does not end; another process has to begin anew"
+                        .to_owned(),
+                );
+            }
+            self.executor().sleep(LAST_IO_POLL).await;
+        }
+        let mut state = self.state_mut();
+        state.end_active(origin);
+        if !state.stopping {
+            state.phase = Phase::PeerAway;
+        }
+        reached(Point::RoleLeft);
+    }
+
+    /// What an active controller keeps resident, unless it has that already: from the catalog, and the control
+    /// entries of the log beyond it.
+    pub(super) async fn build_active(&self) -> Result<Option<(Active, u64)>, String> {
+        if self.state().active.is_some() {
+            return Ok(None);
+        }
+        let asked = self.state_mut().catalog.ask_flow(CatalogRequest::Resident);
+        let Some(CatalogReply::Resident(catalog)) = asked.wait().await else {
+            return Err("the catalog failed".to_owned());
+        };
+        let mut state = self.state_mut();
+        let mut resident = Resident::load(&catalog);
+        let mut grants = Grants::default();
+        let pool = state.pool.as_mut().ok_or("the drives are gone")?;
+        for (drive, row) in &catalog.drives {
+            pool.set_state(*drive, row.state, row.generation);
+        }
+        for (drive, _, slots, _) in pool.states() {
+            grants.allocator.add_drive(drive, slots);
+        }
+        for (drive, used) in &catalog.used {
+            grants.allocator.mark_all(*drive, used);
+        }
+        grants.load(catalog.newest_stripe, catalog.grants.clone());
+        let mut active = Active {
+            resident: Resident::default(),
+            grants,
+            drives: crate::drives::Drives::new(state.settings.cluster, Vec::new()),
+            requests: Slab::new(),
+            acks: VecDeque::new(),
+            replies: VecDeque::new(),
+            untold: BTreeMap::new(),
+            deferred: VecDeque::new(),
+            quota: state.settings.log.record_bytes_max / 4 * 3,
+            absent: BTreeMap::new(),
+        };
+        let mut stripes = catalog.stripes;
+        let state = &mut *state;
+        let held = state.held.as_ref().ok_or("the log is gone")?;
+        let mut after = catalog.applied;
+        loop {
+            let (position, control) = match held.log.next_control(after, held.log.next()) {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(rotted) => {
+                    state.lose_control(rotted);
+                    return Err(rotted.to_string());
+                }
+            };
+            after = position;
+            resident.apply(position, &control);
+            match &control {
+                Control::Grant { incarnation, stripes } => {
+                    active.grants.replay(*incarnation, stripes);
+                }
+                Control::Drive { drive, state: drive_state, generation } => {
+                    let pool = state.pool.as_mut().expect("looked at before");
+                    pool.set_state(*drive, *drive_state, *generation);
+                }
+                Control::Commit(commit) => stripes += u64::from(!commit.slots.is_empty()),
+                _ => {}
+            }
+            std::mem::swap(&mut active.resident, &mut resident);
+            active.effect(&control);
+            std::mem::swap(&mut active.resident, &mut resident);
+        }
+        active.resident = resident;
+        Ok(Some((active, stripes)))
+    }
+}
+
+impl State {
+    fn due_change(&self) -> Option<Change> {
+        let seen = self.seen.as_ref().filter(|_| !self.is_joined() && !self.stopping)?;
+        let (role, _) = seen.recorded.role.as_ref()?;
+        if self.active.is_some() {
+            let known = self.role.as_ref().map_or(0, |known| known.epoch);
+            let superseded = role.epoch > known && role.active != Some(self.incarnation.0);
+            return superseded.then_some(Change::StepDown(Position(role.origin)));
+        }
+        let waited = match self.confirmed {
+            true => LIFELESS,
+            false => STARTED_ALONE,
+        };
+        let now = self.executor.now();
+        // With the store away nothing is begun that needs it: the peer may come back first.
+        let fresh = now.since(seen.asked) < LIFELESS;
+        let lifeless = seen.asked.since(seen.life.1) >= LIFELESS && now.since(self.alone) >= waited;
+        let standing = self.standing();
+        let may = self.settings.take_over
+            && role.has_log()
+            && standing.is_valid(role)
+            && standing.able;
+        (may && fresh && lifeless).then_some(Change::TakeOver)
+    }
+
+    /// This controller is active by a record. `built`: what that needs, unless it was active before.
+    pub(super) fn become_active(&mut self, role: LogRole, built: Option<(Active, u64)>) {
+        self.role = Some(role);
+        if let Some((mut active, stripes)) = built {
+            self.stripes = stripes;
+            let drives = self.pool.take().expect("the drives rest while there is no active");
+            active.take_drives(drives);
+            self.active = Some(active);
+            self.damage_stale = true;
+        }
+        self.assign_records();
+    }
+
+    /// And is so no more.
+    fn end_active(&mut self, origin: Position) {
+        self.leaving = false;
+        self.counters.stepped_down += 1;
+        self.role = None;
+        self.mending = crate::mend::Mending::default();
+        if let Some(active) = self.active.take() {
+            self.pool = Some(active.drives.rested());
+        }
+        if let Some(held) = &mut self.held {
+            held.log.truncate(origin);
+            let last = held.log.next().0.saturating_sub(1);
+            self.mirror.mirrored = self.mirror.mirrored.min(last);
+            if self.mirror.effects > last {
+                self.fail(format!(
+                    "what the other controller does not hold had effects here: {} and {last}",
+                    self.mirror.effects
+                ));
+            }
+        }
+    }
+}
