@@ -61,12 +61,12 @@ class Field:
         self.effects[kind] = (met + packets, lasted + seconds)
 
     def until_lost(self, drive):
-        """Waits until the drive's owner has noticed; then an operator takes it out."""
+        """Waits until the active controller has noticed; then an operator takes it out."""
 
         def noticed():
-            status = self.parts.ask(ENGINES[1])
-            # While its owner is away nobody can notice.
-            return status is None or any(
+            status = self.parts.ask(self.parts.active())
+            # While nobody is active nobody can notice.
+            return status is None or status["role"] != "active" or any(
                 one["drive"] == drive.number and one["state"] == "lost" for one in status["drives"]
             )
 
