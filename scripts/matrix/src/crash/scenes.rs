@@ -55,11 +55,7 @@ pub const SCENES: &[Scene] = &[
     Scene {
         name: "commit without a stripe",
         machines: &[Active, Standby],
-        begin: |shared| {
-            let mut rig = Rig::running(shared);
-            rig.destage(0..300);
-            rig
-        },
+        begin: one_stripe,
         act: |rig| {
             let committed =
                 |rig: &Rig| rig.host().stats().map_or(0, |stats| stats.stripeless_commits);
@@ -74,11 +70,7 @@ pub const SCENES: &[Scene] = &[
     Scene {
         name: "map run",
         machines: &[Active, Standby],
-        begin: |shared| {
-            let mut rig = Rig::running(shared);
-            rig.destage(0..300);
-            rig
-        },
+        begin: one_stripe,
         // Each round is a commit; a run is due after a few.
         act: |rig| {
             for round in 0..4 {
@@ -198,6 +190,12 @@ pub const SCENES: &[Scene] = &[
         },
     },
 ];
+
+fn one_stripe(shared: bool) -> Rig {
+    let mut rig = Rig::running(shared);
+    rig.destage(0..300);
+    rig
+}
 
 fn some_content(shared: bool) -> Rig {
     let mut rig = Rig::running(shared);
