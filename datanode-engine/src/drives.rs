@@ -147,10 +147,11 @@ fn refused(error: Error) -> Trouble {
     }
 }
 
-/// Whether the system says that there is no working device any more.
+/// Whether the system says that there is no working device any more: one on a file system that turned read-only by an
+/// error is none either.
 fn is_gone(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let gone = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::IO, Errno::NOMEDIUM];
+    let gone = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::IO, Errno::NOMEDIUM, Errno::ROFS];
     gone.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 

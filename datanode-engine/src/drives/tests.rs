@@ -151,3 +151,16 @@ fn a_drive_that_another_process_holds_is_named() {
     let Trouble::Fatal(problem) = refused(again) else { panic!("it is not lost") };
     assert!(problem.to_string().contains("still holds it"));
 }
+
+#[test]
+fn a_drive_on_a_file_system_that_turned_read_only_is_lost() {
+    use rustix::io::Errno;
+    let open = |errno: Errno| {
+        let source = io::Error::from_raw_os_error(errno.raw_os_error());
+        refused(Error::DriveOpen { path: PathBuf::from("/drive"), source })
+    };
+    assert!(matches!(open(Errno::ROFS), Trouble::Lost(_)));
+    assert!(matches!(open(Errno::IO), Trouble::Lost(_)));
+    // A person has to look.
+    assert!(matches!(open(Errno::ACCESS), Trouble::Fatal(_)));
+}
