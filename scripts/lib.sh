@@ -11,13 +11,13 @@ cd "$ROOT"
 export CARGO_TARGET_DIR=$ROOT/target
 
 # What the build needs beside Rust.
-BUILD_PACKAGES=(gcc libc6-dev)
+BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
 # What guests need: the hypervisor, what runs in them, and the unpacking of a kernel.
 GUEST_PACKAGES=(python3 qemu-system-x86 qemu-utils busybox-static fio e2fsprogs)
 # What torture does to networks and drives.
 TORTURE_PACKAGES=(iproute2 nftables util-linux e2fsprogs)
-# What the store of several machines is built and tested with.
-STORE_PACKAGES=(protobuf-compiler libprotobuf-dev etcd-server etcd-client)
+# What the store of several machines is tested with.
+STORE_PACKAGES=(etcd-server etcd-client)
 # What tests need beside: measurements that guard against regressions.
 TEST_PACKAGES=(valgrind strace binutils "${STORE_PACKAGES[@]}" "${TORTURE_PACKAGES[@]}")
 

@@ -18,7 +18,7 @@ use cleave_control::config::DatanodeConfig;
 use cleave_control::protocol::Response;
 use cleave_control::records::{self, CLUSTER_KEY, ClusterRecord};
 use cleave_control::server::ControlServer;
-use cleave_coordinator::{SocketStore, StoreClient};
+use cleave_coordinator::StoreClient;
 use cleave_datanode_core::catalog_port::CatalogWorker;
 use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::vault::vault_capacity;
@@ -74,8 +74,8 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let links = QuicLinks::new(&reactor, &links)?;
     let (asker, asked) = questions(reactor.doorbell());
     let _server = serve_control(&config, asker)?;
-    let store = SocketStore::new(&config.store_socket, reactor.doorbell())?;
-    let store = StoreClient::new(Rc::new(store));
+    let store = cleave_coordinator_etcd::open(&config.store(), reactor.doorbell())?;
+    let store = StoreClient::new(store);
 
     let owner = Owner {
         cluster: config.cluster.parse()?,
@@ -202,10 +202,10 @@ async fn check_cluster(
     config: DatanodeConfig,
     failure: Rc<RefCell<Option<ControllerError>>>,
 ) {
-    let socket = config.store_socket;
+    let place = config.store().to_string();
     let foreign = |found: String| {
         let wanted = wanted.to_string();
-        Some(ControllerError::ForeignStore { socket, found, wanted })
+        Some(ControllerError::ForeignStore { store: place, found, wanted })
     };
     let wrong = match records::get::<ClusterRecord>(&store, CLUSTER_KEY).await {
         Ok(Some((record, _))) if record.uuid.parse() == Ok(wanted) => None,

@@ -75,11 +75,11 @@ pub enum ControllerError {
     },
     /// The store serves another cluster.
     #[error(
-        "the store at {socket} is of cluster {found}, and this controller is of {wanted}; correct store_socket or cluster"
+        "the store at {store} is of cluster {found}, and this controller is of {wanted}; correct store_socket, etcd or cluster"
     )]
     ForeignStore {
-        /// The store's socket.
-        socket: PathBuf,
+        /// Where the store is.
+        store: String,
         /// Its cluster.
         found: String,
         /// Ours.

@@ -18,11 +18,11 @@ pub enum HostEngineError {
     },
     /// The store serves another cluster, or none.
     #[error(
-        "the store at {socket} is of {found}, and this host is of cluster {wanted}; correct store_socket or cluster"
+        "the store at {store} is of {found}, and this host is of cluster {wanted}; correct store_socket, etcd or cluster"
     )]
     ForeignStore {
-        /// The store's socket.
-        socket: PathBuf,
+        /// Where the store is.
+        store: String,
         /// Whose it is.
         found: String,
         /// Ours.

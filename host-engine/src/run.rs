@@ -20,7 +20,7 @@ use cleave_control::config::HostConfig;
 use cleave_control::protocol::{Request, Response};
 use cleave_control::records::{self, CLUSTER_KEY, ClusterRecord};
 use cleave_control::server::ControlServer;
-use cleave_coordinator::{SocketStore, StoreClient, next_incarnation};
+use cleave_coordinator::{StoreClient, next_incarnation};
 use cleave_format::ids::{ClusterId, Epoch, Incarnation};
 use cleave_process::arguments::Launch;
 use cleave_process::ask::{Questions, questions};
@@ -75,8 +75,8 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let _server = ControlServer::start(&config.control_socket, move |request| {
         asker.ask(request, ANSWER).unwrap_or_else(Response::error)
     })?;
-    let store = SocketStore::new(&config.store_socket, reactor.doorbell())?;
-    let store = StoreClient::new(Rc::new(store));
+    let store = cleave_coordinator_etcd::open(&config.store(), reactor.doorbell())?;
+    let store = StoreClient::new(store);
     let engine = Rc::new(Engine::new(config, reactor.executor().clone(), store, keys));
     let beginning = begin(Rc::clone(&engine), identity, reactor.doorbell());
     reactor.executor().spawn(Priority::Foreground, beginning);
@@ -130,8 +130,8 @@ async fn enter(
     let config = &engine.config;
     let found = records::get::<ClusterRecord>(&engine.store, CLUSTER_KEY).await?;
     let foreign = |found: String| {
-        let (socket, wanted) = (config.store_socket.clone(), config.cluster.clone());
-        HostEngineError::ForeignStore { socket, found, wanted }
+        let (store, wanted) = (config.store().to_string(), config.cluster.clone());
+        HostEngineError::ForeignStore { store, found, wanted }
     };
     let (cluster, _) = found.ok_or_else(|| foreign("no cluster".to_owned()))?;
     let wanted: ClusterId = config.cluster.parse().expect("the configuration was checked");

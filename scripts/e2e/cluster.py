@@ -105,9 +105,11 @@ class Cluster:
         return json.loads(self.cleave("stats", "--json"))
 
     def processes(self):
-        """The status of each engine's process, by name."""
+        """The status of each child's process, by name."""
         status = self.status()
         parts = status["hosts"] + status["controllers"]
+        if status["store"]["process"]:
+            parts.append(status["store"])
         return {part["process"]["name"]: part["process"] for part in parts}
 
     def pid(self, name):

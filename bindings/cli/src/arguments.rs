@@ -1,5 +1,6 @@
 //! The command line. Values are checked while it is parsed, so that nothing has happened when one is wrong.
 
+use crate::dev::store::StoreKind;
 use crate::image::Format;
 use crate::nvme::NvmeCommand;
 use clap::{Args, Parser, Subcommand};
@@ -144,7 +145,10 @@ pub struct DevOptions {
     /// Keep drives in memory: nothing survives the end of this command.
     #[arg(long)]
     pub memory_drives: bool,
-    /// Start a child again when it ends.
+    /// The coordinator store: redb, in this process, or etcd (Debian: etcd-server), a child of it [default: redb]
+    #[arg(long, value_name = "redb|etcd")]
+    pub store: Option<StoreKind>,
+    /// Start an engine again when it ends.
     #[arg(long)]
     pub restart: bool,
     /// Start no engines: something else does, with the configurations in DIR/run, which are kept as they are.
@@ -385,6 +389,7 @@ mod tests {
             "cleave dev --host-memory 1M",
             "cleave dev --log-size 1M",
             "cleave dev --flash-size 1M",
+            "cleave dev --store zookeeper",
             "cleave host cpu --insane perhaps",
             "cleave host cpu --cores 0",
             "cleave host cpu --cores many",

@@ -8,6 +8,8 @@
 //! | [`drives`] | drive files and drives in memory |
 //! | [`cpu`] | what the host engine may use of the processors |
 //! | [`flash`] | the host's flash: files and memory |
+//! | [`store`] | the coordinator store, the supervisor's own or etcd |
+//! | [`etcd`] | etcd as a child: its certificates, passwords, options |
 //! | [`engines`] | the engines' configuration files and ports |
 //! | [`child`] | one child process: start, signals, end, its last words |
 //! | [`namespace`] | vdisks in the store |
@@ -15,7 +17,7 @@
 //! | [`requests`] | what the control socket answers |
 //! | [`supervisor`] | the loop: children, signals, requests, the order of a stop |
 //!
-//! The supervisor owns the coordinator store. It keeps no state of its own outside of the directory,
+//! The supervisor owns the coordinator store, or etcd, which is its child then. It keeps no state of its own outside of the directory,
 //! so it can be killed at any time: its children get SIGTERM from the kernel and stop cleanly.
 //! With `--no-engines` something else starts and stops the engines; they outlive this process then,
 //! and do without the store until it is started again.
@@ -26,11 +28,13 @@ pub mod cpu;
 pub mod directory;
 pub mod drives;
 pub mod engines;
+pub mod etcd;
 pub mod flash;
 pub mod namespace;
 pub mod overview;
 pub mod requests;
 pub mod settings;
+pub mod store;
 pub mod supervisor;
 
 use crate::arguments::DevOptions;
@@ -59,6 +63,8 @@ pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
         log_size: options.log_size,
         flash: flash_of(&options.flash)?,
         flash_size: options.flash_size,
+        store: options.store,
+        engines_elsewhere: options.no_engines,
     };
     let cluster = Cluster::open(directory, &asked)?;
     for (name, size) in &options.vdisks {

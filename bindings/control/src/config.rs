@@ -4,6 +4,8 @@
 //! checked without touching the system is checked here; every error is one line that names the
 //! file and the field. Sizes are bytes, or texts such as `"64M"`.
 
+mod store;
+
 use crate::flash::FlashPlace;
 use crate::names::{check_name, check_socket_path};
 use crate::size;
@@ -13,6 +15,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+pub use store::{EtcdAccess, StorePlace};
 
 /// Smallest payload of a datagram that QUIC allows.
 pub const MTU_MIN: u16 = 1200;
@@ -102,8 +106,9 @@ pub struct HostConfig {
     pub cluster: String,
     /// For what the engine keeps on this host.
     pub dir: PathBuf,
-    /// The coordinator store's socket.
-    pub store_socket: PathBuf,
+    /// The socket of Cleave's own coordinator store; this or `etcd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_socket: Option<PathBuf>,
     /// Where this engine serves the control protocol.
     pub control_socket: PathBuf,
     /// Where this engine listens for links; port 0 lets the system choose.
@@ -145,6 +150,9 @@ pub struct HostConfig {
     pub mtu: u16,
     /// Certificates.
     pub tls: TlsFiles,
+    /// The coordinator store in etcd; this or `store_socket`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdAccess>,
     /// The data nodes.
     pub datanodes: Vec<DatanodeAddresses>,
 }
@@ -190,8 +198,9 @@ pub struct DatanodeConfig {
     /// again.
     #[serde(default = "default_take_over", skip_serializing_if = "is_true")]
     pub take_over: bool,
-    /// The coordinator store's socket.
-    pub store_socket: PathBuf,
+    /// The socket of Cleave's own coordinator store; this or `etcd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_socket: Option<PathBuf>,
     /// Where this controller serves the control protocol.
     pub control_socket: PathBuf,
     /// Largest payload of a datagram, bytes.
@@ -199,6 +208,9 @@ pub struct DatanodeConfig {
     pub mtu: u16,
     /// Certificates.
     pub tls: TlsFiles,
+    /// The coordinator store in etcd; this or `store_socket`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdAccess>,
     /// The data node's drives.
     pub drives: Vec<DriveConfig>,
 }
@@ -225,6 +237,11 @@ impl HostConfig {
         load(path, HostConfig::check)
     }
 
+    /// The coordinator store.
+    pub fn store(&self) -> StorePlace {
+        store::place(self.store_socket.as_deref(), self.etcd.as_ref())
+    }
+
     /// Bytes for what is kept of maps in memory.
     pub fn map_budget(&self) -> u64 {
         match self.map {
@@ -247,7 +264,7 @@ impl HostConfig {
             check_path(field, path)?;
         }
         self.key_file.as_deref().map_or(Ok(()), |path| check_path("key_file", path))?;
-        check_socket("store_socket", &self.store_socket)?;
+        store::check(self.store_socket.as_deref(), self.etcd.as_ref())?;
         check_socket("control_socket", &self.control_socket)?;
         check_tls(&self.tls)?;
         check_mtu(self.mtu)?;
@@ -296,6 +313,11 @@ impl DatanodeConfig {
         load(path, DatanodeConfig::check)
     }
 
+    /// The coordinator store.
+    pub fn store(&self) -> StorePlace {
+        store::place(self.store_socket.as_deref(), self.etcd.as_ref())
+    }
+
     /// The file's content.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration has no maps with strange keys")
@@ -310,7 +332,7 @@ impl DatanodeConfig {
         check_path("dir", &self.dir)?;
         check_path("vault", &self.vault)?;
         check_path("catalog", &self.catalog)?;
-        check_socket("store_socket", &self.store_socket)?;
+        store::check(self.store_socket.as_deref(), self.etcd.as_ref())?;
         check_socket("control_socket", &self.control_socket)?;
         check_tls(&self.tls)?;
         check_mtu(self.mtu)?;

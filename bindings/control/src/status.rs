@@ -22,12 +22,26 @@ pub struct ClusterStatus {
     pub encrypted: bool,
     /// The supervising process.
     pub supervisor: ProcessStatus,
+    /// The coordinator store.
+    #[serde(default)]
+    pub store: StoreStatus,
     /// Every host, in order of ids.
     pub hosts: Vec<HostStatus>,
     /// Every controller, in order of data nodes and controllers.
     pub controllers: Vec<ControllerStatus>,
     /// What a person should know, one line each; empty when all is well.
     pub warnings: Vec<String>,
+}
+
+/// The coordinator store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// `redb`: the supervisor's own; or `etcd`.
+    pub kind: String,
+    /// Whether it answers the supervisor.
+    pub connected: bool,
+    /// The process of etcd; `null` when the supervisor serves the store itself.
+    pub process: Option<ProcessStatus>,
 }
 
 /// Whether a process runs.

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`contract`] | the operations, their limits, and [`Store`], what a core sees |
 //! | [`client`] | [`StoreClient`]: operations as futures, waiting while the store is away |
+//! | [`blocking`] | [`BlockingStore`]: operations for threads that may wait |
 //! | [`records`] | the typed records that cores read and write here, counters |
 //! | [`encoding`] | the only place that knows bincode |
 //! | [`frame`] | messages on the socket |
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acceptor;
+pub mod blocking;
 pub mod client;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -35,6 +37,7 @@ pub mod redb_store;
 pub mod server;
 pub mod socket;
 
+pub use blocking::BlockingStore;
 pub use client::{StoreClient, Watch};
 pub use contract::{
     Answer, Change, Changed, Condition, Key, Lease, LeaseId, Listing, Operation, Outcome, Store,

@@ -138,7 +138,7 @@ fn config(folder: &std::path::Path) -> HostConfig {
         id: HOST,
         cluster: "0".repeat(32),
         dir: folder.to_owned(),
-        store_socket: folder.join("store"),
+        store_socket: Some(folder.join("store")),
         control_socket: folder.join("control"),
         listen: "127.0.0.1:0".parse().unwrap(),
         cores: 1,
@@ -154,6 +154,7 @@ fn config(folder: &std::path::Path) -> HostConfig {
         lock_dir: folder.to_owned(),
         mtu: 1452,
         tls: TlsFiles { ca: "/".into(), certificate: "/".into(), key: "/".into() },
+        etcd: None,
         datanodes: vec![DatanodeAddresses { id: 1, controllers: vec![peer("a"), peer("b")] }],
     }
 }

@@ -14,6 +14,10 @@ pub fn status(status: &ClusterStatus) -> String {
     let encrypted = if status.encrypted { ", encrypted" } else { "" };
     line(&mut out, format_args!("cluster {}: {ready}{encrypted}", status.cluster));
     line(&mut out, format_args!("  {}", process(&status.supervisor)));
+    if let Some(etcd) = &status.store.process {
+        let connected = if status.store.connected { "connected" } else { "away" };
+        line(&mut out, format_args!("store: {}, {connected}", process(etcd)));
+    }
     for host in &status.hosts {
         line(&mut out, format_args!("host {}: {}", host.host, process(&host.process)));
         if host.process.state != ProcessState::Running {
@@ -432,7 +436,7 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cleave_control::status::{CoreStatus, FlashEventStatus};
+    use cleave_control::status::{CoreStatus, FlashEventStatus, StoreStatus};
 
     #[test]
     fn bytes_have_three_digits() {
@@ -517,12 +521,22 @@ mod tests {
             ready: false,
             encrypted: true,
             supervisor: ProcessStatus::default(),
+            store: StoreStatus {
+                kind: "etcd".to_owned(),
+                connected: false,
+                process: Some(ProcessStatus { name: "etcd".to_owned(), ..Default::default() }),
+            },
             hosts: vec![Default::default()],
             controllers: vec![Default::default()],
             warnings: vec!["all is lost".to_owned()],
         };
         let text = super::status(&status);
-        for part in ["not ready, encrypted", "host 0:  down", "warning: all is lost"] {
+        for part in [
+            "not ready, encrypted",
+            "store: etcd down, away",
+            "host 0:  down",
+            "warning: all is lost",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }

@@ -1,4 +1,4 @@
-//! One child process: an engine with its configuration, its log, and the signals that end it.
+//! One child process: an engine with its configuration, or etcd, its log, and the signals that end it.
 //!
 //! A child's standard error is its log file itself, so it loses no words and meets no broken pipe when the
 //! supervisor dies. It gets SIGTERM from the kernel when that happens. It is in a process group of
@@ -39,12 +39,19 @@ pub struct Running {
     log_start: u64,
 }
 
-/// Starts an engine. The child itself is to be waited for; of one that stands by the standard output is to be
+/// How an engine is started.
+pub fn engine(directory: &Directory, name: &str, path: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.arg("--config").arg(directory.engine_config(name));
+    command
+}
+
+/// Starts a child. It is to be waited for; of an engine that stands by the standard output is to be
 /// listened to.
 pub fn start(
     directory: &Directory,
     name: &str,
-    path: &Path,
+    mut command: Command,
     standby: bool,
 ) -> Result<(Running, Child)> {
     let log = directory.log(name);
@@ -59,8 +66,6 @@ pub fn start(
         .map_err(file("open", &log))?;
     let log_start = output.metadata().map_err(file("look at", &log))?.len();
     let copy = output.try_clone().map_err(file("open", &log))?;
-    let mut command = Command::new(path);
-    command.arg("--config").arg(directory.engine_config(name));
     // A crash point of the supervisor's is not its children's.
     command.env_remove(CRASH_POINT);
     command.stdin(Stdio::null()).stdout(copy).stderr(output).process_group(0);
@@ -78,7 +83,8 @@ pub fn start(
     };
     // SAFETY: between fork and exec only two system calls are made; nothing is allocated or locked.
     unsafe { command.pre_exec(follow_parent) };
-    let child = command.spawn().map_err(file("start", path))?;
+    let path = PathBuf::from(command.get_program());
+    let child = command.spawn().map_err(file("start", &path))?;
     let pid = Pid::from_child(&child);
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(system("name a child process"))?;
     let since = Instant::now();

@@ -6,8 +6,10 @@
 
 use crate::dev::directory::{Directory, sync_folder, write_private};
 use crate::dev::drives::{self, Drive, Owner};
+use crate::dev::etcd;
 use crate::dev::namespace::Namespace;
 use crate::dev::settings::{Asked, CONTROLLERS, DATANODE_ID, ENGINES, HOST, Settings};
+use crate::dev::store::{ClusterStore, StoreKind};
 use crate::error::{Error, Result, file, system};
 use cleave_codec::{Keys, key_check_value};
 use cleave_control::key_file::{Key, load_key};
@@ -43,8 +45,10 @@ pub struct Cluster {
     pub drives: Vec<Drive>,
     /// Numbers of drives whose files are missing.
     pub missing: Vec<u16>,
-    /// The coordinator store, served to the engines.
-    pub store: StoreServer,
+    /// The coordinator store, which the engines use too.
+    pub store: ClusterStore,
+    /// etcd, when that is the store; the supervisor takes it over.
+    pub etcd: Option<etcd::Started>,
     /// Drives in memory live as long as these.
     pub _memory: Vec<File>,
 }
@@ -113,7 +117,7 @@ impl Cluster {
         }
         directory.open_folder(&directory.vhost())?;
         let id = ClusterId(drives::random()?);
-        create_identities(&directory)?;
+        create_identities(&directory, settings.store)?;
         reached(Point::DevCertificates);
         let key = match given {
             Some(key) => Some(key),
@@ -140,14 +144,13 @@ impl Cluster {
             (drives::create_files(&directory, owner, count, size)?, Vec::new())
         };
         reached(Point::DevDrives);
-        let mut store = RedbStore::open(&directory.store())?;
-        put_records(&mut store, &record, &drives)?;
+        let (store, etcd) = begin_store(&directory, &mut settings, asked)?;
+        put_records(&store, &record, &drives)?;
         reached(Point::DevRecords);
         settings.save(&directory)?;
         reached(Point::DevSettings);
         fs::remove_file(directory.creating()).map_err(file("remove", &directory.creating()))?;
         sync_folder(&directory.creating())?;
-        let store = StoreServer::start(&directory.store_socket(), store)?;
         Ok(Cluster {
             directory,
             settings,
@@ -155,6 +158,7 @@ impl Cluster {
             drives,
             missing: Vec::new(),
             store,
+            etcd,
             _memory: memory,
         })
     }
@@ -162,9 +166,9 @@ impl Cluster {
     fn check(directory: Directory, mut settings: Settings, asked: &Asked) -> Result<Cluster> {
         settings.apply(asked, &directory)?;
         check_space(&directory, &settings)?;
-        let mut store = RedbStore::open(&directory.store())?;
+        let (store, etcd) = begin_store(&directory, &mut settings, asked)?;
         let record: ClusterRecord = match store
-            .execute(&Operation::Get { key: CLUSTER_KEY.into() })?
+            .execute(Operation::Get { key: CLUSTER_KEY.into() })?
         {
             Answer::Value(Some(value)) => from_value(CLUSTER_KEY, &value.value)?,
             _ => {
@@ -178,15 +182,34 @@ impl Cluster {
             reason: format!("{error}"),
         })?;
         let owner = Owner { cluster, datanode: DatanodeId(DATANODE_ID) };
-        let drives = recorded_drives(&mut store)?;
+        let drives = recorded_drives(&store)?;
         let missing = missing_drives(owner, &drives)?;
         for drive in drives.iter().filter(|drive| missing.contains(&drive.number)) {
             let (number, path) = (drive.number, drive.path.display());
             eprintln!("cleave: drive {number} ({path}) is missing; the pool goes on without it");
         }
         settings.save(&directory)?;
-        let store = StoreServer::start(&directory.store_socket(), store)?;
-        Ok(Cluster { directory, settings, record, drives, missing, store, _memory: Vec::new() })
+        let _memory = Vec::new();
+        Ok(Cluster { directory, settings, record, drives, missing, store, etcd, _memory })
+    }
+}
+
+/// The store, which engines can use from then on.
+fn begin_store(
+    directory: &Directory,
+    settings: &mut Settings,
+    asked: &Asked,
+) -> Result<(ClusterStore, Option<etcd::Started>)> {
+    match settings.store {
+        StoreKind::Redb => {
+            let store = RedbStore::open(&directory.store())?;
+            let server = StoreServer::start(&directory.store_socket(), store)?;
+            Ok((ClusterStore::Own(server), None))
+        }
+        StoreKind::Etcd => {
+            let (store, started) = etcd::begin(directory, settings, asked.engines_elsewhere)?;
+            Ok((store, Some(started)))
+        }
     }
 }
 
@@ -222,7 +245,7 @@ fn check_space(directory: &Directory, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-fn create_identities(directory: &Directory) -> Result<()> {
+fn create_identities(directory: &Directory, store: StoreKind) -> Result<()> {
     let authority = ClusterCa::generate().map_err(|error| Error::Identity(error.to_string()))?;
     let (certificate, key) = authority.to_pem();
     write_private(&directory.key("authority.pem"), certificate.as_bytes())?;
@@ -234,7 +257,10 @@ fn create_identities(directory: &Directory) -> Result<()> {
         write_private(&path("pem"), identity.certificate_pem.as_bytes())?;
         write_private(&path("key"), identity.key_pem.as_bytes())?;
     }
-    Ok(())
+    match store {
+        StoreKind::Redb => Ok(()),
+        StoreKind::Etcd => etcd::create_secrets(directory, &authority),
+    }
 }
 
 fn create_key(path: &Path) -> Result<Key> {
@@ -263,7 +289,7 @@ fn check_key(directory: &Directory, settings: &Settings, record: &ClusterRecord)
     Ok(())
 }
 
-fn put_records(store: &mut RedbStore, record: &ClusterRecord, drives: &[Drive]) -> Result<()> {
+fn put_records(store: &ClusterStore, record: &ClusterRecord, drives: &[Drive]) -> Result<()> {
     let mut transaction =
         Transaction::new().require(CLUSTER_KEY, 0).put(CLUSTER_KEY, to_value(record));
     for drive in drives {
@@ -276,14 +302,14 @@ fn put_records(store: &mut RedbStore, record: &ClusterRecord, drives: &[Drive]) 
         };
         transaction = transaction.put(drive_key(drive.number), to_value(&record));
     }
-    match store.execute(&Operation::Transact(transaction))? {
+    match store.execute(Operation::Transact(transaction))? {
         Answer::Transacted(Outcome::Committed(_)) => Ok(()),
         other => unreachable!("a store that was just made refused its first records: {other:?}"),
     }
 }
 
-fn recorded_drives(store: &mut RedbStore) -> Result<Vec<Drive>> {
-    let Answer::List(listing) = store.execute(&Operation::List { prefix: DRIVES.to_owned() })?
+fn recorded_drives(store: &ClusterStore) -> Result<Vec<Drive>> {
+    let Answer::List(listing) = store.execute(Operation::List { prefix: DRIVES.to_owned() })?
     else {
         unreachable!("a list is answered by a list")
     };

@@ -6,6 +6,7 @@
 //! DIR/lock             held by the supervisor; its process id
 //! DIR/children.lock    held by the supervisor and inherited by its children
 //! DIR/store.redb       the coordinator store       DIR/store.sock
+//! DIR/etcd/            what etcd keeps, when that is the store
 //! DIR/control.sock     the supervisor's control socket
 //! DIR/keys/            certificates, and the data key if the cluster made it
 //! DIR/drives/          drive files
@@ -34,7 +35,7 @@ const CHILDREN_END: Duration = Duration::from_secs(60);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// Names in a directory that belong to a cluster.
-const OURS: &[&str] = &["drives", "keys", "log", "run", "store.redb", "vhost"];
+const OURS: &[&str] = &["drives", "etcd", "keys", "log", "run", "store.redb", "vhost"];
 
 /// Where things lie.
 #[derive(Clone, Debug)]

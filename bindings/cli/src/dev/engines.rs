@@ -2,13 +2,16 @@
 
 use crate::dev::cluster::Cluster;
 use crate::dev::directory::write_private;
+use crate::dev::etcd;
 use crate::dev::flash;
 use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
+use crate::dev::store::StoreKind;
 use crate::error::{Result, system};
 use cleave_control::config::{
-    DatanodeAddresses, DatanodeConfig, DriveConfig, HostConfig, PeerAddress, TlsFiles,
+    DatanodeAddresses, DatanodeConfig, DriveConfig, EtcdAccess, HostConfig, PeerAddress, TlsFiles,
 };
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 
 /// Datagrams on loopback may be large, which costs least.
 const MTU: u16 = 8900;
@@ -66,6 +69,15 @@ fn tls(cluster: &Cluster, name: &str) -> TlsFiles {
     }
 }
 
+fn socket(cluster: &Cluster) -> Option<PathBuf> {
+    (cluster.settings.store == StoreKind::Redb).then(|| cluster.directory.store_socket())
+}
+
+fn etcd_access(cluster: &Cluster) -> Option<EtcdAccess> {
+    let (directory, settings) = (&cluster.directory, &cluster.settings);
+    (settings.store == StoreKind::Etcd).then(|| etcd::access(directory, settings))
+}
+
 fn controllers(cluster: &Cluster) -> Vec<PeerAddress> {
     let peer =
         |(name, port): (&str, &u16)| PeerAddress { name: name.to_owned(), address: address(*port) };
@@ -83,7 +95,7 @@ fn host(cluster: &Cluster) -> HostConfig {
         id: HOST_ID,
         cluster: cluster.record.uuid.clone(),
         dir: directory.engine(HOST),
-        store_socket: directory.store_socket(),
+        store_socket: socket(cluster),
         control_socket: directory.engine_socket(HOST),
         listen: address(settings.ports[2]),
         cores: settings.cores,
@@ -99,6 +111,7 @@ fn host(cluster: &Cluster) -> HostConfig {
         lock_dir: directory.engine(HOST),
         mtu: MTU,
         tls: tls(cluster, HOST),
+        etcd: etcd_access(cluster),
         datanodes: vec![DatanodeAddresses { id: DATANODE_ID, controllers: controllers(cluster) }],
     }
 }
@@ -125,10 +138,11 @@ fn datanode(cluster: &Cluster, controller: u8) -> DatanodeConfig {
         catalog: dir.join("catalog.redb"),
         dir,
         take_over: true,
-        store_socket: directory.store_socket(),
+        store_socket: socket(cluster),
         control_socket: directory.engine_socket(name),
         mtu: MTU,
         tls: tls(cluster, name),
+        etcd: etcd_access(cluster),
         drives: drives.collect(),
     }
 }

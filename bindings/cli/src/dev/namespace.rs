@@ -4,6 +4,7 @@
 //! number is never given to another one (C3). A crash leaves a vdisk as it was, or as it should be.
 
 use crate::dev::settings::{DATANODE_ID, HOST_ID};
+use crate::dev::store::ClusterStore;
 use crate::error::{Error, Result};
 use cleave_control::names::check_name;
 use cleave_control::records::{
@@ -12,9 +13,7 @@ use cleave_control::records::{
 use cleave_control::size::{check_vdisk_size, format_size};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::{Counter, counter_key, owner_key};
-use cleave_coordinator::{
-    Answer, Operation, Outcome, StoreError, StoreServer, Transaction, Versioned,
-};
+use cleave_coordinator::{Answer, Operation, Outcome, StoreError, Transaction, Versioned};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A vdisk's record.
@@ -30,7 +29,7 @@ pub struct Found {
 
 /// The vdisks of the cluster whose store this is.
 #[derive(Clone, Copy)]
-pub struct Namespace<'a>(pub &'a StoreServer);
+pub struct Namespace<'a>(pub &'a ClusterStore);
 
 impl Namespace<'_> {
     /// The vdisk of that name.
@@ -185,12 +184,12 @@ fn refused(name: &str, reason: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cleave_coordinator::RedbStore;
+    use cleave_coordinator::{RedbStore, StoreServer};
 
-    fn store() -> (tempfile::TempDir, StoreServer) {
+    fn store() -> (tempfile::TempDir, ClusterStore) {
         let folder = tempfile::tempdir().unwrap();
         let server = StoreServer::start(&folder.path().join("s"), RedbStore::in_memory()).unwrap();
-        (folder, server)
+        (folder, ClusterStore::Own(server))
     }
 
     #[test]

@@ -4,14 +4,16 @@
 //! the same time, so that one that hangs delays the answer once.
 
 use crate::dev::cluster::Cluster;
+use crate::dev::etcd::ETCD;
 use crate::dev::namespace::Found;
 use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
+use crate::dev::store::{StoreKind, or_known};
 use crate::error::Result;
 use cleave_control::protocol::{Reply, Request, call};
 use cleave_control::records::VdiskState;
 use cleave_control::status::{
     ClusterStatistics, ClusterStatus, ControllerStatus, DriveState, FlashState, HostFlashStatus,
-    HostStatus, ProcessState, ProcessStatus, Role, SCHEMA, VdiskEntry, VdiskServing,
+    HostStatus, ProcessState, ProcessStatus, Role, SCHEMA, StoreStatus, VdiskEntry, VdiskServing,
 };
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -41,6 +43,8 @@ pub struct Overview {
     pub children: Mutex<BTreeMap<&'static str, ChildView>>,
     /// Engines are started by somebody else: all that is known of them is what they say.
     pub engines_elsewhere: bool,
+    /// The vdisks as the store said the last time, for while it is away.
+    known: Mutex<Vec<Found>>,
     /// When the supervisor started.
     pub since: Instant,
 }
@@ -48,15 +52,31 @@ pub struct Overview {
 impl Overview {
     /// No child has been started yet.
     pub fn new(cluster: Cluster, engines_elsewhere: bool) -> Overview {
-        let children = ENGINES.map(|name| (name, ChildView::default()));
-        let children = Mutex::new(children.into());
-        Overview { cluster, children, engines_elsewhere, since: Instant::now() }
+        let etcd = (cluster.settings.store == StoreKind::Etcd).then_some(ETCD);
+        let children = ENGINES.into_iter().chain(etcd).map(|name| (name, ChildView::default()));
+        let children = Mutex::new(children.collect());
+        let (known, since) = (Mutex::default(), Instant::now());
+        Overview { cluster, children, engines_elsewhere, known, since }
+    }
+
+    /// The children: engines, and etcd where that is the store.
+    pub fn child_names(&self) -> Vec<&'static str> {
+        let children = self.children.lock().expect("no thread panics while it holds this");
+        children.keys().copied().collect()
+    }
+
+    /// All vdisks; as they were known last while the store is away.
+    fn listed(&self) -> Result<Vec<Found>> {
+        let mut known = self.known.lock().expect("no thread panics while it holds this");
+        let found = or_known(self.cluster.namespace().list(), || known.clone())?;
+        known.clone_from(&found);
+        Ok(found)
     }
 
     /// Changes what is known of a child.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut ChildView)) {
         let mut children = self.children.lock().expect("no thread panics while it holds this");
-        change(children.get_mut(name).expect("children have the names of engines"));
+        change(children.get_mut(name).expect("a child has a view"));
     }
 
     fn child(&self, name: &str) -> ChildView {
@@ -79,7 +99,7 @@ impl Overview {
 
     /// Everything.
     pub fn status(&self) -> Result<ClusterStatus> {
-        let vdisks = self.cluster.namespace().list()?;
+        let vdisks = self.listed()?;
         let mut hosts = Vec::new();
         let mut controllers = Vec::new();
         for (name, reply) in self.ask_all(&Request::Status {}) {
@@ -114,6 +134,7 @@ impl Overview {
             ready: missing.is_empty(),
             encrypted: self.cluster.record.encrypted,
             supervisor: self.supervisor(),
+            store: self.store(),
             hosts,
             controllers,
             warnings,
@@ -123,7 +144,7 @@ impl Overview {
     /// What keeps vdisks from being read and written; empty when nothing does.
     pub fn missing(&self) -> Result<Vec<String>> {
         let status = self.status()?;
-        let vdisks = self.cluster.namespace().list()?;
+        let vdisks = self.listed()?;
         Ok(missing(&vdisks, &status.hosts, &status.controllers))
     }
 
@@ -144,7 +165,7 @@ impl Overview {
     /// All vdisks as lists show them.
     pub fn vdisks(&self) -> Result<Vec<VdiskEntry>> {
         let host = self.host();
-        let vdisks = self.cluster.namespace().list()?;
+        let vdisks = self.listed()?;
         Ok(vdisks.iter().map(|found| self.entry(found, host.as_ref())).collect())
     }
 
@@ -215,6 +236,13 @@ impl Overview {
         }
     }
 
+    fn store(&self) -> StoreStatus {
+        let kind = self.cluster.settings.store;
+        let connected = self.cluster.store.is_connected();
+        let process = (kind == StoreKind::Etcd).then(|| self.process(ETCD, connected));
+        StoreStatus { kind: kind.to_string(), connected, process }
+    }
+
     fn supervisor(&self) -> ProcessStatus {
         ProcessStatus {
             name: "cleave".to_owned(),
@@ -228,7 +256,14 @@ impl Overview {
 
     fn warnings(&self, hosts: &[HostStatus], controllers: &[ControllerStatus]) -> Vec<String> {
         let mut warnings = Vec::new();
-        for name in ENGINES {
+        if !self.cluster.store.is_connected() {
+            warnings.push(
+                "the coordinator store is away: reads and writes go on; no vdisk can be created, changed or opened, and \
+                 no role can change, until it is back"
+                    .to_owned(),
+            );
+        }
+        for name in self.child_names() {
             let child = self.child(name);
             if child.running.is_none()
                 && let Some(obituary) = &child.obituary

@@ -8,7 +8,7 @@ use crate::dev::cluster::{program, program_of};
 use crate::dev::cpu;
 use crate::dev::flash;
 use crate::dev::overview::Overview;
-use crate::dev::settings::{DATANODE_ID, ENGINES, HOST};
+use crate::dev::settings::{DATANODE_ID, HOST};
 use crate::dev::supervisor::Event;
 use crate::error::{Error, Result, file};
 use cleave_control::flash::FlashPlace;
@@ -147,8 +147,9 @@ impl Requests {
     }
 
     fn restart(&self, name: &str) -> Result<Reply> {
-        let Some(name) = ENGINES.into_iter().find(|engine| *engine == name) else {
-            return Err(Error::UnknownEngine { name: name.to_owned(), known: ENGINES.join(", ") });
+        let children = self.overview.child_names();
+        let Some(name) = children.iter().copied().find(|child| *child == name) else {
+            return Err(Error::UnknownEngine { name: name.to_owned(), known: children.join(", ") });
         };
         let (answer, answered) = channel();
         self.tell(Event::Restart { name, answer })?;

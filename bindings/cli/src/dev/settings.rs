@@ -1,10 +1,11 @@
 //! `DIR/dev.toml`: how a cluster was created, and what its engines run with.
 //!
 //! What lies in drives and store cannot be changed afterwards: drives, their size, whether
-//! they are in memory, encryption. The rest is taken from the options of each start, and kept for the next one.
+//! they are in memory, encryption, which store it is. The rest is taken from the options of each start, and kept for the next one.
 
 use crate::dev::directory::{Directory, write_private};
 use crate::dev::flash::FLASH_SIZE;
+use crate::dev::store::StoreKind;
 use crate::error::{Error, Result, file};
 use cleave_control::size::format_size;
 use cleave_nvme::place::Place;
@@ -71,6 +72,12 @@ pub struct Settings {
     pub flash_size: u64,
     /// Loopback ports of the controllers, then of the host engine.
     pub ports: [u16; 3],
+    /// The coordinator store.
+    #[serde(default)]
+    pub store: StoreKind,
+    /// Loopback ports of etcd, for its clients and for other members; 0: none yet.
+    #[serde(default)]
+    pub etcd_ports: [u16; 2],
 }
 
 /// What the options of a start say; `None` where they say nothing.
@@ -98,6 +105,10 @@ pub struct Asked {
     pub flash: Option<Vec<String>>,
     /// Bytes of a flash file that is made.
     pub flash_size: Option<u64>,
+    /// The coordinator store.
+    pub store: Option<StoreKind>,
+    /// Engines are started by somebody else, with the configurations that are there.
+    pub engines_elsewhere: bool,
 }
 
 fn flash_size() -> u64 {
@@ -126,6 +137,8 @@ impl Settings {
             flash: asked.flash.clone(),
             flash_size: asked.flash_size.unwrap_or(FLASH_SIZE),
             ports: [0; 3],
+            store: asked.store.unwrap_or_default(),
+            etcd_ports: [0; 2],
         }
     }
 
@@ -181,6 +194,12 @@ impl Settings {
                 drives => format!("--drive {}", drives.join(" --drive ")),
             };
             return differs(created, format!("--drive {}", places.join(" --drive ")), ELSEWHERE);
+        }
+        if let Some(store) = asked.store
+            && store != self.store
+        {
+            let created = format!("--store {}", self.store);
+            return differs(created, format!("--store {store}"), ELSEWHERE);
         }
         if asked.encrypted && !self.encrypted {
             let advice = "leave --encrypt out, or use another directory for an encrypted cluster";
@@ -238,6 +257,7 @@ mod tests {
             Asked { memory_drives: true, ..Asked::default() },
             Asked { places: vec!["nvme:3b:00.0/1".parse().unwrap()], ..Asked::default() },
             Asked { encrypted: true, ..Asked::default() },
+            Asked { store: Some(StoreKind::Etcd), ..Asked::default() },
             Asked { key_file: Some("/k".into()), ..Asked::default() },
         ];
         for asked in refused {

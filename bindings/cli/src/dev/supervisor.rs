@@ -1,11 +1,12 @@
 //! The supervisor's loop: children, signals, requests, readiness, and the order of a stop.
 //!
 //! ```text
-//! starting ──ready──▶ serving ──signal or request──▶ stopping the host engine ──▶ stopping controllers ──▶ end
+//! starting ──ready──▶ serving ──signal or request──▶ stopping the host engine ──▶ stopping controllers ──▶ stopping etcd ──▶ end
 //!     └── a child ends, or 30 s pass ────────────────────────▲
 //! ```
 //! The host engine goes first, so that controllers hold all that it had acknowledged; then both
-//! controllers at once, which write the log to their vaults. A child that does not end in time is
+//! controllers at once, which write the log to their vaults; etcd last, if it is the store. It is started again
+//! whenever it ends before. A child that does not end in time is
 //! killed, and the stop is reported as failed. While serving, the end of a child ends nothing else; it is
 //! started again when that was asked for, by option or by request.
 //!
@@ -16,6 +17,7 @@
 use crate::dev::child::{self, Running, failed};
 use crate::dev::cluster::{Cluster, program, program_of};
 use crate::dev::engines;
+use crate::dev::etcd::{self, ETCD};
 use crate::dev::overview::Overview;
 use crate::dev::requests::Requests;
 use crate::dev::settings::{CONTROLLERS, ENGINES, HOST};
@@ -27,6 +29,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
@@ -109,6 +112,7 @@ enum Phase {
     Serving,
     StoppingHost,
     StoppingControllers,
+    StoppingStore,
 }
 
 #[derive(Default)]
@@ -160,6 +164,7 @@ pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<(
     reached(Point::DevStore);
     engines::configure(&mut cluster, !engines)?;
     reached(Point::DevConfigured);
+    let etcd = cluster.etcd.take();
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
     let overview = Arc::new(Overview::new(cluster, !engines));
@@ -169,7 +174,7 @@ pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<(
     let mut supervisor = Supervisor {
         overview: Arc::clone(&overview),
         events: events.clone(),
-        slots: ENGINES.map(|name| (name, Slot::default())).into(),
+        slots: overview.child_names().into_iter().map(|name| (name, Slot::default())).collect(),
         restart,
         phase: Phase::Starting,
         // Who starts engines by hand takes their time.
@@ -178,6 +183,9 @@ pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<(
     };
     let over = Arc::new(AtomicBool::new(false));
     let looking = watch_readiness(Arc::clone(&overview), events, Arc::clone(&over))?;
+    if let Some((running, process)) = etcd {
+        supervisor.adopt(ETCD, running, process)?;
+    }
     if engines {
         supervisor.start_all();
     }
@@ -254,7 +262,7 @@ impl Supervisor {
     }
 
     fn is_over(&self) -> bool {
-        self.phase == Phase::StoppingControllers && self.all_down(&ENGINES)
+        self.phase == Phase::StoppingStore && self.slots.values().all(|slot| slot.running.is_none())
     }
 
     fn all_down(&self, names: &[&str]) -> bool {
@@ -266,7 +274,7 @@ impl Supervisor {
             Event::Signal | Event::Stop => match self.phase {
                 Phase::Starting | Phase::Serving => self.stop(),
                 // Asked again: whoever asks is in a hurry, but a vault is worth waiting for.
-                Phase::StoppingHost | Phase::StoppingControllers => {
+                Phase::StoppingHost | Phase::StoppingControllers | Phase::StoppingStore => {
                     eprintln!("cleave: stopping; engines have up to {} s", STOP.as_secs());
                 }
             },
@@ -293,13 +301,23 @@ impl Supervisor {
     }
 
     fn start(&mut self, name: &'static str) -> Result<()> {
+        let Cluster { directory, settings, .. } = &self.overview.cluster;
+        if name == ETCD {
+            let (running, process) = etcd::restart(directory, settings)?;
+            return self.adopt(name, running, process);
+        }
         let path = match &self.slots[name].program {
             Some(path) => path.clone(),
             None => program(program_of(name))?,
         };
-        let directory = &self.overview.cluster.directory;
-        let (running, process) = child::start(directory, name, &path, false)?;
+        let command = child::engine(directory, name, &path);
+        let (running, process) = child::start(directory, name, command, false)?;
         reached(Point::DevEngineStarted);
+        self.adopt(name, running, process)
+    }
+
+    /// A child that runs is this loop's from now on.
+    fn adopt(&mut self, name: &'static str, running: Running, process: Child) -> Result<()> {
         let view = (running.pid, running.since);
         self.slot(name).running = Some(running);
         self.overview.change(name, |child| {
@@ -348,13 +366,19 @@ impl Supervisor {
         }
         match self.phase {
             Phase::Starting => self.fail(failed(name, obituary)),
+            // Engines that stop still have words for the store.
+            Phase::StoppingHost | Phase::StoppingControllers if name == ETCD => {
+                self.slot(name).due = Some(Instant::now() + PAUSE_MIN);
+            }
+            // It ends itself by the signal, once it has closed what it keeps.
+            Phase::StoppingStore if status.signal() == Some(Signal::TERM.as_raw()) => {}
             Phase::Serving => {
                 let asked = !self.slots[name].asked.is_empty();
                 if !asked {
                     eprintln!("cleave: {name} (process {}) {obituary}", running.pid);
                 }
                 let healthy = running.since.elapsed() >= HEALTHY;
-                let restart = self.restart;
+                let restart = self.restart || name == ETCD;
                 let slot = self.slot(name);
                 if asked {
                     slot.due = Some(Instant::now());
@@ -367,7 +391,7 @@ impl Supervisor {
                     slot.due = Some(Instant::now() + slot.pause);
                 }
             }
-            Phase::StoppingHost | Phase::StoppingControllers => {
+            Phase::StoppingHost | Phase::StoppingControllers | Phase::StoppingStore => {
                 if !status.success() && self.result.is_ok() {
                     self.result = Err(failed(name, obituary));
                 }
@@ -381,7 +405,7 @@ impl Supervisor {
             let _ = answer.send(Err(failed("the cluster", "is starting or stopping; try again")));
             return;
         }
-        if self.overview.engines_elsewhere {
+        if self.overview.engines_elsewhere && name != ETCD {
             let what = "was not started by this supervisor (--no-engines)";
             let _ = answer.send(Err(failed(name, what)));
             return;
@@ -431,7 +455,8 @@ impl Supervisor {
 
     fn start_successor(&self, name: &'static str, program: &Path) -> Result<Running> {
         let directory = &self.overview.cluster.directory;
-        let (running, mut process) = child::start(directory, name, program, true)?;
+        let command = child::engine(directory, name, program);
+        let (running, mut process) = child::start(directory, name, command, true)?;
         let (pid, events) = (running.pid, self.events.clone());
         let output = process.stdout.take().expect("a successor's output is a pipe");
         self.wait(name, pid, process)?;
@@ -480,7 +505,7 @@ impl Supervisor {
     /// Does what time or earlier events have made due.
     fn advance(&mut self) {
         let now = Instant::now();
-        for name in ENGINES {
+        for name in self.overview.child_names() {
             if self.slots[name].due.is_none_or(|due| due > now) {
                 continue;
             }
@@ -508,6 +533,14 @@ impl Supervisor {
             self.deadline = Some(now + STOP);
             self.end(&CONTROLLERS);
         }
+        if self.phase == Phase::StoppingControllers && self.all_down(&ENGINES) {
+            self.phase = Phase::StoppingStore;
+            self.deadline = Some(now + STOP);
+            if let Some(etcd) = self.slots.get_mut(ETCD) {
+                etcd.due = None;
+                self.end(&[ETCD]);
+            }
+        }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.too_late();
         }
@@ -528,10 +561,13 @@ impl Supervisor {
                 let missing = std::iter::once(missing).chain(words).collect::<Vec<_>>().join("; ");
                 self.fail(Error::NotReady { seconds: READY.as_secs(), missing });
             }
-            Phase::StoppingHost | Phase::StoppingControllers => {
+            Phase::StoppingHost | Phase::StoppingControllers | Phase::StoppingStore => {
                 self.deadline = None;
-                let names: &[&str] =
-                    if self.phase == Phase::StoppingHost { &[HOST] } else { &CONTROLLERS };
+                let names: &[&str] = match self.phase {
+                    Phase::StoppingHost => &[HOST],
+                    Phase::StoppingStore => &[ETCD],
+                    _ => &CONTROLLERS,
+                };
                 for name in names {
                     if let Some(running) = &self.slots[name].running {
                         let what =
@@ -554,8 +590,11 @@ impl Supervisor {
     fn stop(&mut self) {
         self.phase = Phase::StoppingHost;
         self.deadline = Some(Instant::now() + STOP);
-        for slot in self.slots.values_mut() {
-            slot.due = None;
+        for (name, slot) in &mut self.slots {
+            // Engines that stop still have words for the store.
+            if *name != ETCD {
+                slot.due = None;
+            }
             // Those who asked for a restart learn that there is none.
             slot.asked.clear();
             // One that stands by holds nothing; should it have the lock by now, this is a crash like any other.
@@ -580,6 +619,6 @@ impl Supervisor {
     }
 
     fn slot(&mut self, name: &str) -> &mut Slot {
-        self.slots.get_mut(name).expect("slots have the names of engines")
+        self.slots.get_mut(name).expect("every child has a slot")
     }
 }

@@ -142,3 +142,50 @@ fn wrong_datanode_files_are_told_in_one_line() {
     let missing = DatanodeConfig::load(Path::new("/no/such/file")).unwrap_err().to_string();
     assert!(missing.contains("/no/such/file"), "{missing}");
 }
+
+const ETCD: &str = r#"[etcd]
+endpoints = ["https://10.0.0.1:2379", "https://[::1]:2379"]
+ca = "/run/cleave/etcd.pem"
+certificate = "/run/cleave/etcd-client.pem"
+key = "/run/cleave/etcd-client.key"
+user = "cleave"
+password_file = "/run/cleave/etcd.password"
+
+[tls]"#;
+
+#[test]
+fn a_store_in_etcd_is_configured_in_place_of_a_socket() {
+    let socket = "store_socket = \"/run/cleave/store.sock\"\n";
+    let own = HostConfig::load(file(HOST).path()).unwrap();
+    assert_eq!(own.store(), StorePlace::Socket("/run/cleave/store.sock".into()));
+    let text = HOST.replacen(socket, "", 1).replacen("[tls]", ETCD, 1);
+    let host = HostConfig::load(file(&text).path()).unwrap();
+    let StorePlace::Etcd(etcd) = host.store() else { panic!("it is etcd") };
+    assert_eq!((etcd.endpoints.len(), etcd.prefix.as_str()), (2, "/cleave/"));
+    assert_eq!(HostConfig::load(file(&host.to_toml()).path()).unwrap(), host);
+    let both = HOST.replacen("[tls]", ETCD, 1);
+    let told = error(&both, ("id = 1", "id = 1"), HostConfig::load);
+    assert!(told.contains("etcd: store_socket is given too"), "{told}");
+    let told = error(HOST, (socket, ""), HostConfig::load);
+    assert!(told.contains("no store is named"), "{told}");
+    for (from, to, expected) in [
+        ("https://10", "http://10", "does not begin with https://"),
+        (
+            "[\"https://10.0.0.1:2379\", \"https://[::1]:2379\"]",
+            "[]",
+            "etcd.endpoints: there is none",
+        ),
+        ("user = \"cleave\"\n", "", "user and password_file"),
+        ("key = \"/run/cleave/etcd-client.key\"\n", "", "certificate and key"),
+        ("/run/cleave/etcd.password", "password", "etcd.password_file:"),
+        ("user =", "prefix = \"cleave\"\nuser =", "etcd.prefix:"),
+        ("user =", "usr =", "unknown field `usr`"),
+    ] {
+        let told = error(&text, (from, to), HostConfig::load);
+        assert!(told.contains(expected), "{told}");
+    }
+    let text = DATANODE.replacen(socket, "", 1).replacen("[tls]", ETCD, 1);
+    let datanode = DatanodeConfig::load(file(&text).path()).unwrap();
+    assert_eq!(datanode.store(), host.store());
+    assert_eq!(DatanodeConfig::load(file(&datanode.to_toml()).path()).unwrap(), datanode);
+}

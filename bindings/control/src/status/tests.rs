@@ -12,6 +12,7 @@ fn examples() -> (ClusterStatus, ClusterStatistics) {
         ready: true,
         encrypted: false,
         supervisor: ProcessStatus::default(),
+        store: StoreStatus { process: Some(ProcessStatus::default()), ..StoreStatus::default() },
         hosts: vec![HostStatus {
             logs: vec![HostLogStatus::default()],
             vdisks: vec![VdiskStatus::default()],

@@ -1,6 +1,8 @@
 //! Where etcd's members are, and how this process is let in.
 
+use cleave_control::config::EtcdAccess;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +20,8 @@ pub struct EtcdConfig {
     pub prefix: String,
     /// PEM of the authority that signed the members' certificates.
     pub authority: Option<PathBuf>,
+    /// The name in the members' certificates; without it the host of each endpoint.
+    pub server_name: Option<String>,
     /// PEMs of this process's certificate and key, where members want one.
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Name and password, where etcd's authentication is on.
@@ -42,6 +46,11 @@ pub enum ConfigError {
     /// The prefix is not one.
     #[error("the prefix {0:?} must begin and end with /")]
     Prefix(String),
+    /// A secret that is none.
+    #[error(
+        "{0} can be read by others; chmod 600 it, or make a new one if others may have read it"
+    )]
+    Open(PathBuf),
     /// A file cannot be read.
     #[error("cannot read {path}: {error}")]
     File {
@@ -53,6 +62,28 @@ pub enum ConfigError {
 }
 
 impl EtcdConfig {
+    /// What an engine's configuration says. Reads the password.
+    ///
+    /// # Errors
+    /// A file of secrets cannot be read, or others may read it.
+    pub fn of_access(access: &EtcdAccess) -> Result<EtcdConfig, ConfigError> {
+        access.key.as_deref().map_or(Ok(()), check_private)?;
+        let password = access.password_file.as_deref().map(|path| {
+            check_private(path)?;
+            let bytes = read(path)?;
+            let text = String::from_utf8_lossy(&bytes);
+            Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+        });
+        Ok(EtcdConfig {
+            endpoints: access.endpoints.clone(),
+            prefix: access.prefix.clone(),
+            authority: Some(access.ca.clone()),
+            server_name: access.server_name.clone(),
+            identity: access.certificate.clone().zip(access.key.clone()),
+            user: access.user.clone().zip(password.transpose()?),
+        })
+    }
+
     /// Checks it, and reads its files.
     pub(crate) fn options(&self) -> Result<ConnectOptions, ConfigError> {
         if self.endpoints.is_empty() {
@@ -90,12 +121,24 @@ impl EtcdConfig {
         if let Some(authority) = &self.authority {
             let authority = Certificate::from_pem(read(authority)?);
             let mut tls = TlsOptions::new().ca_certificate(authority);
+            if let Some(name) = &self.server_name {
+                tls = tls.domain_name(name);
+            }
             if let Some((certificate, key)) = &self.identity {
                 tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
             }
             options = options.with_tls(tls);
         }
         Ok(options)
+    }
+}
+
+fn check_private(path: &Path) -> Result<(), ConfigError> {
+    let found = std::fs::metadata(path)
+        .map_err(|error| ConfigError::File { path: path.to_owned(), error })?;
+    match found.permissions().mode() & 0o077 {
+        0 => Ok(()),
+        _ => Err(ConfigError::Open(path.to_owned())),
     }
 }
 
@@ -114,6 +157,32 @@ mod tests {
             authority: authority.map(PathBuf::from),
             ..EtcdConfig::default()
         }
+    }
+
+    #[test]
+    fn passwords_that_others_can_read_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        std::fs::write(&path, "secret\n").unwrap();
+        let access = EtcdAccess {
+            endpoints: vec!["https://a:1".to_owned()],
+            prefix: "/cleave/".to_owned(),
+            ca: "/ca".into(),
+            server_name: Some("etcd".to_owned()),
+            certificate: None,
+            key: None,
+            user: Some("cleave".to_owned()),
+            password_file: Some(path.clone()),
+        };
+        let mode = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o640);
+        let refused = EtcdConfig::of_access(&access).unwrap_err().to_string();
+        assert!(refused.contains("can be read by others"), "{refused}");
+        mode(0o600);
+        let config = EtcdConfig::of_access(&access).unwrap();
+        assert_eq!(config.user, Some(("cleave".to_owned(), "secret".to_owned())));
+        std::fs::remove_file(&path).unwrap();
+        assert!(EtcdConfig::of_access(&access).is_err());
     }
 
     #[test]

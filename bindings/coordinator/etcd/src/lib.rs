@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | [`config`] | where the members are, and how to be let in |
 //! | [`store`] | [`EtcdStore`], what a core polls: a thread with a runtime of its own |
+//! | [`open`](mod@open) | the store that an engine's configuration names: etcd, or Cleave's own |
+//! | [`setup`] | a user, root and authentication in a fresh etcd |
 //! | `session` | one connection: operations in flight, watches, the order of what is reported |
 //! | `translate` | operations and revisions of the contract as etcd's, and back |
 //!
@@ -15,9 +17,13 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod open;
 mod session;
+pub mod setup;
 pub mod store;
 mod translate;
 
 pub use config::{ConfigError, EtcdConfig};
+pub use open::{OpenError, open};
+pub use setup::{SetupError, set_up};
 pub use store::EtcdStore;

@@ -6,11 +6,12 @@ mod server;
 
 use cleave_coordinator::conformance::world::{Backend, Bell, World, real_now};
 use cleave_coordinator::{Outcome, Store, StoreError, Transaction};
-use cleave_coordinator_etcd::{EtcdConfig, EtcdStore};
+use cleave_coordinator_etcd::{EtcdConfig, EtcdStore, set_up};
 use cleave_runtime::time::Moment;
 use server::{Cluster, Secrets};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A cluster, and how its clients are let in.
 struct Etcd {
@@ -88,6 +89,52 @@ fn a_lost_member_is_survived() {
         }
         assert!(revision >= 3);
     });
+}
+
+/// A fresh etcd is set up once; a set-up that was cut short goes on; nobody else gets in; a restart of the server, which
+/// forgets who had proved himself, is survived.
+#[test]
+fn a_fresh_server_is_set_up_and_survives_a_restart() {
+    let secrets = Secrets::new();
+    let cluster = Cluster::start(1, Some(&secrets));
+    let etcd = Etcd::with(cluster, |config| {
+        config.authority = Some(secrets.authority());
+        config.identity = Some(secrets.client());
+        config.user = Some(("cleave".to_owned(), "secret".to_owned()));
+    });
+    let patience = Duration::from_secs(60);
+    etcd.cluster.until_healthy();
+    etcd.cluster.make_root();
+    set_up(&etcd.config, "root", patience).unwrap();
+    set_up(&etcd.config, "root", patience).unwrap();
+    let backend: Rc<dyn Backend> = Rc::clone(&etcd) as Rc<dyn Backend>;
+    let world = World::new(backend);
+    let client = world.client();
+    let server = Rc::clone(&etcd);
+    world.run(async move {
+        assert_eq!(client.transact(put("a", "1").require("a", 0)).await, Ok(Outcome::Committed(1)));
+        server.stop();
+        server.start();
+        assert_eq!(client.get("a").await.unwrap().unwrap().value, b"1");
+        let lease = client.grant(Duration::from_secs(600)).await.unwrap();
+        let leased = Transaction::new().put_leased("b", vec![1], lease.id);
+        assert!(client.transact(leased).await.is_ok());
+        assert_eq!(client.renew(lease.id).await, Ok(true));
+        assert_eq!(client.revoke(lease.id).await, Ok(()));
+        assert_eq!(client.get("b").await, Ok(None));
+    });
+    let mut stranger = etcd.config.clone();
+    stranger.user = None;
+    let store = EtcdStore::new(&stranger, Arc::clone(&etcd.bell) as Arc<_>).unwrap();
+    let mut events = Vec::new();
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        store.poll(&mut events);
+    }
+    assert_eq!(events, [], "a stranger was let in");
+    let mut wrong = etcd.config.clone();
+    wrong.user = Some(("cleave".to_owned(), "guess".to_owned()));
+    assert!(set_up(&wrong, "root", Duration::from_secs(1)).is_err());
 }
 
 /// Nobody without the authority's certificate and a password gets in; with both everything works.

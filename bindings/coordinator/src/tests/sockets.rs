@@ -1,8 +1,9 @@
 //! What only a socket has: names, modes, garbage, servers that vanish in the middle.
 
 use super::world::{Backend, Bell, Sockets, World};
+use crate::blocking::BlockingStore;
 use crate::client::StoreClient;
-use crate::contract::{Operation, Outcome, StoreError, Transaction};
+use crate::contract::{Answer, Operation, Outcome, StoreError, Transaction};
 use crate::encoding::decode;
 use crate::frame::{GREETING, REQUEST_BYTES_MAX, Request, first, framed};
 use crate::hub::Reply;
@@ -16,6 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn put(key: &str) -> Transaction {
     Transaction::new().put(key, b"value".to_vec())
@@ -160,6 +162,45 @@ fn the_owning_process_executes_beside_its_clients() {
         };
         assert_eq!(changed.revision, 1);
         assert!(matches!(execute(Operation::Unwatch { watch: 1 }), Err(StoreError::Invalid(_))));
+    });
+}
+
+#[test]
+fn threads_that_wait_share_a_client_and_lose_patience_together() {
+    let sockets = Sockets::new();
+    let open = |patience| {
+        BlockingStore::new(patience, |bell| SocketStore::new(&sockets.socket(), bell)).unwrap()
+    };
+    let patient = open(Duration::from_secs(60));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let patient = &patient;
+            scope.spawn(move || {
+                for number in 0..20 {
+                    let key = format!("{thread}/{number}");
+                    let answer = patient.execute(Operation::Transact(put(&key)));
+                    assert!(matches!(answer, Ok(Answer::Transacted(Outcome::Committed(_)))));
+                    let answer = patient.execute(Operation::Get { key });
+                    assert!(matches!(answer, Ok(Answer::Value(Some(_)))));
+                }
+            });
+        }
+    });
+    let watched = patient.execute(Operation::Watch { prefix: String::new(), from: 0 });
+    assert!(matches!(watched, Err(StoreError::Invalid(_))));
+    assert!(patient.is_connected());
+    let impatient = open(Duration::ZERO);
+    let read = || Operation::Get { key: "0/0".to_owned() };
+    while impatient.execute(read()).is_err() {}
+    sockets.stop();
+    while impatient.is_connected() {}
+    assert_eq!(impatient.execute(read()), Err(StoreError::Unavailable));
+    // One that waits is answered when the store is back.
+    std::thread::scope(|scope| {
+        while patient.is_connected() {}
+        let waiting = scope.spawn(|| patient.execute(Operation::Get { key: "3/19".to_owned() }));
+        sockets.start();
+        assert!(matches!(waiting.join().unwrap(), Ok(Answer::Value(Some(_)))));
     });
 }
 

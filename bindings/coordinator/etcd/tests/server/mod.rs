@@ -152,12 +152,8 @@ impl Cluster {
 
     /// A user for everything below a prefix, and nobody else but root.
     pub fn enable_authentication(&self, name: &str, password: &str, prefix: &str) {
-        let folder = self.members.borrow()[0].tls.as_ref().unwrap().2.parent().unwrap().to_owned();
-        let until = Instant::now() + READY;
-        while !self.control(&folder, &["endpoint", "health"]) {
-            assert!(Instant::now() < until, "etcd does not come up");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let folder = self.secrets();
+        self.until_healthy();
         for line in [
             &["user", "add", "root:root"][..],
             &["user", "grant-role", "root", "root"],
@@ -169,6 +165,27 @@ impl Cluster {
         ] {
             assert!(self.control(&folder, line), "etcdctl {line:?} failed");
         }
+    }
+
+    /// Waits until the first member answers.
+    pub fn until_healthy(&self) {
+        let folder = self.secrets();
+        let until = Instant::now() + READY;
+        while !self.control(&folder, &["endpoint", "health"]) {
+            assert!(Instant::now() < until, "etcd does not come up");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What a set-up leaves that was cut short in the middle.
+    pub fn make_root(&self) {
+        for line in [&["user", "add", "root:root"][..], &["role", "add", "cleave"]] {
+            assert!(self.control(&self.secrets(), line), "etcdctl {line:?} failed");
+        }
+    }
+
+    fn secrets(&self) -> PathBuf {
+        self.members.borrow()[0].tls.as_ref().unwrap().2.parent().unwrap().to_owned()
     }
 
     fn control(&self, folder: &Path, line: &[&str]) -> bool {
