@@ -20,12 +20,12 @@ use crate::dev::store::ClusterStore;
 use crate::error::{Error, Result, file, system};
 use cleave_control::config::EtcdAccess;
 use cleave_coordinator::BlockingStore;
-use cleave_coordinator_etcd::{EtcdConfig, EtcdStore, set_up};
+use cleave_coordinator_etcd::{EtcdConfig, EtcdStore, SetupError, set_up};
 use cleave_runtime_real::identity::ClusterCa;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The child's name, in logs and for `cleave restart`.
 pub const ETCD: &str = "etcd";
@@ -37,6 +37,8 @@ const USER: &str = "cleave";
 const PREFIX: &str = "/cleave/";
 /// How long it may take to answer for the first time.
 const READY: Duration = Duration::from_secs(30);
+/// How often it is looked whether it has ended meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long an operation of the supervisor's waits for it to come back.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Revisions that it remembers for watches.
@@ -87,7 +89,7 @@ pub fn begin(
         choose_ports(&mut settings.etcd_ports)?;
     }
     directory.folder(&directory.engine(ETCD))?;
-    let (running, process) = start(directory, settings, program)?;
+    let (running, mut process) = start(directory, settings, program)?;
     let failed = |what: String| {
         let said = running.last_words().map(|words| format!("; it says: {words}"));
         child::failed(ETCD, format!("{what}{}", said.unwrap_or_default()))
@@ -96,7 +98,16 @@ pub fn begin(
     let config = config.map_err(|error| failed(error.to_string()))?;
     let path = directory.key("etcd-root.password");
     let root = std::fs::read_to_string(&path).map_err(file("read", &path))?;
-    set_up(&config, &root, READY).map_err(|error| failed(format!("cannot be used: {error}")))?;
+    let started = Instant::now();
+    while let Err(error) = set_up(&config, &root, LOOK) {
+        if let Some(status) = process.try_wait().map_err(system("look at a child process"))? {
+            return Err(child::failed(ETCD, running.obituary(status)));
+        }
+        let away = matches!(error, SetupError::Away { .. });
+        if !away || started.elapsed() > READY {
+            return Err(failed(format!("cannot be used: {error}")));
+        }
+    }
     let store = BlockingStore::new(PATIENCE, |bell| EtcdStore::new(&config, bell));
     let store = store.map_err(|error| failed(error.to_string()))?;
     Ok((ClusterStore::Etcd(store), (running, process)))
