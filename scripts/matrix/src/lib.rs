@@ -28,17 +28,12 @@ use cleave_runtime::planted::Planted;
 /// The planted bugs that the matrices must find: of what is persisted, in which order, and of what is read back.
 #[cfg(feature = "planted-bugs")]
 pub const FOUND: &[Planted] = &[
-    Planted::ReplayWithoutVersions,
     Planted::ReadWithoutChecks,
     Planted::LeaveRot,
-    Planted::ReleaseBeforeCommit,
     Planted::LoseZeroEntries,
-    Planted::StartEmptyBesideThePeer,
     Planted::EmptyStandbyRejoins,
     Planted::LoadOldImage,
     Planted::CommitBeforeFlush,
-    Planted::VaultNotFlushed,
-    Planted::TrimBeforeSynced,
     Planted::KeepDeletedRecords,
 ];
 
