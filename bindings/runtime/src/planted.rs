@@ -101,7 +101,8 @@ bugs! {
     LeakSlots breaks "C15";
     /// A stripe is committed without several of its shards.
     CommitTooFewShards breaks "C16";
-    /// A commit may refer to a stripe that is freed.
+    /// A commit may refer to a stripe that is freed, or that retires: nothing keeps it while the plan is on its way, and
+    /// nobody looks whether its last holder leaves it.
     ReferToFreed breaks "C19";
     /// A vdisk that refers to a stripe is not listed for it.
     ReferWithoutHolding breaks "C19";

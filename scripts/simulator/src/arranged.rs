@@ -43,7 +43,7 @@ pub fn strike(cluster: &mut Cluster) {
 /// content is in a map run, and the older one in the log alone.
 fn overtake(cluster: &mut Cluster) -> bool {
     let room = cluster.plan.write_buffer.min(cluster.plan.log.record_bytes_max / 4 * 3);
-    if cluster.plan.destage.stripes_max < 2 || room < 3 * capacity(cluster) {
+    if cluster.plan.destage.stripes_max < 2 || room < 3 * capacity(cluster.plan.drives) {
         return false;
     }
     if !begin(cluster) {
@@ -207,13 +207,13 @@ fn reuse_flash(cluster: &mut Cluster) -> bool {
 }
 
 /// Brings back what an earlier strike took away: nothing is arranged in a cluster that lies in pieces.
-fn begin(cluster: &mut Cluster) -> bool {
+pub fn begin(cluster: &mut Cluster) -> bool {
     revive(cluster);
     cluster.until("well before an arranged strike", RECOVERY, |c| c.serves() && c.mirrored())
 }
 
 /// Whatever it was: the guests read everything, as far as they live.
-fn end(cluster: &mut Cluster) {
+pub fn end(cluster: &mut Cluster) {
     cluster.guests.iter().for_each(|guest| {
         let mut guest = guest.borrow_mut();
         guest.focus(None);
@@ -226,19 +226,20 @@ fn end(cluster: &mut Cluster) {
 /// together, so that a full one is there while another is on its way.
 fn focus(cluster: &Cluster) {
     let random = &cluster.arranged;
-    let sectors = capacity(cluster) / SECTOR as u64;
+    let sectors = capacity(cluster.plan.drives) / SECTOR as u64;
     for guest in cluster.guests.iter() {
         let length = sectors + random.below(sectors);
         guest.borrow_mut().focus(Some((random.below(1 << 16), length)));
     }
 }
 
-/// Bytes of a stripe's data section, while no drive is lost.
-fn capacity(cluster: &Cluster) -> u64 {
-    (u64::from(cluster.plan.drives) - PARITY_SHARDS as u64) * SHARD as u64
+/// Bytes of a stripe's data section with so many drives, while none is lost.
+pub fn capacity(drives: u16) -> u64 {
+    (u64::from(drives) - PARITY_SHARDS as u64) * SHARD as u64
 }
 
-fn stats(cluster: &Cluster) -> CoreStats {
+/// What the host engine counted, if it runs.
+pub fn stats(cluster: &Cluster) -> CoreStats {
     cluster.host.as_ref().and_then(|host| host.stats()).unwrap_or_default()
 }
 
@@ -258,7 +259,7 @@ fn keep_busy(cluster: &Cluster) {
 }
 
 /// Lets guests write until something holds. Whether it does.
-fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
+pub fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
     let rounds = PATIENCE.as_millis() / ROUND.as_millis();
     (0..rounds).any(|_| {
         keep_busy(cluster);

@@ -45,6 +45,8 @@ pub struct Cluster {
     pub log_losses: Option<Rc<dyn Random>>,
     /// Randomness of rot in the logs' memory; `None`: there is none.
     pub rot: Option<Rc<dyn Random>>,
+    /// Randomness of strikes on regions that are written again and again, in seeds that have them.
+    pub rewrites: Option<Rc<dyn Random>>,
     /// Randomness of what is arranged.
     pub arranged: Rc<dyn Random>,
     /// One guest a vdisk.
@@ -89,6 +91,7 @@ impl Cluster {
         };
         let log_losses = draws(plan.loses_logs, "strikes that lose logs");
         let rot = draws(plan.rots_logs, "strikes of rot in logs");
+        let rewrites = draws(plan.rewrites, "strikes on rewritten regions");
         let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
         let store = SimStore::new(&world);
         let random = world.random();
@@ -123,6 +126,7 @@ impl Cluster {
             random,
             second,
             log_losses,
+            rewrites,
             rot,
             arranged,
             guests: Rc::new(guests),

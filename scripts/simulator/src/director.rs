@@ -11,7 +11,7 @@ use crate::idle;
 use crate::kinds::Kind;
 use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{host, log_loss, report::Report, rot, strikes};
+use crate::{host, log_loss, pool, report::Report, rewritten, rot, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -176,6 +176,8 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     flash::strike(cluster);
     nvme::strike(cluster);
     arranged::strike(cluster);
+    nvme::fail_writes(cluster);
+    rewritten::strike(cluster);
     revive(cluster);
     cluster.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());
@@ -216,7 +218,12 @@ fn carry_out(cluster: &mut Cluster, strike: Strike) {
             cluster.crash_host(random.below(2) == 0);
             crash_controller(cluster, one_of_two, random.below(2) == 0);
         }
-        Strike::CleanStopOfBoth => stop_both(cluster),
+        Strike::CleanStopOfBoth => {
+            stop_both(cluster);
+            if !cluster.journal.failed() {
+                pool::judge_shards(cluster);
+            }
+        }
         Strike::CleanStopOfHost => stop_host(cluster),
         Strike::LostDrive => lose_drive(cluster),
         Strike::Partition => partition(cluster),

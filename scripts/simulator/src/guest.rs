@@ -15,13 +15,15 @@ use cleave_runtime::buffer::Buffer;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::random::Random;
 use cleave_verify::content::{Content, SECTOR, ZEROS, fill, recognise};
-use cleave_verify::model::{Change, Model, Moment};
+use cleave_verify::model::{Change, Model, Moment, Sectors};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Sectors of a read of the final pass.
 const CHECK_SECTORS: u64 = 256;
+/// Sectors of a write of a region from beginning to end.
+const REWRITE_SECTORS: u64 = 128;
 /// The judge forgets what is settled after so many completions.
 const SWEEP_EVERY: u64 = 512;
 
@@ -73,6 +75,8 @@ pub struct Guest {
     pause_max: Duration,
     /// The next sector of a pass over everything, while there is one.
     check: Option<u64>,
+    /// What is left of a region that it writes from beginning to end.
+    rewriting: Sectors,
     completed: u64,
 }
 
@@ -101,6 +105,7 @@ impl Guest {
             pause_one_in: [0, 200, 20, 4][random.below(4) as usize],
             pause_max: Duration::from_micros([50, 1_000, 50_000][random.below(3) as usize]),
             check: None,
+            rewriting: 0..0,
             completed: 0,
             random,
             journal,
@@ -186,7 +191,7 @@ impl Guest {
 
     /// Whether nothing is in flight or about to be.
     pub fn is_quiet(&self) -> bool {
-        self.budget == 0 && self.check.is_none() && self.is_idle()
+        self.budget == 0 && self.check.is_none() && self.rewriting.is_empty() && self.is_idle()
     }
 
     /// Whether nothing is in flight.
@@ -197,6 +202,13 @@ impl Guest {
     /// Its requests fall into one region from now on: some place, and sectors; `None`: anywhere, as before.
     pub fn focus(&mut self, region: Option<(u64, u64)>) {
         self.workload.focus(region);
+    }
+
+    /// Writes these sectors once, from the first to the last, with content that cannot be compressed, before it does
+    /// anything else.
+    pub fn rewrite(&mut self, sectors: Sectors) {
+        self.rewriting = sectors;
+        self.pause_until = Duration::ZERO;
     }
 
     /// Reads everything once.
@@ -231,6 +243,7 @@ impl Guest {
             self.remember();
         }
         self.check = None;
+        self.rewriting = 0..0;
     }
 
     /// The engine died or gave the vdisk up. `resumes`: the guest lives on.
@@ -251,6 +264,7 @@ impl Guest {
             return;
         }
         self.held = None;
+        self.rewriting = 0..0;
         self.journal.given_up(self.in_flight.len() as u64);
         for (_, lost) in std::mem::take(&mut self.in_flight) {
             match lost.judged {
@@ -317,6 +331,14 @@ impl Guest {
     }
 
     fn next_request(&mut self) -> Option<(Request, Content)> {
+        if !self.rewriting.is_empty() {
+            let Sectors { start, end } = self.rewriting;
+            let next = (start + REWRITE_SECTORS).min(end);
+            self.rewriting.start = next;
+            // Every fourth one is nothing but noise.
+            self.writes = (self.writes + 1).next_multiple_of(4);
+            return Some((Request::Write(start..next), Content(self.writes)));
+        }
         if self.budget > 0 {
             self.budget -= 1;
             let request = self.workload.next();

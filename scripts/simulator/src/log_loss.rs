@@ -58,14 +58,19 @@ pub fn lose_log(cluster: &mut Cluster, second: &dyn Random) {
         return;
     }
     cluster.journal.fault(Kind::LogLost, "both controllers crash at once");
+    lose_both(cluster, second);
+    let sent_again = |c: &Cluster| c.guests_quiet() && c.mirrored() && finale::is_quiescent(c);
+    cluster.until("what was in a lost log is mirrored again", RECOVERY, sent_again);
+}
+
+/// Both controllers crash, and start again without a log.
+pub fn lose_both(cluster: &mut Cluster, second: &dyn Random) {
     for number in [0, 1] {
         cluster.crash_controller(number, second.below(2) == 0);
     }
     // Background faults end here: the only copy of the records must not be lost too.
     cluster.calm();
     start_without_log(cluster, second);
-    let sent_again = |c: &Cluster| c.guests_quiet() && c.mirrored() && finale::is_quiescent(c);
-    cluster.until("what was in a lost log is mirrored again", RECOVERY, sent_again);
 }
 
 /// Everything loses its power at once: guests, host, controllers, the store. Of what was not destaged nothing is

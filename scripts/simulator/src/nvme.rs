@@ -18,7 +18,7 @@ mod process;
 mod strikes;
 
 pub use process::ProcessNvme;
-pub use strikes::{TROUBLES, Trouble, strike};
+pub use strikes::{TROUBLES, Trouble, fail_writes, strike};
 
 use crate::journal::Journal;
 use crate::kinds::Kind;
@@ -100,6 +100,8 @@ pub struct Nvme {
     flash: Vec<Rc<Controller>>,
     troubles: Vec<(Trouble, u64)>,
     random: SplitMix,
+    /// For writes of the pool that fail.
+    of_writes: SplitMix,
 }
 
 /// A controller in its slot: what outlives the processes that drive it.
@@ -130,7 +132,8 @@ impl Nvme {
         });
         let random = stream(seed, "strikes of NVMe controllers");
         let (pool, flash) = (pool.collect(), flash.collect());
-        Nvme { pool, flash, troubles: plan.troubles.clone(), random }
+        let of_writes = stream(seed, "failing writes of NVMe controllers");
+        Nvme { pool, flash, troubles: plan.troubles.clone(), random, of_writes }
     }
 
     /// Where a drive of the pool is, if it is behind a controller.

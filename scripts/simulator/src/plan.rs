@@ -1,6 +1,7 @@
 //! What a seed stands for: the cluster's shape and limits, the guests, the faults, the number of episodes.
 
 use crate::nvme::NvmePlan;
+use crate::rewritten;
 use cleave_codec::{KEY_LENGTH, Keys};
 use cleave_datanode_core::log::LogSettings;
 use cleave_format::ids::{ClusterId, DatanodeId, VdiskId};
@@ -88,6 +89,8 @@ pub struct Plan {
     pub rots_logs: bool,
     /// Everything loses its power at once, now and then.
     pub loses_everything: bool,
+    /// Regions are written again and again, with the room that strikes on them need.
+    pub rewrites: bool,
     /// One episode in so many meets a strike of the second list too.
     pub second_strike_one_in: u64,
     /// After one episode in so many the cluster idles.
@@ -129,7 +132,7 @@ impl Plan {
         let of_flash = stream(seed, "flash");
         // Half of the seeds have none: there every read meets the pool.
         let flash = [0, 0, 0, 16, 24, 64][of_flash.below(6) as usize] * MIB;
-        Plan {
+        let mut plan = Plan {
             seed,
             cluster: ClusterId(cluster),
             datanode: DatanodeId(1),
@@ -169,7 +172,23 @@ impl Plan {
             second_strike_one_in: pick_later(&[2, 3, 6]),
             idle_one_in,
             idle_max: Duration::from_secs(60 * idle_minutes),
+            rewrites: stream(seed, "rewritten regions").below(4) == 0,
+        };
+        if plan.rewrites {
+            plan.make_room_for_rewriting();
         }
+        plan
+    }
+
+    /// Several stripes are on their way at once, and their content is in the buffer together.
+    fn make_room_for_rewriting(&mut self) {
+        self.write_buffer = rewritten::write_buffer(self.drives);
+        self.log.record_bytes_max = 64 * MIB;
+        let size = &mut self.vdisks[0].size;
+        *size = rewritten::size_min(self.drives).max(*size);
+        let destage = &mut self.destage;
+        destage.stripes_max = destage.stripes_max.max(2);
+        destage.run_after = destage.run_after.min(3);
     }
 
     /// The controllers as a host sees them.

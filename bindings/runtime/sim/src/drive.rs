@@ -63,6 +63,7 @@ pub(crate) struct DriveInner {
     fail_next: Cell<u64>,
     misdirect_next: Cell<u64>,
     slow: Cell<u32>,
+    slow_reads: Cell<u32>,
     /// Requests in flight make no progress.
     hangs: Cell<bool>,
     /// Requests that came while it hung.
@@ -245,7 +246,11 @@ impl DriveInner {
             self.held.borrow_mut().push(number);
             return;
         }
-        let slow = u64::from(self.slow.get());
+        let reads = match self.in_flight.borrow()[&number].request.operation {
+            DriveOperation::Read { .. } => self.slow_reads.get(),
+            _ => 1,
+        };
+        let slow = u64::from(self.slow.get().max(reads));
         world.0.count(|c| c.requests_slow += u64::from(slow > 1));
         self.finish_later(world, number, delay.saturating_mul(slow), process);
     }

@@ -228,6 +228,7 @@ impl World {
         self.processes().iter().for_each(crate::Process::resume);
         for drive in self.drives() {
             drive.slow(1);
+            drive.slow_reads(1);
             drive.hang(false);
             drive.fail_next(0);
             drive.misdirect_next(0);

@@ -4,11 +4,11 @@
 //! bits that checks find; flash that the engine retires, or finds again at its next start.
 
 use super::{Controller, Nvme};
-use crate::aimed;
 use crate::cluster::Cluster;
-use crate::director::time_of;
+use crate::director::{self, time_of};
 use crate::kinds::Kind;
 use crate::strikes::keep_busy;
+use crate::{aimed, arranged, pool};
 use cleave_nvme::model::{Fault, Scope};
 use cleave_nvme::spec::command::io;
 use cleave_nvme::spec::completion::Status;
@@ -109,6 +109,35 @@ pub fn strike(cluster: &Cluster) {
         device.model().spare();
         device.model().set_latency(controller.options.latency);
     });
+}
+
+/// Writes to a drive of the pool fail while stripes are written, and nothing may count as written by them: once the
+/// data node stopped cleanly every shard of its committed stripes is there (C10, C16).
+pub fn fail_writes(cluster: &mut Cluster) {
+    let Some(nvme) = &cluster.nvme else { return };
+    let random = &nvme.of_writes;
+    if nvme.pool.is_empty() || random.below(3) > 0 || cluster.journal.failed() {
+        return;
+    }
+    let controller = Rc::clone(&nvme.pool[random.below(nvme.pool.len() as u64) as usize]);
+    let scope = Scope { count: 1 + random.below(8) as u32, ..scope(random, io::WRITE) };
+    let status = STATUSES[random.below(STATUSES.len() as u64) as usize];
+    if !arranged::begin(cluster) {
+        return;
+    }
+    cluster.journal.note(format!("writes to {} fail: {scope:?}, {status:?}", controller.name));
+    inject(&controller, Fault::Fail(scope, status));
+    let before = controller.struck();
+    if aimed::write_until(cluster, |_| controller.struck() != before) {
+        let committed = arranged::stats(cluster).stripes_committed;
+        aimed::write_until(cluster, |c| arranged::stats(c).stripes_committed > committed);
+        director::stop_both(cluster);
+        if !cluster.journal.failed() {
+            pool::judge_shards(cluster);
+            director::revive(cluster);
+        }
+    }
+    cluster.calm();
 }
 
 /// Guests go on for a while.

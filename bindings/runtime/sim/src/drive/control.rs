@@ -32,6 +32,7 @@ impl World {
             fail_next: Cell::new(0),
             misdirect_next: Cell::new(0),
             slow: Cell::new(1),
+            slow_reads: Cell::new(1),
             hangs: Cell::new(false),
             held: RefCell::default(),
             full: Cell::new(false),
@@ -232,6 +233,16 @@ impl SimDrive {
         let Some(world) = self.note(8, u64::from(factor)) else { return };
         world.0.count(|c| c.drives_slowed += u64::from(factor > 1));
         self.0.slow.set(factor.max(1));
+    }
+
+    /// Reads take `factor` times as long, as where what is written goes into a cache, and reads wait for the medium;
+    /// 1 is the normal speed.
+    pub fn slow_reads(&self, factor: u32) {
+        if self.0.slow_reads.replace(factor.max(1)) == factor.max(1) {
+            return;
+        }
+        let Some(world) = self.note(12, u64::from(factor)) else { return };
+        world.0.count(|c| c.drives_slowed += u64::from(factor > 1));
     }
 
     /// Requests that come from now on are not answered, until it ends and what waits is carried out.
