@@ -59,11 +59,17 @@ pub fn lose_log(cluster: &mut Cluster, second: &dyn Random) {
     }
     cluster.journal.fault(Kind::LogLost, "both controllers crash at once");
     lose_both(cluster, second);
+    wait_until_sent_again(cluster);
+}
+
+/// Both controllers have what the host has: only then may the host be struck.
+pub fn wait_until_sent_again(cluster: &Cluster) {
     let sent_again = |c: &Cluster| c.guests_quiet() && c.mirrored() && finale::is_quiescent(c);
     cluster.until("what was in a lost log is mirrored again", RECOVERY, sent_again);
 }
 
-/// Both controllers crash, and start again without a log.
+/// Both controllers crash, and start again without a log. The host must live until
+/// [everything is sent again](wait_until_sent_again).
 pub fn lose_both(cluster: &mut Cluster, second: &dyn Random) {
     for number in [0, 1] {
         cluster.crash_controller(number, second.below(2) == 0);

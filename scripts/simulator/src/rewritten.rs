@@ -117,6 +117,7 @@ fn with_another_log(cluster: &mut Cluster) {
     rewrite(cluster, &held.region, newer);
     cluster.reaches(PATIENCE, newer);
     held.arrive(cluster);
+    log_loss::wait_until_sent_again(cluster);
 }
 
 /// A vdisk opens where reads take very long, and writes do not: its stripes are listed long before its map is counted,

@@ -306,6 +306,24 @@ fn a_slow_drive_takes_longer() {
 }
 
 #[test]
+fn slow_reads_leave_writes_as_fast_as_they_are() {
+    let rig = rig(1);
+    rig.drive.slow_reads(100_000);
+    rig.submit(1, DriveOperation::Read { offset: 0 }, Some((0, 1)));
+    rig.write(2, 1, 1, 1);
+    rig.submit(3, DriveOperation::Flush, None);
+    let mut done: Vec<u64> = rig.finish().iter().map(|completion| completion.token).collect();
+    done.sort_unstable();
+    assert_eq!(done, [2, 3]);
+    rig.world.run_for(SECOND * 60);
+    assert_eq!(rig.finish().len(), 1);
+    // Calm ends it.
+    rig.drive.slow_reads(100_000);
+    rig.world.calm();
+    assert_eq!(rig.reads(0).0, Ok(()));
+}
+
+#[test]
 fn flows_run_over_the_async_wrapper() {
     let rig = rig(1);
     let drive = DriveIo::new(Rc::clone(&rig.open));
