@@ -38,8 +38,14 @@ pub fn judge_shards(cluster: &Cluster) {
 fn look_at_shards(cluster: &Cluster) -> Result<(), String> {
     let owner = Owner { cluster: cluster.plan.cluster, datanode: cluster.plan.datanode };
     let text = |error: cleave_catalog::CatalogError| format!("the catalog cannot be read: {error}");
-    let storage = cluster.catalogs[0].open();
-    let catalog = Catalog::open_storage(storage, Path::new("catalog 0"), owner).map_err(text)?;
+    let mut catalogs = Vec::new();
+    for storage in &cluster.catalogs {
+        let catalog = Catalog::open_storage(storage.open(), Path::new("catalog"), owner);
+        catalogs.push(catalog.map_err(text)?);
+    }
+    // Slots are given out again by what the active one's says, which is never behind.
+    let [one, other] = catalogs.as_slice() else { unreachable!("a controller has a catalog") };
+    let catalog = if other.applied() > one.applied() { other } else { one };
     let newest = catalog.resident().map_err(text)?.newest_stripe;
     let mut stripes = 0;
     for stripe in (1..=newest.0).map(StripeId) {
