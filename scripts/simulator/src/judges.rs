@@ -160,7 +160,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::TrustFailedCommands, 30),
     (Planted::TrimBeforeSynced, 5),
     (Planted::NoReserveForCommits, 6),
-    (Planted::ReuseSlotsEarly, 6),
+    (Planted::ReuseSlotsEarly, 2),
     (Planted::LeakSlots, 0),
     (Planted::CommitTooFewShards, 32),
     (Planted::ReferToFreed, 14),
