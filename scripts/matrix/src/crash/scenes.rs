@@ -207,11 +207,13 @@ fn some_content(shared: bool) -> Rig {
 
 /// Starts both controllers after a clean stop. `no_image`: a cut came before either was written.
 fn start_from_images(rig: &mut Rig, no_image: bool) {
-    let epoch = rig.role().map(|role| role.epoch);
+    let members = |rig: &Rig| rig.role().map(|role| role.in_sync);
+    let before = members(rig);
     rig.start_controllers();
     rig.until("mirrored, or not", |rig| rig.is_mirrored() || rig.has_no_log());
     // From the compare-and-swap on images count no more (C7); a cut may then take both memories.
-    let joined = rig.role().map(|role| role.epoch) != epoch;
+    // A fence before it changes the epoch alone.
+    let joined = members(rig) != before;
     all_started(rig, no_image || joined);
 }
 
