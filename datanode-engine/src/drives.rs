@@ -108,8 +108,7 @@ fn open(
         }
         None => {
             look(path)?;
-            let options =
-                DriveOptions { port: Some(owner.controller), ..DriveOptions::default() };
+            let options = DriveOptions { port: Some(owner.controller), ..DriveOptions::default() };
             let opened = FileDrive::open(reactor, path, &options);
             let opened = opened.map_err(refused)?;
             // Held alone from here on, so that what is read now stays.

@@ -60,9 +60,7 @@ pub enum Leader {
 /// newer (its compare-and-swap ended the other's, C7). Else whoever reaches the drives, controller 0 first.
 pub fn leader(controller: u8, own: &Standing, peer: &Standing) -> Leader {
     match (own.serves, peer.serves) {
-        (Some(ours), Some(theirs)) if ours.since < theirs.since => {
-            Leader::PeerAlone(theirs.origin)
-        }
+        (Some(ours), Some(theirs)) if ours.since < theirs.since => Leader::PeerAlone(theirs.origin),
         (Some(_), Some(_)) => Leader::ThisAlone,
         (Some(_), None) => Leader::This,
         (None, Some(_)) => Leader::Peer,

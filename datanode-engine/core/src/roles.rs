@@ -117,7 +117,8 @@ pub async fn take_over(
 ) -> Result<Option<LogRole>, StoreError> {
     let Some((record, revision)) = &before.role else { return Ok(None) };
     let epoch = record.epoch + 1;
-    let changed = LogRole { epoch, active: Some(own.0), since: epoch, origin: origin.0, ..record.clone() };
+    let changed =
+        LogRole { epoch, active: Some(own.0), since: epoch, origin: origin.0, ..record.clone() };
     change(client, datanode, *revision, changed).await
 }
 

@@ -319,10 +319,8 @@ impl State {
         });
         let catalog = Position(self.mirror.catalog);
         let role = self.role.as_ref().filter(|_| self.active.is_some());
-        let serves = role.map(|role| Served {
-            since: Epoch(role.since),
-            origin: Position(role.origin),
-        });
+        let serves =
+            role.map(|role| Served { since: Epoch(role.since), origin: Position(role.origin) });
         let pool = self.active.as_ref().map(|active| &active.drives).or(self.pool.as_ref());
         let able = pool.is_some_and(Drives::suffice);
         Standing { incarnation: self.incarnation, log, catalog, serves, able }

@@ -125,8 +125,7 @@ impl Meeting {
         reached(Point::JoinPrepared);
         let mut members = [standby.incarnation; 2];
         members[controller] = own;
-        let joined =
-            roles::join(&store, datanode, recorded, log, members, controller, next).await;
+        let joined = roles::join(&store, datanode, recorded, log, members, controller, next).await;
         let Some(role) = joined.map_err(|error| error.to_string())? else {
             return Err("the record in the store changed meanwhile".to_owned());
         };

@@ -253,10 +253,8 @@ impl State {
         let fresh = now.since(seen.asked) < LIFELESS;
         let lifeless = seen.asked.since(seen.life.1) >= LIFELESS && now.since(self.alone) >= waited;
         let standing = self.standing();
-        let may = self.settings.take_over
-            && role.has_log()
-            && standing.is_valid(role)
-            && standing.able;
+        let may =
+            self.settings.take_over && role.has_log() && standing.is_valid(role) && standing.able;
         (may && fresh && lifeless).then_some(Change::TakeOver)
     }
 

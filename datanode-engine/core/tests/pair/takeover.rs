@@ -114,7 +114,11 @@ fn a_paused_active_steps_down_and_what_it_had_alone_is_void() {
     a.resume();
     rig.run_until_mirrored();
     assert!(serves(&rig, 1) && !serves(&rig, 0));
-    assert_eq!(rig.status(0).counters.copies, copies, "its log was good up to there: nothing is copied");
+    assert_eq!(
+        rig.status(0).counters.copies,
+        copies,
+        "its log was good up to there: nothing is copied"
+    );
     host.settle(&rig);
     host.verify(&rig);
     rig.world.run_for(SECOND);

@@ -57,8 +57,7 @@ pub(super) fn open(path: &Path, options: &DriveOptions) -> Result<Opened> {
     // finished with the file, in-flight I/O of a killed process included.
     // With ports a device is only tried exclusively, and a byte of it or of the file is locked.
     let device = options.lock && kind == FileType::BlockDevice;
-    let exclusive =
-        if device && options.port.is_none() { OFlags::EXCL } else { OFlags::empty() };
+    let exclusive = if device && options.port.is_none() { OFlags::EXCL } else { OFlags::empty() };
     loop {
         let tried = match device && options.port.is_some() {
             true => open_once(path, OFlags::EXCL).map(drop),

@@ -304,7 +304,11 @@ fn one_holder_a_port() {
     // As with a lock of its own, a port is free when the last request is over.
     for token in 0..64 {
         let buffer = Some(filled(&first, &pattern(9, PAGE)));
-        first.submit(DriveRequest { token, operation: DriveOperation::Write { offset: 0 }, buffer });
+        first.submit(DriveRequest {
+            token,
+            operation: DriveOperation::Write { offset: 0 },
+            buffer,
+        });
     }
     let state = Rc::clone(&first.state);
     drop(first);
