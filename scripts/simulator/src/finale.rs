@@ -37,7 +37,9 @@ pub fn play(cluster: &mut Cluster) {
         }),
         ("after a clean stop of the host engine", |cluster| {
             stop_host(cluster);
-            cluster.start_host();
+            if !cluster.journal.failed() {
+                cluster.start_host();
+            }
         }),
         ("after a clean stop of both controllers", |cluster| {
             // Grants of hosts that were lost end by the clock of the controller, which may be off.

@@ -140,6 +140,9 @@ fn opened_slowly(cluster: &mut Cluster) {
     } else {
         cluster.crash_host(false);
     }
+    if cluster.journal.failed() {
+        return;
+    }
     cluster.start_host();
     if !cluster.until("served again", RECOVERY, Cluster::serves) {
         return;

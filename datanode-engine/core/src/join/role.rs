@@ -29,9 +29,7 @@ const WATCH: Duration = Duration::from_millis(400);
 const LIFELESS: Duration = Duration::from_secs(1);
 /// A controller that has met nobody since it started waits so long for its peer.
 const STARTED_ALONE: Duration = Duration::from_secs(10);
-/// How long a controller that steps down waits for its drives.
-const LAST_IO: Duration = Duration::from_secs(10);
-/// It looks this often whether they are idle.
+/// A controller that steps down looks this often whether its drives are idle.
 const LAST_IO_POLL: Duration = Duration::from_millis(2);
 
 /// What is to be done about the role.
@@ -145,15 +143,9 @@ impl Node {
             state.leaving = true;
             state.close_hosts("the other controller is active now");
         }
-        let limit = self.executor().now() + LAST_IO;
+        // Without a limit: another process in this one's place would wait for the same.
         let idle = || self.state().active.as_ref().is_none_or(|active| active.drives.is_idle());
         while !idle() {
-            if self.executor().now() >= limit {
-                return self.fail(
-                    "stepping down, but I/O on a drive does not end; another process has to begin anew"
-                        .to_owned(),
-                );
-            }
             self.executor().sleep(LAST_IO_POLL).await;
         }
         let mut state = self.state_mut();
