@@ -203,7 +203,8 @@ impl HostEngine {
                 for guest in shared.guests.iter() {
                     let vdisk = guest.borrow().vdisk();
                     if !core.close(vdisk, CLOSE_LIMIT).await {
-                        shared.journal.fail(format!("vdisk {vdisk} was not closed in time"));
+                        let stats = core.stats();
+                        shared.journal.fail(format!("vdisk {vdisk} was not closed in time: {stats:?}"));
                     }
                 }
             }

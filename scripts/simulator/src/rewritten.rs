@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// How long a region may take to be written, and whatever must come of it.
 const PATIENCE: Duration = Duration::from_secs(25);
+/// How long anything may be on its way to a drive that was slow.
+const ARRIVAL: Duration = Duration::from_secs(600);
 /// How often a region is written until something must have come of it.
 const ROUNDS: usize = 4;
 /// Sectors whose blocks one piece of the map describes.
@@ -44,6 +46,8 @@ pub fn strike(cluster: &mut Cluster) {
         cluster.guests.iter().for_each(|guest| guest.borrow_mut().set_budget(0));
         if cluster.until("guests at rest", RECOVERY, Cluster::guests_quiet) {
             strike(cluster);
+            // Also what else went to the slow drive, flushes above all: no stripe is durable before.
+            cluster.reaches(ARRIVAL, |c| c.drives.iter().all(|drive| drive.in_flight() == 0));
         }
         end(cluster);
     }
