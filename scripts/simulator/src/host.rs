@@ -204,7 +204,9 @@ impl HostEngine {
                     let vdisk = guest.borrow().vdisk();
                     if !core.close(vdisk, CLOSE_LIMIT).await {
                         let stats = core.stats();
-                        shared.journal.fail(format!("vdisk {vdisk} was not closed in time: {stats:?}"));
+                        shared
+                            .journal
+                            .fail(format!("vdisk {vdisk} was not closed in time: {stats:?}"));
                     }
                 }
             }

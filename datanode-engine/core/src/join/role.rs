@@ -9,6 +9,7 @@
 //!
 //! A crash in the middle leaves a record that names an active process that is gone: whoever is left takes over anew.
 
+use super::next_before;
 use crate::catalog_port::{CatalogReply, CatalogRequest};
 use crate::grants::Grants;
 use crate::node::Node;
@@ -123,7 +124,7 @@ impl Node {
         let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
         state.become_active(role, built);
         state.counters.taken_over += 1;
-        state.mirror.mirrored = if by_member { origin.0 - 1 } else { 0 };
+        state.mirror.mirrored = if by_member { next_before(origin).0 } else { 0 };
         state.mirror.forwarded = state.mirror.mirrored;
         state.mirror.peer_catalog = 0;
         let through = Position(state.mirror.mirrored);

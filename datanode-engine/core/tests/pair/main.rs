@@ -13,7 +13,10 @@ use rig::{FakeHost, Rig};
 
 /// Both run and are joined; a host has sealed its vdisk.
 fn begin(seed: u64) -> (Rig, FakeHost) {
-    let mut rig = Rig::new(seed);
+    begin_on(Rig::new(seed))
+}
+
+fn begin_on(mut rig: Rig) -> (Rig, FakeHost) {
     rig.start(0);
     rig.start(1);
     rig.run_until_mirrored();

@@ -42,7 +42,7 @@ pub const TROUBLES: [(Trouble, u64); 8] = [
     (Trouble::Slow, 5),
     (Trouble::Flip, 4),
     (Trouble::Fail, 4),
-    (Trouble::Hang, 2),
+    (Trouble::Hang, 5),
     (Trouble::Corrupt, 3),
     (Trouble::Power, 2),
     (Trouble::BreakDown, 1),
