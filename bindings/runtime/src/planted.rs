@@ -30,6 +30,10 @@ macro_rules! bugs {
 bugs! {
     /// The active controller acknowledges what the standby does not hold.
     AcknowledgeBeforeMirrored breaks "rule 3.1";
+    /// A controller that is alone acknowledges what its drives do not have yet.
+    AcknowledgeBeforeOnDrives breaks "C12";
+    /// A controller that took the role over, and works alone, gives slots out that the one before may still write to.
+    FreeUnderALateWrite breaks "C15";
     /// The log takes a record although one before it is missing.
     TakeGaps breaks "C1";
     /// A write over several slices is completed with its first record.

@@ -87,6 +87,7 @@ impl Role {
             since: u64::from(self.epoch),
             origin: 0,
             in_sync: vec![member(0, self.in_sync[ACTIVE]), member(1, self.in_sync[STANDBY])],
+            solo: None,
         }
     }
 }

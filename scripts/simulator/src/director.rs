@@ -11,7 +11,7 @@ use crate::idle;
 use crate::kinds::Kind;
 use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{host, log_loss, pool, report::Report, rewritten, rot, strikes};
+use crate::{alone, host, log_loss, pool, report::Report, rewritten, rot, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -175,6 +175,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     }
     flash::strike(cluster);
     nvme::strike(cluster);
+    alone::strike(cluster);
     arranged::strike(cluster);
     nvme::fail_writes(cluster);
     rewritten::strike(cluster);

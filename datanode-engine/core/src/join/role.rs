@@ -124,6 +124,7 @@ impl Node {
         let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
         state.become_active(role, built);
         state.counters.taken_over += 1;
+        state.unheard = true;
         state.mirror.mirrored = if by_member { next_before(origin).0 } else { 0 };
         state.mirror.forwarded = state.mirror.mirrored;
         state.mirror.peer_catalog = 0;
@@ -180,7 +181,7 @@ impl Node {
         for (drive, used) in &catalog.used {
             grants.allocator.mark_all(*drive, used);
         }
-        grants.load(catalog.newest_stripe, catalog.grants.clone());
+        grants.load(catalog.newest_stripe, catalog.grants.clone(), catalog.held.clone());
         let mut active = Active {
             resident: Resident::default(),
             grants,
@@ -190,7 +191,8 @@ impl Node {
             replies: VecDeque::new(),
             untold: BTreeMap::new(),
             deferred: VecDeque::new(),
-            quota: state.settings.log.record_bytes_max / 4 * 3,
+            quota: state.quota_of_all(),
+            holds_known: catalog.applied,
             absent: BTreeMap::new(),
         };
         let mut stripes = catalog.stripes;
@@ -220,10 +222,11 @@ impl Node {
                 _ => {}
             }
             std::mem::swap(&mut active.resident, &mut resident);
-            active.effect(&control);
+            active.effect(position, &control);
             std::mem::swap(&mut active.resident, &mut resident);
         }
         active.resident = resident;
+        active.holds_known = next_before(held.log.next());
         Ok(Some((active, stripes)))
     }
 }
@@ -237,7 +240,8 @@ impl State {
             let superseded = role.epoch > known && role.active != Some(self.incarnation.0);
             return superseded.then_some(Change::StepDown(Position(role.origin)));
         }
-        let waited = match self.confirmed {
+        // Nobody else can be active where this is the only member.
+        let waited = match self.confirmed || role.in_sync.len() == 1 {
             true => LIFELESS,
             false => STARTED_ALONE,
         };
@@ -270,6 +274,8 @@ impl State {
         self.counters.stepped_down += 1;
         self.role = None;
         self.mending = crate::mend::Mending::default();
+        self.solo.end();
+        self.mirror.alone = false;
         if let Some(active) = self.active.take() {
             self.pool = Some(active.drives.rested());
         }
