@@ -109,7 +109,7 @@ pub async fn fence(client: &StoreClient, datanode: DatanodeId) -> Result<(), Sto
 }
 
 /// Makes this process active, and leaves the members as they are. `origin`: the position that the next entry of its log
-/// gets. `None`: something else changed the record; look again.
+/// gets. `None` or an error leave open whether it is active: [`find_taken`] tells.
 pub async fn take_over(
     client: &StoreClient,
     datanode: DatanodeId,
@@ -122,6 +122,21 @@ pub async fn take_over(
     let changed =
         LogRole { epoch, active: Some(own.0), since: epoch, origin: origin.0, ..record.clone() };
     change(client, datanode, *revision, changed).await
+}
+
+/// Whether [`take_over`] from the record `before` made this process active, and by which record. The request may be executed
+/// yet, or be so by now: a fence voids it first. Who went on without knowing would hold the log of a controller that serves by an
+/// older role, and that one, superseded, would take back what both of them acknowledged.
+pub async fn find_taken(
+    client: &StoreClient,
+    datanode: DatanodeId,
+    before: &Recorded,
+    own: Incarnation,
+) -> Result<Option<LogRole>, StoreError> {
+    fence(client, datanode).await?;
+    let epoch = before.role.as_ref().map(|(role, _)| role.epoch + 1);
+    let now = read(client, datanode).await?.role.map(|(role, _)| role);
+    Ok(now.filter(|role| role.active == Some(own.0) && Some(role.since) == epoch))
 }
 
 /// Makes the active controller the only member, by a session of its log on drives (C12). `None`: the record is another one,

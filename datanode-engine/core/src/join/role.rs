@@ -114,11 +114,23 @@ impl Node {
             let held = state.held.as_ref().expect("only who holds the log takes over");
             (state.incarnation, held.log.next())
         };
-        let taken = roles::take_over(&store, datanode, &seen.recorded, own, origin).await;
-        let Some(role) = taken.map_err(|error| error.to_string())? else { return Ok(false) };
+        // First: who is recorded as active must not go on without being so.
+        let built = self.build_active().await?;
+        let recorded = &seen.recorded;
+        let mut taken = roles::take_over(&store, datanode, recorded, own, origin).await;
+        // Until it is known whether it was taken, nobody is met.
+        while !matches!(taken, Ok(Some(_))) {
+            taken = roles::find_taken(&store, datanode, recorded, own).await;
+            match &taken {
+                Ok(None) => return Ok(false),
+                Ok(Some(_)) => {}
+                Err(_) if self.state().stopping => return Ok(false),
+                Err(_) => self.executor().sleep(WATCH).await,
+            }
+        }
+        let Ok(Some(role)) = taken else { unreachable!("the loop ends with a role") };
         tracing::warn!("took the active role over, at epoch {} and position {origin}", role.epoch);
         reached(Point::RoleTaken);
-        let built = self.build_active().await?;
         let mut state = self.state_mut();
         // The other one held all of it, if this one was a member and did not only load an image.
         let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
