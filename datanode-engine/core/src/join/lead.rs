@@ -19,6 +19,13 @@ impl Meeting {
         self.check_current()?;
         let own = self.node.state().standing();
         let role = recorded.role.as_ref().map(|(role, _)| role);
+        // Another one was active since, and went on alone: what this one decides by, and its log, count no more (C7). As one
+        // that does not serve it copies, and knows owners and grants anew.
+        let outlived = role.filter(|role| own.serves.is_some() && !own.is_valid(role));
+        if let Some(origin) = outlived.map(|role| role.origin) {
+            self.node.step_down(Position(origin)).await;
+            return Err("this controller is active no more".to_owned());
+        }
         let plan = decide(role, recorded.start_empty, &own, standby);
         tracing::info!("met the peer: {plan:?}");
         let next = match plan {

@@ -251,6 +251,42 @@ fn a_paused_active_finds_the_other_one_alone() {
     assert!(rig.status(1).serving && !rig.status(0).serving);
 }
 
+/// The same, and the one that was alone dies: the one that comes to still serves by its old role, and has nothing that counts.
+#[test]
+fn a_paused_active_finds_the_log_of_one_that_was_alone_on_drives() {
+    for seed in 0..4 {
+        let (mut rig, mut host) = begin(380 + seed);
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        let a = rig.controllers[0].as_ref().unwrap().process.clone();
+        append_some(&mut host, 25);
+        a.pause();
+        run_until_alone(&rig, 1);
+        host.connect(&rig);
+        append_some(&mut host, 15);
+        host.settle(&rig);
+        // What the old one does not know of: an owner, and a commit.
+        host.seal(&rig).unwrap();
+        destage(&rig, &mut host);
+        append_some(&mut host, 15);
+        host.settle(&rig);
+        rig.kill(1);
+        if seed % 2 == 0 {
+            rig.start(1);
+            a.resume();
+        } else {
+            a.resume();
+            rig.world.run_for(SECOND / 20);
+            rig.start(1);
+        }
+        whole(&mut rig, &mut host);
+        host.seal(&rig).unwrap();
+        append_some(&mut host, 15);
+        settle(&rig, &mut host);
+    }
+}
+
 /// C15: a write of the one before, which was on its way when it was paused, must not fall into a slot that was given out again.
 #[test]
 fn slots_of_a_controller_that_is_not_heard_of_are_given_to_nobody() {
