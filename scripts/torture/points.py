@@ -319,11 +319,11 @@ def alone_points(crashes, parts):
         crashes.until_dead(standby, point)
         parts.resume(active)
         crashes.start(standby)
-    active, standby = standby_alone("log.free_held.appended")
+    active, standby = standby_alone("log.free-held.appended")
     _until_alone(parts, standby)
     crashes.load.until_progress()
     parts.resume(active)
-    crashes.until_dead(standby, "log.free_held.appended")
+    crashes.until_dead(standby, "log.free-held.appended")
     crashes.start(standby)
     # The last one that has the log dies, and again while it loads it.
     parts.until_whole()

@@ -137,7 +137,7 @@ points! {
     /// Slots that another controller may still write to are held by a record; nobody acknowledges alone yet (C15).
     HoldAppended = "log.hold.appended",
     /// They are held no more, by a record that is not mirrored.
-    FreeHeldAppended = "log.free_held.appended",
+    FreeHeldAppended = "log.free-held.appended",
     // A controller: drives (C10, C17).
     /// A slot is written, and not flushed.
     SlotWritten = "drive.slot.written",
