@@ -23,7 +23,7 @@ use cleave_control::status::VdiskServing;
 use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{Outcome, StoreError, VdiskOwner};
 use cleave_format::ids::{Epoch, VdiskId};
-use cleave_host_core::HostError;
+use cleave_host_core::{HostError, OwnerBefore, Tenure};
 use cleave_process::lock::{KernelLock, holder};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::sync::Signal;
@@ -147,6 +147,43 @@ impl Vdisk {
     fn lock_path(&self, engine: &Engine) -> PathBuf {
         engine.config.lock_dir.join(format!("vdisk-{}.lock", self.id))
     }
+
+    fn epochs_path(&self, engine: &Engine) -> PathBuf {
+        engine.config.lock_dir.join(format!("vdisk-{}.epochs", self.id))
+    }
+
+    /// The epochs of this host, as it remembers them.
+    fn remembered(&self, engine: &Engine) -> Option<Tenure> {
+        let text = std::fs::read_to_string(self.epochs_path(engine)).ok()?;
+        Tenure::from_text(&text)
+    }
+
+    /// Remembers them, for the next owner here; `None`: nothing can be relied on. Where that fails, or a crash leaves less,
+    /// the next owner waits for a lease that nobody has.
+    fn remember(&self, engine: &Engine, tenure: Option<Tenure>) {
+        let path = self.epochs_path(engine);
+        let written = match tenure {
+            Some(tenure) => {
+                let next = path.with_extension("epochs-next");
+                std::fs::write(&next, tenure.to_text()).and_then(|()| std::fs::rename(&next, &path))
+            }
+            None => std::fs::remove_file(&path),
+        };
+        match written {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(vdisk = self.name, path = %path.display(), "not remembered: {error}");
+                // What it says must not be of other epochs.
+                drop(std::fs::remove_file(&path));
+            }
+            _ => {}
+        }
+    }
+
+    /// This host took an epoch, and knows that of those before.
+    fn took(&self, engine: &Engine, epoch: u64, known: Option<Tenure>) -> (Epoch, Vec<Epoch>) {
+        self.remember(engine, known.map(Tenure::taken));
+        (Epoch(epoch), known.map_or_else(Vec::new, Tenure::gone))
+    }
 }
 
 /// Brings about what is wanted of a vdisk, until nothing is any more.
@@ -201,13 +238,13 @@ async fn step(
     vdisk.serving.set(VdiskServing::Recovering);
     vdisk.fenced.set(false);
     reached(Point::HostLocked);
-    let (epoch, predecessor_dead) = take_ownership(engine, vdisk.id).await?;
+    let (epoch, gone) = take_ownership(engine, vdisk).await?;
     reached(Point::HostEpochTaken);
     let order = OpenOrder {
         vdisk: vdisk.id,
         epoch,
         keys,
-        predecessor_dead,
+        gone,
         device: device(engine, vdisk, record.size)?,
         handed: None,
         without_device: deleting,
@@ -230,6 +267,7 @@ async fn step(
         _ => return Err(OpenError::Stopping.into()),
     }
     vdisk.epoch.set(epoch.0);
+    vdisk.remember(engine, Some(Tenure::served(epoch)));
     let outcome = match deleting {
         true => Ok(()),
         false => serve(engine, vdisk, record.size).await,
@@ -242,6 +280,7 @@ async fn step(
         return match deleted {
             Some(Answer::Deleted(Ok(()))) => {
                 reached(Point::HostDeleted);
+                vdisk.remember(engine, None);
                 tracing::info!(vdisk = vdisk.name, "deleted");
                 Ok(true)
             }
@@ -331,7 +370,7 @@ async fn change_core(
     let device = device(engine, vdisk, size)?;
     // Before the first core lets go, so that nothing but the log is needed then. Until the log is sealed under it, the
     // first core serves under the epoch before.
-    let (epoch, predecessor_dead) = match take_ownership(engine, vdisk.id).await {
+    let (epoch, gone) = match take_ownership(engine, vdisk).await {
         Ok(taken) => taken,
         Err(error) => {
             tracing::warn!(vdisk = vdisk.name, "stays on its core: {error}");
@@ -351,19 +390,13 @@ async fn change_core(
     };
     vdisk.core.replace(Rc::clone(target));
     let keys = if record.encrypted { engine.keys.clone() } else { None };
-    let order = OpenOrder {
-        vdisk: vdisk.id,
-        epoch,
-        keys,
-        predecessor_dead,
-        device,
-        handed,
-        without_device: false,
-    };
+    let order =
+        OpenOrder { vdisk: vdisk.id, epoch, keys, gone, device, handed, without_device: false };
     match target.ask(Order::Open(Box::new(order))).wait().await {
         Some(Answer::Opened(opened)) => opened?,
         _ => return Err(OpenError::Stopping.into()),
     }
+    vdisk.remember(engine, Some(Tenure::served(epoch)));
     let took = engine.executor.now().since(since);
     engine.cpu.moves.set(engine.cpu.moves.get() + 1);
     let (from, to) = (from.core, target.core);
@@ -389,10 +422,9 @@ async fn take_lock(engine: &Engine, vdisk: &Vdisk) -> Result<Option<KernelLock>,
     Ok(None)
 }
 
-/// A new ownership epoch, and whether the owner before is known dead, because it was on this host, whose
-/// lock is held now, or has let go.
-async fn take_ownership(engine: &Engine, vdisk: VdiskId) -> Result<(Epoch, bool), StoreError> {
-    let key = owner_key(vdisk.0);
+/// A new ownership epoch, and owners before that are known to be gone; the lock is held.
+async fn take_ownership(engine: &Engine, vdisk: &Vdisk) -> Result<(Epoch, Vec<Epoch>), StoreError> {
+    let key = owner_key(vdisk.id.0);
     let host = u64::from(engine.config.id);
     let incarnation = engine.incarnation.get().0;
     let mut tried = None;
@@ -403,20 +435,23 @@ async fn take_ownership(engine: &Engine, vdisk: VdiskId) -> Result<(Epoch, bool)
             None => (None, 0),
         };
         // An attempt whose fate was open did succeed.
-        if let (Some((owner, dead)), Some(before)) = (&tried, &before)
+        if let (Some((owner, known)), Some(before)) = (&tried, &before)
             && owner == before
         {
-            return Ok((Epoch(before.epoch), *dead));
+            return Ok(vdisk.took(engine, before.epoch, *known));
         }
-        let dead = before
-            .as_ref()
-            .is_none_or(|before| before.host == host || before.incarnation.is_none());
+        let owner_before = before.as_ref().map(|before| OwnerBefore {
+            epoch: Epoch(before.epoch),
+            own: before.host == host,
+            released: before.incarnation.is_none(),
+        });
+        let known = Tenure::before(vdisk.remembered(engine), owner_before);
         let epoch = before.map_or(0, |before| before.epoch) + 1;
         let owner = VdiskOwner { epoch, host, incarnation: Some(incarnation) };
         match engine.store.put_record(&key, revision, &owner).await {
-            Ok(Outcome::Committed(_)) => return Ok((Epoch(epoch), dead)),
+            Ok(Outcome::Committed(_)) => return Ok(vdisk.took(engine, epoch, known)),
             Ok(Outcome::Conflict) => tried = None,
-            Err(StoreError::Unknown) => tried = Some((owner, dead)),
+            Err(StoreError::Unknown) => tried = Some((owner, known)),
             Err(error) => return Err(error),
         }
     }

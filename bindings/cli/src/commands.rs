@@ -160,7 +160,11 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
             done(dir, &Request::ResizeVdisk { name, size, accept_data_loss })
         }
         VdiskCommand::Delete { name } => done(dir, &Request::DeleteVdisk { name }),
-        VdiskCommand::Attach { name, queues, memory } => {
+        VdiskCommand::Attach { name, host, take_over, queues, memory } => {
+            if let Some(host) = host {
+                let name = name.clone();
+                done(dir, &Request::MoveVdisk { name, host, take_over })?;
+            }
             let socket = existing(dir, &name)?.socket.ok_or_else(|| {
                 let reason = "it is not served; look at `cleave status`".to_owned();
                 Error::Vdisk { name: name.clone(), reason }

@@ -58,6 +58,17 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Have another host serve a vdisk; answered when it does. The one that serves it lets go first, or is fenced when it does
+    /// not answer.
+    MoveVdisk {
+        /// Its name.
+        name: String,
+        /// The host's number.
+        host: u32,
+        /// Also while a guest uses it where it is served now.
+        #[serde(default)]
+        take_over: bool,
+    },
     /// Start an engine that has ended, or end and start one that runs.
     RestartChild {
         /// The engine's name.

@@ -134,8 +134,20 @@ impl Roles {
             if host.epoch == 0 && world.owner < self.bounds.takes {
                 actions.push(Action::Take(index));
             }
+<<<<<<< final
             for controller in BOTH {
                 self.requests(world, index, controller, actions);
+=======
+            let Some(entries) = self.appendable(world) else { continue };
+            if host.epoch != 0 && !host.sealed {
+                let epoch = Epoch(u64::from(host.epoch));
+                let incarnation = host_incarnation(index as u8);
+                // That the old owner lives, paused, is the point: nobody but the log stops it.
+                let sealed = resident(entries).check_seal(VDISK, epoch, incarnation);
+                if sealed == Ok(None) {
+                    actions.push(Action::Seal(index));
+                }
+>>>>>>> hosts
             }
         }
     }

@@ -157,6 +157,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::AcceptOldOwners, 15),
     (Planted::AppendAfterSeal, 15),
     (Planted::OpenStaleMap, 5),
+    (Planted::AcknowledgeSealEarly, 2),
     (Planted::CommitBeforeFlush, 1),
     (Planted::VaultNotFlushed, 1),
     (Planted::TrustFailedCommands, 30),
