@@ -131,8 +131,6 @@ impl Control {
                 memory: Fill { used, capacity },
                 records: status.entries,
                 hosts: status.hosts.len() as u32,
-                alone_on: status.alone_on.iter().map(|drive| drive.0).collect(),
-                hindrance: status.hindrance.clone(),
             },
             stripes: status.serving.then(|| StripeStatus {
                 data_shards: data_shards(drives.len(), online),
@@ -141,7 +139,6 @@ impl Control {
                 degraded: status.damage.degraded,
                 lost: status.damage.lost,
                 reserved: status.granted_slots * SLOT as u64,
-                held: status.slots_held * SLOT as u64,
             }),
             drives,
         }

@@ -154,11 +154,7 @@ pub struct DevOptions {
     /// Start no engines: something else does, with the configurations in DIR/run, which are kept as they are.
     #[arg(long, conflicts_with = "restart")]
     pub no_engines: bool,
-    /// Hosts, each with an engine, flash and sockets of its own (DIR/vhost/host-N from the second on), at most 8. Hosts can be
-    /// added at a later start [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
-    pub hosts: Option<u16>,
-    /// Memory that each host engine may use [default: 512M]
+    /// Memory that the host engine may use [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = host_memory)]
     pub host_memory: Option<u64>,
     /// Size of the mirrored log, in each controller [default: 256M]
@@ -250,6 +246,10 @@ pub enum VdiskCommand {
         /// Encrypt it; without this, as the cluster does.
         #[arg(long)]
         encrypt: bool,
+        /// How many cores of its host can serve it at once, 1 to 16; without this, 4 beyond 64 GiB, else 1. It is
+        /// never changed.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+        shares: Option<u16>,
     },
     /// List all vdisks.
     List {
@@ -274,18 +274,9 @@ pub enum VdiskCommand {
         name: String,
     },
     /// Print QEMU arguments and libvirt XML that attach a vdisk to a guest.
-    ///
-    /// With --host that host serves it first: the one that does lets go. One that does not answer (dead, stopped, cut off) is
-    /// fenced: it can write no more, and after at most 13 seconds it can answer no read either; then the new one serves.
     Attach {
         /// Its name.
         name: String,
-        /// Have this host serve it, a number from 1.
-        #[arg(long, value_name = "N")]
-        host: Option<u32>,
-        /// With --host: also when a guest uses it on the host that serves it now.
-        #[arg(long, requires = "host")]
-        take_over: bool,
         /// Queues for the guest.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
         queues: u16,

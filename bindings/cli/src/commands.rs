@@ -49,7 +49,7 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             check_name(&name)?;
             let asked = Import { image, name, format, scratch, accept_data_loss, quiet };
             let name = &asked.name;
-            let create = |size| create(&dir, name, size, encrypt);
+            let create = |size| create(&dir, name, size, encrypt, None);
             image::import(&asked, || find(&dir, name), create)
         }
         Command::Export { name, image, format, overwrite, quiet } => {
@@ -147,9 +147,9 @@ fn flash(dir: &Path, command: FlashCommand) -> Result<()> {
 
 fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
     match command {
-        VdiskCommand::Create { name, size, encrypt } => {
+        VdiskCommand::Create { name, size, encrypt, shares } => {
             check_name(&name)?;
-            create(dir, &name, size, encrypt)
+            create(dir, &name, size, encrypt, shares)
         }
         VdiskCommand::List { json } => match ask(dir, &Request::ListVdisks {})? {
             Reply::Vdisks { vdisks } if json => print_json(&vdisks),
@@ -160,11 +160,7 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
             done(dir, &Request::ResizeVdisk { name, size, accept_data_loss })
         }
         VdiskCommand::Delete { name } => done(dir, &Request::DeleteVdisk { name }),
-        VdiskCommand::Attach { name, host, take_over, queues, memory } => {
-            if let Some(host) = host {
-                let name = name.clone();
-                done(dir, &Request::MoveVdisk { name, host, take_over })?;
-            }
+        VdiskCommand::Attach { name, queues, memory } => {
             let socket = existing(dir, &name)?.socket.ok_or_else(|| {
                 let reason = "it is not served; look at `cleave status`".to_owned();
                 Error::Vdisk { name: name.clone(), reason }
@@ -174,11 +170,11 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
     }
 }
 
-fn create(dir: &Path, name: &str, size: u64, encrypt: bool) -> Result<()> {
+fn create(dir: &Path, name: &str, size: u64, encrypt: bool, shares: Option<u16>) -> Result<()> {
     let name = name.to_owned();
     // Without the option the cluster decides.
     let encrypted = encrypt.then_some(true);
-    match ask(dir, &Request::CreateVdisk { name, size, encrypted })? {
+    match ask(dir, &Request::CreateVdisk { name, size, encrypted, shares })? {
         Reply::Vdisk(_) => Ok(()),
         _ => Err(Error::UnknownAnswer),
     }

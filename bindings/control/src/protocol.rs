@@ -40,6 +40,9 @@ pub enum Request {
         /// Whether to encrypt it; without it as the cluster does.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         encrypted: Option<bool>,
+        /// How many cores can serve it at once; without it by its size.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shares: Option<u16>,
     },
     /// All vdisks: [`Reply::Vdisks`].
     ListVdisks {},
@@ -57,17 +60,6 @@ pub enum Request {
     DeleteVdisk {
         /// Its name.
         name: String,
-    },
-    /// Have another host serve a vdisk; answered when it does. The one that serves it lets go first, or is fenced when it does
-    /// not answer.
-    MoveVdisk {
-        /// Its name.
-        name: String,
-        /// The host's number.
-        host: u32,
-        /// Also while a guest uses it where it is served now.
-        #[serde(default)]
-        take_over: bool,
     },
     /// Start an engine that has ended, or end and start one that runs.
     RestartChild {

@@ -30,14 +30,16 @@ macro_rules! bugs {
 bugs! {
     /// The active controller acknowledges what the standby does not hold.
     AcknowledgeBeforeMirrored breaks "rule 3.1";
-    /// A controller that is alone acknowledges what its drives do not have yet.
-    AcknowledgeBeforeOnDrives breaks "C12";
-    /// A controller that took the role over, and works alone, gives slots out that the one before may still write to.
-    FreeUnderALateWrite breaks "C15";
     /// The log takes a record although one before it is missing.
     TakeGaps breaks "C1";
     /// A write over several slices is completed with its first record.
     CompleteOnFirstPart breaks "C1";
+    /// A change over several shares is completed with the first share's part.
+    CompleteOnFirstShare breaks "C1";
+    /// A share goes to another core with requests in flight.
+    MoveUndrained breaks "C1";
+    /// A change overtakes one of several parts that it overlaps.
+    OvertakeWideChanges breaks "C23";
     /// What a broken connection left unanswered is not sent again.
     ForgetUnanswered breaks "C1";
     /// Replay applies records that are older than what the map has.

@@ -293,14 +293,8 @@ impl State {
         };
         self.supersede(connection, &who)?;
         let known = self.active.as_ref().and_then(|active| active.resident.incarnation(who.host));
-        if known != Some(who.incarnation) && !self.host_start(&who) {
-            let reason = "writes of the engine before are still on their way to drives".to_owned();
-            let refused = ControllerMessage::Refused { reason, fatal: false };
-            self.send_host(connection, 0, &refused, None);
-            let now = self.executor.now();
-            let session = self.sessions.get_mut(&connection).expect("looked up before");
-            session.close_at = Some(now + REFUSED_LINGER);
-            return Ok(());
+        if known != Some(who.incarnation) {
+            self.host_start(&who);
         }
         self.sessions.get_mut(&connection).expect("looked up before").who = Some(who);
         let changed = self.share_quota();
@@ -381,36 +375,16 @@ impl State {
         Ok(())
     }
 
-    /// A new incarnation of a host: grants of the one before end (C15). False while writes under them are on their way:
-    /// what the log says to have ended has none, whoever becomes active after this controller.
-    fn host_start(&mut self, who: &Who) -> bool {
+    /// A new incarnation of a host: grants of the one before end (C15).
+    fn host_start(&mut self, who: &Who) {
         let (host, incarnation) = (who.host, who.incarnation);
         let active = self.active.as_mut().expect("checked with the hello");
         if let Some(before) = active.resident.incarnation(host) {
-            let ended = active.grants.of(|other| other == before);
-            ended.iter().for_each(|stripe| active.grants.close(*stripe));
-            let busy = ended.iter().any(|stripe| active.grants.is_writing(*stripe));
-            if busy && !is_planted(Planted::ReuseSlotsEarly) {
-                return false;
+            for stripe in active.grants.of(|other| other == before) {
+                active.grants.close(stripe);
             }
         }
         self.append_control(&Control::HostStart { host, incarnation });
-        true
-    }
-
-    /// Records the end of grants under which nothing is on its way any more.
-    pub fn end_idle_grants(&mut self) -> bool {
-        const MOST: usize = 1024;
-        let (Some(active), Some(held)) = (&mut self.active, &self.held) else { return false };
-        if !held.log.has_control_room(64 + MOST * expiry::BYTES_A_GRANT) {
-            return false; // Another turn finds them again (C13).
-        }
-        let stripes = active.grants.take_idle(MOST);
-        let any = !stripes.is_empty();
-        if any {
-            self.append_control(&Control::GrantEnd { stripes });
-        }
-        any
     }
 
     /// Appends a control record and decides by it from here on.
@@ -430,8 +404,6 @@ impl State {
             Control::Commit(_) => reached(Point::CommitAppended),
             Control::Delete { .. } => reached(Point::DeleteAppended),
             Control::Drive { .. } => reached(Point::DriveAppended),
-            Control::HoldSlots => reached(Point::HoldAppended),
-            Control::FreeHeld => reached(Point::FreeHeldAppended),
             _ => {}
         }
         position
@@ -445,17 +417,11 @@ impl State {
             .filter(|session| session.class == Class::Log)
             .filter_map(|session| session.who.map(|who| who.host))
             .collect();
-        // A quarter is left for what is released with holes, and for hosts that come.
-        let bytes = self.quota_of_all() / hosts.len().max(1) as u64;
         let Some(active) = &mut self.active else { return false };
+        // A quarter is left for what is released with holes, and for hosts that come.
+        let all = self.settings.log.record_bytes_max / 4 * 3;
+        let bytes = all / hosts.len().max(1) as u64;
         std::mem::replace(&mut active.quota, bytes) != bytes
-    }
-
-    /// There may be more or less to divide than before.
-    pub fn divide_quota(&mut self) {
-        if self.share_quota() {
-            self.tell_quota();
-        }
     }
 
     fn tell_quota(&self) {

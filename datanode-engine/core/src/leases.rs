@@ -9,8 +9,8 @@
 //!
 //! **Who may say yes.** Not an active controller that was superseded without knowing it. So a renewal is answered when,
 //! *after* it came, the standby said that it still is that (`Vouch`, `Vouched`); or, while the standby is away, the store
-//! said that this controller still is the active one, also when it goes on alone (C12): what it knows of the in-sync set may be
-//! older than the store's record. Whoever takes over later therefore did so after the host asked, knows of no leases, and counts all of them
+//! said that this controller still is the active one; or when it is the only member of the in-sync set, so that nobody else may take
+//! over (C7). Whoever takes over later therefore did so after the host asked, knows of no leases, and counts all of them
 //! from the moment when it became active.
 //!
 //! A crash leaves nothing of this behind, and needs nothing: the next active controller counts anew.
@@ -155,6 +155,10 @@ impl State {
     /// Until when it is certain, without the standby's word, that no other controller was active.
     fn surely_active(&self) -> Option<Moment> {
         let own = self.incarnation.0;
+        let role = self.role.as_ref()?;
+        if role.is_in_sync(own) && role.in_sync.len() == 1 {
+            return Some(self.executor.now());
+        }
         let seen = self.seen.as_ref()?;
         let (recorded, _) = seen.recorded.role.as_ref()?;
         (recorded.active == Some(own)).then_some(seen.asked)

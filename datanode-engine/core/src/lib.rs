@@ -35,7 +35,6 @@ pub mod mirror;
 pub mod node;
 pub mod resident;
 pub mod roles;
-mod solo;
 mod state;
 pub mod status;
 pub mod superblocks;

@@ -20,7 +20,6 @@ pub mod map_piece;
 mod page;
 pub mod record;
 pub mod slot;
-pub mod solo;
 pub mod superblock;
 #[cfg(test)]
 mod testing;

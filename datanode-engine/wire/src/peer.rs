@@ -17,8 +17,12 @@ pub enum PeerMessage {
     Decision(Decision),
     /// Source to copier: what a copy is about to bring.
     CopyStart {
-        /// The log's identity; 0: only the catalog is copied.
+        /// The log's identity.
         log: u64,
+        /// The position after the last entry.
+        next: Position,
+        /// Entries that follow.
+        entries: u64,
         /// Whether the catalog follows first, because the copier's lacks more than the log holds.
         catalog: bool,
     },
@@ -32,12 +36,7 @@ pub enum PeerMessage {
         /// Which.
         entries: Vec<PeerEntry>,
     },
-    /// Source to copier: that was all.
-    CopyEnd {
-        /// The position after the last entry.
-        next: Position,
-    },
-    /// Copier to source: all of it is held.
+    /// Copier to source: everything that was announced is held.
     CopyDone,
     /// Active to standby: both are members at this epoch; forwarding begins at this position.
     Joined {

@@ -90,7 +90,8 @@ impl State {
 
     /// Appends the reads that may be answered at `now`. The others are held.
     pub fn answer_reads(&mut self, now: Moment, completions: &mut Vec<GuestCompletion>) {
-        if self.leases.done.is_empty() {
+        let held = self.leases.done.len();
+        if held == 0 {
             return;
         }
         if now < self.leases.all_until || is_planted(Planted::ReadPastLease) {
@@ -103,7 +104,8 @@ impl State {
             completions.extend(self.leases.done.extract_if(.., lasts).map(|(_, read)| read));
             self.stats.reads_held = self.leases.done.len() as u64;
         }
-        if self.vdisks.values().any(|open| !open.serving) {
+        let answered = self.leases.done.len() < held;
+        if answered && self.vdisks.values().any(|open| !open.serving) {
             // It may wait for its last reads.
             self.progress.notify();
         }

@@ -9,13 +9,8 @@
 //!
 //! | Model | Rules | What happens |
 //! | --- | --- | --- |
-<<<<<<< final
-//! | [`Roles`] | C7-C9 | two controllers crash, stop, meet, copy; the role moves beside an active one that lives; replies of the store are lost, or its requests late; two hosts take the vdisk |
-//! | [`Owners`] | C8, C9 | two hosts take a vdisk from each other; an old owner is paused; the log is lost |
-=======
 //! | [`Roles`] | C7, C8 | two controllers crash, stop, meet, copy; replies of the store are lost, or its requests late |
 //! | [`Owners`] | C8, C9 | two hosts take a vdisk from each other; an old owner is paused, leases run out; the log is lost |
->>>>>>> hosts
 //! | [`Catalogs`] | C11 | two catalogs take over control entries, which are then trimmed; one is lost |
 //! | [`Slots`] | C15 | incarnations of a host write under grants that end |
 //!

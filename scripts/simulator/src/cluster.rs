@@ -47,8 +47,6 @@ pub struct Cluster {
     pub rot: Option<Rc<dyn Random>>,
     /// Randomness of strikes on regions that are written again and again, in seeds that have them.
     pub rewrites: Option<Rc<dyn Random>>,
-    /// Randomness of strikes on a controller that is alone.
-    pub alone: Rc<dyn Random>,
     /// Randomness of what is arranged.
     pub arranged: Rc<dyn Random>,
     /// Randomness of what comes after moves of guests.
@@ -99,7 +97,6 @@ impl Cluster {
         let rot = draws(plan.rots_logs, "strikes of rot in logs");
         let rewrites = draws(plan.rewrites, "strikes on rewritten regions");
         let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
-        let alone = Rc::new(stream(plan.seed, "a controller alone"));
         let moves = Rc::new(stream(plan.seed, "moves of guests"));
         let store = SimStore::new(&world);
         let random = world.random();
@@ -136,7 +133,6 @@ impl Cluster {
             log_losses,
             rewrites,
             rot,
-            alone,
             arranged,
             moves,
             guests: Rc::new(guests),
@@ -316,16 +312,12 @@ impl Cluster {
     /// Whether the data node's log survives the crash of this controller.
     pub fn may_crash(&self, number: usize) -> bool {
         let Some(role) = self.role() else { return true };
-        if self.images.get() == Some(role.since) && role.solo.is_none() {
+        if self.images.get() == Some(role.since) {
             return true;
         }
         let incarnation = |number: usize| {
             self.controllers[number].as_ref().and_then(ControllerEngine::incarnation)
         };
-        // Of three drives at most two may be harmed (C12).
-        if role.solo.is_some() && self.plan.victims < 3 {
-            return true;
-        }
         let holds = |number| incarnation(number).is_some_and(|own: u64| role.is_in_sync(own));
         holds(1 - number) || !holds(number)
     }

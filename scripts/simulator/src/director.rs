@@ -5,13 +5,14 @@
 
 use crate::arranged;
 use crate::cluster::Cluster;
+use crate::cores;
 use crate::finale;
 use crate::flash;
 use crate::idle;
 use crate::kinds::Kind;
 use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{alone, host, log_loss, pool, report::Report, rewritten, rot, strikes};
+use crate::{host, log_loss, pool, report::Report, rewritten, rot, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -72,6 +73,10 @@ fn describe(cluster: &Cluster) {
         plan.write_buffer >> 10,
         plan.destage
     ));
+    if plan.shares > 1 {
+        let (shares, cores) = (plan.shares, plan.cores);
+        cluster.journal.note(format!("vdisks of {shares} shares on {cores} cores"));
+    }
     for guest in cluster.guests.iter() {
         cluster.journal.note(guest.borrow().describe());
     }
@@ -166,6 +171,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     if cluster.journal.failed() {
         return;
     }
+    cores::strike(cluster);
     carry_out(cluster, strike);
     if cluster.journal.failed() {
         return;
@@ -175,7 +181,6 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     }
     flash::strike(cluster);
     nvme::strike(cluster);
-    alone::strike(cluster);
     arranged::strike(cluster);
     nvme::fail_writes(cluster);
     rewritten::strike(cluster);

@@ -128,10 +128,11 @@ fn recorded(bug: Planted) -> Option<u64> {
 /// The first small seed that found each bug, when somebody looked last.
 const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 8),
-    (Planted::AcknowledgeBeforeOnDrives, 3),
-    (Planted::FreeUnderALateWrite, 21),
     (Planted::TakeGaps, 99),
     (Planted::CompleteOnFirstPart, 3),
+    (Planted::CompleteOnFirstShare, 1),
+    (Planted::MoveUndrained, 1),
+    (Planted::OvertakeWideChanges, 1),
     (Planted::ForgetUnanswered, 0),
     (Planted::ReplayWithoutVersions, 7),
     (Planted::ApplyWithoutVersions, 6),
@@ -157,7 +158,6 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::AcceptOldOwners, 15),
     (Planted::AppendAfterSeal, 15),
     (Planted::OpenStaleMap, 5),
-    (Planted::AcknowledgeSealEarly, 2),
     (Planted::CommitBeforeFlush, 1),
     (Planted::VaultNotFlushed, 1),
     (Planted::TrustFailedCommands, 30),

@@ -8,14 +8,14 @@ use crate::dev::directory::{Directory, sync_folder, write_private};
 use crate::dev::drives::{self, Drive, Owner};
 use crate::dev::etcd;
 use crate::dev::namespace::Namespace;
-use crate::dev::settings::{Asked, CONTROLLERS, DATANODE_ID, ENGINES, Settings, host_number};
+use crate::dev::settings::{Asked, CONTROLLERS, DATANODE_ID, ENGINES, HOST, Settings};
 use crate::dev::store::{ClusterStore, StoreKind};
 use crate::error::{Error, Result, file, system};
 use cleave_codec::{Keys, key_check_value};
 use cleave_control::key_file::{Key, load_key};
 use cleave_control::records::{
     CLUSTER_KEY, ClusterRecord, DRIVES, DriveRecord, DriveRecordState, FORMAT_LEVEL, drive_key,
-    from_value, to_value,
+    from_value, shares_for, to_value,
 };
 use cleave_coordinator::{
     Answer, Operation, Outcome, RedbStore, StoreError, StoreServer, Transaction,
@@ -90,7 +90,8 @@ impl Cluster {
     pub fn keep_vdisk(&self, name: &str, size: u64) -> Result<()> {
         match self.namespace().find(name)? {
             None => {
-                self.namespace().create(name, size, self.record.encrypted)?;
+                let (encrypted, shares) = (self.record.encrypted, shares_for(size));
+                self.namespace().create(name, size, encrypted, shares)?;
             }
             Some(found) if found.record.size != size => {
                 let has = cleave_control::size::format_size(found.record.size);
@@ -112,7 +113,7 @@ impl Cluster {
             fs::remove_file(directory.settings()).map_err(file("remove", &directory.settings()))?;
         }
         directory.clear()?;
-        for folder in ["drives", "keys", "log", "run"].into_iter().chain(settings.engines()) {
+        for folder in ["drives", "keys", "log", "run"].iter().chain(&ENGINES) {
             directory.folder(&directory.path().join(folder))?;
         }
         directory.open_folder(&directory.vhost())?;
@@ -341,7 +342,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
 
 /// The program of an engine.
 pub fn program_of(engine: &str) -> &'static str {
-    if host_number(engine).is_some() { "cleave-host" } else { "cleave-datanode" }
+    if engine == HOST { "cleave-host" } else { "cleave-datanode" }
 }
 
 #[cfg(test)]

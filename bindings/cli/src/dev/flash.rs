@@ -20,28 +20,22 @@ pub const FLASH_SIZE: u64 = 4 << 30;
 /// Bytes of flash in memory unless told otherwise.
 const MEMORY_SIZE: u64 = 512 << 20;
 
-/// The devices as a host's engine gets them. Those that are named are the first host's; the others have the same kind.
-pub fn devices(directory: &Directory, settings: &Settings, host: &str) -> Vec<String> {
-    let file = || directory.engine(host).join("flash.img").display().to_string();
-    let is_memory = |device: &String| matches!(device.parse(), Ok(FlashPlace::Memory(_)));
+/// The devices as the host engine gets them.
+pub fn devices(directory: &Directory, settings: &Settings) -> Vec<String> {
     match &settings.flash {
-        Some(devices) if host == HOST || devices.iter().all(is_memory) => devices.clone(),
-        Some(_) => vec![file()],
+        Some(devices) => devices.clone(),
         None if settings.memory_drives => vec![FlashPlace::Memory(MEMORY_SIZE).to_string()],
-        None => vec![file()],
+        None => vec![directory.engine(HOST).join("flash.img").display().to_string()],
     }
 }
 
 /// Makes the files that are not there.
 pub fn create_missing(directory: &Directory, settings: &Settings) -> Result<()> {
-    for host in settings.host_names() {
-        directory.folder(&directory.engine(host))?;
-        for device in devices(directory, settings, host) {
-            if let Ok(FlashPlace::Path(path)) = device.parse()
-                && !path.exists()
-            {
-                create(&path, settings.flash_size)?;
-            }
+    for device in devices(directory, settings) {
+        if let Ok(FlashPlace::Path(path)) = device.parse()
+            && !path.exists()
+        {
+            create(&path, settings.flash_size)?;
         }
     }
     Ok(())
@@ -60,7 +54,7 @@ pub fn keep(directory: &Directory, change: impl Fn(&mut Vec<String>)) -> Result<
     let path = directory.settings();
     let missing = || file("read", &path)(io::Error::from(io::ErrorKind::NotFound));
     let mut settings = Settings::load(directory)?.ok_or_else(missing)?;
-    let mut list = devices(directory, &settings, HOST);
+    let mut list = devices(directory, &settings);
     change(&mut list);
     settings.flash = Some(list.clone());
     settings.save(directory)?;
@@ -101,16 +95,16 @@ mod tests {
         directory.folder(&directory.engine(HOST)).unwrap();
         let asked = Asked { flash_size: Some(32 << 20), ..Asked::default() };
         let mut settings = Settings::new(&asked);
-        let path = PathBuf::from(&devices(&directory, &settings, HOST)[0]);
+        let path = PathBuf::from(&devices(&directory, &settings)[0]);
         create_missing(&directory, &settings).unwrap();
         assert_eq!(path.metadata().unwrap().len(), 32 << 20);
         std::fs::write(&path, "kept").unwrap();
         create_missing(&directory, &settings).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"kept");
         settings.memory_drives = true;
-        assert_eq!(devices(&directory, &settings, HOST), ["memory:512M"]);
+        assert_eq!(devices(&directory, &settings), ["memory:512M"]);
         settings.flash = Some(Vec::new());
-        assert!(devices(&directory, &settings, HOST).is_empty());
+        assert!(devices(&directory, &settings).is_empty());
     }
 
     #[test]

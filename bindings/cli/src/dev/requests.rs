@@ -8,13 +8,14 @@ use crate::dev::cluster::{program, program_of};
 use crate::dev::cpu;
 use crate::dev::flash;
 use crate::dev::overview::Overview;
-use crate::dev::settings::{DATANODE_ID, HOST, HOST_ID, HOSTS};
+use crate::dev::settings::{DATANODE_ID, HOST};
 use crate::dev::supervisor::Event;
 use crate::error::{Error, Result, file};
 use cleave_control::flash::FlashPlace;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
-use cleave_control::status::{ProcessState, VdiskStatus, VdiskEntry, VdiskServing};
+use cleave_control::records::{SHARES_MAX, shares_for};
+use cleave_control::status::{ProcessState, VdiskEntry};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{Answer, LogRole, Operation, Outcome, Transaction};
@@ -66,14 +67,11 @@ impl Requests {
                 self.tell(Event::Stop)?;
                 Ok(Reply::Done {})
             }
-            Request::CreateVdisk { name, size, encrypted } => {
-                Ok(Reply::Vdisk(self.create(&name, size, encrypted)?))
+            Request::CreateVdisk { name, size, encrypted, shares } => {
+                Ok(Reply::Vdisk(self.create(&name, size, encrypted, shares)?))
             }
             Request::ResizeVdisk { name, size, accept_data_loss } => {
                 self.resize(&name, size, accept_data_loss)
-            }
-            Request::MoveVdisk { name, host, take_over } => {
-                self.move_vdisk(&name, host, take_over)
             }
             Request::DeleteVdisk { name } => self.delete(&name),
             Request::RestartChild { name } => self.restart(&name),
@@ -87,16 +85,27 @@ impl Requests {
         }
     }
 
-    fn create(&self, name: &str, size: u64, encrypted: Option<bool>) -> Result<VdiskEntry> {
+    fn create(
+        &self,
+        name: &str,
+        size: u64,
+        encrypted: Option<bool>,
+        shares: Option<u16>,
+    ) -> Result<VdiskEntry> {
         let cluster = &self.overview.cluster;
-        cluster.directory.vhost_socket(HOST_ID, name)?;
+        cluster.directory.vhost_socket(name)?;
         let encrypted = encrypted.unwrap_or(cluster.record.encrypted);
         if encrypted && cluster.record.key_check.is_none() {
             let reason = "it cannot be encrypted, because the cluster was created without a key";
             return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
         }
-        let found = cluster.namespace().create(name, size, encrypted)?;
-        Ok(self.overview.entry(&found, &[]))
+        let shares = shares.unwrap_or_else(|| shares_for(size));
+        if !(1..=SHARES_MAX).contains(&shares) {
+            let reason = format!("it cannot have {shares} shares: from 1 to {SHARES_MAX}");
+            return Err(Error::Vdisk { name: name.to_owned(), reason });
+        }
+        let found = cluster.namespace().create(name, size, encrypted, shares)?;
+        Ok(self.overview.entry(&found, None))
     }
 
     fn resize(&self, name: &str, size: u64, accept_data_loss: bool) -> Result<Reply> {
@@ -134,73 +143,16 @@ impl Requests {
     }
 
     fn is_served(&self, id: u64) -> bool {
-        let hosts = self.overview.hosts();
-        hosts.iter().flat_map(|host| &host.vdisks).any(|vdisk| vdisk.vdisk.id == id)
-    }
-
-    /// Has another host serve a vdisk. The one that serves it lets go first, if it answers; else the log fences it, and the
-    /// new one waits until it can answer no read any more (C8, C9). A crash in the middle leaves the vdisk with no host:
-    /// the request is made again.
-    fn move_vdisk(&self, name: &str, host: u32, take_over: bool) -> Result<Reply> {
-        let cluster = &self.overview.cluster;
-        let hosts = cluster.settings.host_names();
-        let Some(to) = (host as usize).checked_sub(1).and_then(|index| hosts.get(index)) else {
-            let reason = format!("there is no such host; there are {}", hosts.join(", "));
-            let (option, value) = ("--host", host.to_string());
-            return Err(Error::Option { option, value, reason });
-        };
-        let refuse = |reason: String| Err(Error::Vdisk { name: name.to_owned(), reason });
-        cluster.directory.vhost_socket(host, name)?;
-        let namespace = cluster.namespace();
-        let Some(found) = namespace.find(name)? else {
-            return refuse("there is none of that name".to_owned());
-        };
-        let id = found.record.id;
-        if let Some(from) = found.record.host.filter(|from| *from != host) {
-            let views = self.overview.hosts();
-            let old = views.iter().find(|one| one.host == from);
-            let attached = old.is_some_and(|old| {
-                old.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached)
-            });
-            if attached && !take_over {
-                return refuse(format!(
-                    "a guest uses it on host-{from}; detach it first, or take it from under the guest with --take-over"
-                ));
-            }
-            if old.is_some() {
-                namespace.assign(name, None)?;
-                let deadline = Instant::now() + LET_GO;
-                while !namespace.is_let_go(id)? && Instant::now() < deadline {
-                    std::thread::sleep(LOOK_AGAIN);
-                }
-            }
-        }
-        namespace.assign(name, Some(host))?;
-        let deadline = Instant::now() + SERVED;
-        loop {
-            let views = self.overview.hosts();
-            let new = views.iter().find(|one| one.host == host);
-            let serves = new.is_some_and(|new| {
-                let of = |vdisk: &&VdiskStatus| vdisk.vdisk.id == id;
-                new.vdisks.iter().find(of).is_some_and(|one| one.state == VdiskServing::Serving)
-            });
-            if serves {
-                return Ok(Reply::Done {});
-            }
-            if Instant::now() > deadline {
-                let seconds = SERVED.as_secs();
-                return refuse(format!(
-                    "it is {to}'s now, which does not serve it after {seconds} s; look at its log"
-                ));
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        let host = self.overview.host();
+        host.is_some_and(|host| host.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id))
     }
 
     fn refuse_attached(&self, name: &str, id: u64, reason: &str) -> Result<()> {
-        let hosts = self.overview.hosts();
-        let mut vdisks = hosts.iter().flat_map(|host| &host.vdisks);
-        if vdisks.any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached) {
+        let host = self.overview.host();
+        let attached = host.is_some_and(|host| {
+            host.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached)
+        });
+        if attached {
             return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
         }
         Ok(())
@@ -217,60 +169,46 @@ impl Requests {
         Ok(Reply::Done {})
     }
 
-    /// Replaces the program of the hosts' engines, one after the other, while guests wait, and says how long they did.
+    /// Replaces the host engine's program while guests wait, and says how long they did.
     fn upgrade(&self, path: Option<PathBuf>) -> Result<Reply> {
-        let mut upgraded = (String::new(), 0);
-        for host in self.overview.cluster.settings.host_names().iter().copied() {
-            let (version, stall) = self.upgrade_host(host, path.clone())?;
-            upgraded = (version, stall.max(upgraded.1));
-        }
-        let (version, stall_milliseconds) = upgraded;
-        Ok(Reply::Upgraded { version, stall_milliseconds })
-    }
-
-    fn upgrade_host(
-        &self,
-        host: &'static str,
-        path: Option<PathBuf>,
-    ) -> Result<(String, u64)> {
         let path = match path {
             Some(path) => path,
             None => program(program_of(HOST))?,
         };
         let version = version_of(&path)?;
         let (answer, answered) = channel();
-        self.tell(Event::Upgrade { name: host, program: path, answer })?;
+        self.tell(Event::Upgrade { name: HOST, program: path, answer })?;
         let promoted = answered.recv().unwrap_or_else(|_| Err(stopping()))?;
         let deadline = Instant::now() + SERVED;
         while !self.overview.missing()?.is_empty() {
-            if self.overview.pid(host) != Some(promoted.pid) {
+            if self.overview.pid(HOST) != Some(promoted.pid) {
                 let what = format!("did not go on as {version}; look at its log");
-                return Err(failed(host, what));
+                return Err(failed(HOST, what));
             }
             if Instant::now() > deadline {
                 let seconds = SERVED.as_secs();
                 let what = format!("runs {version}, but serves not everything after {seconds} s");
-                return Err(failed(host, what));
+                return Err(failed(HOST, what));
             }
             std::thread::sleep(STALL_STEP);
         }
         let stall = promoted.since.elapsed();
-        if self.overview.pid(host) != Some(promoted.pid) {
-            return Err(failed(host, format!("did not go on as {version}; look at its log")));
+        if self.overview.pid(HOST) != Some(promoted.pid) {
+            return Err(failed(HOST, format!("did not go on as {version}; look at its log")));
         }
-        self.tell(Event::Proven { name: host, pid: promoted.pid })?;
+        self.tell(Event::Proven { name: HOST, pid: promoted.pid })?;
         let stall_milliseconds = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
-        Ok((version, stall_milliseconds))
+        Ok(Reply::Upgraded { version, stall_milliseconds })
     }
 
     /// An engine that does not run finds it in its configuration.
     fn set_cpu(&self, insane: Option<bool>, cores: Option<u16>) -> Result<Reply> {
         cpu::keep(&self.overview.cluster.directory, insane, cores)?;
-        for host in self.overview.hosts() {
-            let name = HOSTS[host.host as usize - 1];
-            self.overview.forward(name, &Request::SetCpu { insane, cores }, CPU)?;
+        // Somebody else may run it.
+        match self.overview.pid(HOST).is_some() || self.overview.host().is_some() {
+            true => self.overview.forward(HOST, &Request::SetCpu { insane, cores }, CPU),
+            false => Ok(Reply::Done {}),
         }
-        Ok(Reply::Done {})
     }
 
     fn add_flash(&self, device: String, size: Option<u64>) -> Result<Reply> {

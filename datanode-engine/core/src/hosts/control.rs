@@ -133,7 +133,10 @@ impl State {
                 let mut ended: Vec<StripeId> = stripes.into_iter().filter(open).collect();
                 ended.sort_unstable();
                 ended.dedup();
-                ended.iter().for_each(|stripe| active.grants.end_when_idle(*stripe));
+                if !ended.is_empty() {
+                    ended.iter().for_each(|stripe| active.grants.close(*stripe));
+                    self.append_control(&Control::GrantEnd { stripes: ended });
+                }
             }
             _ => unreachable!("only control requests come here"),
         }

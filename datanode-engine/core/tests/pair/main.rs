@@ -1,7 +1,6 @@
 //! Two controllers in the simulator, a scripted host, and everything that may happen to them: what
 //! was acknowledged can always be fetched (C7), and nothing released comes back (C4).
 
-mod alone;
 mod drives;
 mod faults;
 mod hosts;

@@ -156,8 +156,7 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
     let entries =
         vec![entry(1, PeerEntryKind::Record), entry(2, PeerEntryKind::Control { check: 7 })];
     seeds(vec![
-        PeerMessage::CopyStart { log: 5, catalog: true },
-        PeerMessage::CopyEnd { next: Position(9) },
+        PeerMessage::CopyStart { log: 5, next: Position(9), entries: 2, catalog: true },
         PeerMessage::CopyCatalog { last: false },
         PeerMessage::CopyEntries { entries: entries.clone() },
         PeerMessage::CopyDone,
