@@ -131,6 +131,8 @@ impl Control {
                 memory: Fill { used, capacity },
                 records: status.entries,
                 hosts: status.hosts.len() as u32,
+                alone_on: status.alone_on.iter().map(|drive| drive.0).collect(),
+                hindrance: status.hindrance.clone(),
             },
             stripes: status.serving.then(|| StripeStatus {
                 data_shards: data_shards(drives.len(), online),
@@ -139,6 +141,7 @@ impl Control {
                 degraded: status.damage.degraded,
                 lost: status.damage.lost,
                 reserved: status.granted_slots * SLOT as u64,
+                held: status.slots_held * SLOT as u64,
             }),
             drives,
         }

@@ -125,6 +125,7 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
         log,
         advice: Some(huge::advise),
         take_over: config.take_over,
+        alone: config.alone,
         grants_kept: GRANTS_KEPT,
     };
     let node = Rc::new(DataNode::new(world, settings));

@@ -187,12 +187,20 @@ fn is_intact(copy: &[u8], index: usize) -> bool {
     Superblock::decode(copy).is_ok_and(right)
 }
 
-/// Writes the next generation, which lives where the damaged copy is.
+/// Writes the next generation, which lives where the damaged copy is. A drive that cannot be written is lost by
+/// itself: the pool does without it, and its controller need not end. Where only space is missing behind it the
+/// operator can mend that, and a lost drive stays lost (C16).
 fn repair(medium: &dyn Medium, intact: Superblock, path: &Path) -> Result<Superblock, Trouble> {
     let next = Superblock { generation: intact.generation + 1, ..intact };
-    medium
-        .write(next.copy_offset(), &next.encode())
-        .map_err(|error| Trouble::Fatal(DriveProblem::Repair(error)))?;
+    let written = medium.write(next.copy_offset(), &next.encode());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Trouble::Fatal(DriveProblem::Repair(error))
+        }
+        _ => Trouble::Lost(format!(
+            "one copy of its superblock is damaged and could not be repaired: {error}"
+        )),
+    })?;
     reached(Point::SuperblockWritten);
     tracing::warn!(path = %path.display(), "one copy of the superblock was damaged; it is repaired");
     Ok(next)

@@ -5,33 +5,25 @@
 //!    ▲                                                                                                       │
 //!    └──────────────── fenced, refused, failed: again later, with a new epoch ◀──────────────────────────────┘
 //! ```
-//! It consists of shares, each on a core of this engine (`cleave_host_core::shares`); the first one with the device. One
-//! compare-and-swap takes the epoch for all of them, each is sealed and opened by its core, the first one last, so that
-//! nothing is served before all are open. While it serves a share may move to another core:
+//! While it serves it may move to another core of this engine:
 //!
 //! ```text
 //! serving ─ epoch of the next core in the store ─▶ first core: drained, closed, device detached ─▶ next core: opened (C8)
 //! ```
-//! A share that is not the first goes without the device, whose core has its requests wait meanwhile; the others go on,
-//! each under the epoch under which it was opened. The store has the newest of them.
-//!
 //! The namespace says what is wanted; this task brings it about, one step after another. The lock is held
 //! from before the first epoch until nothing of the vdisk runs here any more. A crash leaves the owner
 //! record as it was: the successor on this host takes the lock, and so knows that nobody runs.
 
 use crate::core::CoreHandle;
 use crate::engine::Engine;
-use crate::messages::{Answer, Handed, OpenError, OpenOrder, Order};
-use cleave_codec::Keys;
+use crate::messages::{Answer, OpenError, OpenOrder, Order};
 use cleave_control::names::vhost_socket;
 use cleave_control::records::{VdiskRecord, VdiskState};
 use cleave_control::status::VdiskServing;
 use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{Outcome, StoreError, VdiskOwner};
 use cleave_format::ids::{Epoch, VdiskId};
-use cleave_host_core::front::{Place, ShareEnd, link};
-use cleave_host_core::shares::Shares;
-use cleave_host_core::{HostError, OwnerBefore, Tenure};
+use cleave_host_core::HostError;
 use cleave_process::lock::{KernelLock, holder};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::sync::Signal;
@@ -40,7 +32,6 @@ use cleave_wire::Refusal;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks at a lock that somebody holds.
@@ -68,45 +59,12 @@ pub struct Vdisk {
     pub serving: Cell<VdiskServing>,
     /// The ownership epoch; 0 while this host does not own it.
     pub epoch: Cell<u64>,
-    /// Its shares, in order.
-    pub shares: Vec<Share>,
-    /// A core said that a newer owner has a share.
-    pub fenced: Cell<bool>,
-}
-
-/// A share of a vdisk.
-pub struct Share {
-    /// Its identity in the log.
-    pub identity: VdiskId,
-    /// Its number.
-    number: u16,
-    /// The core that has it, or is to.
+    /// The core that serves it.
     core: RefCell<Rc<CoreHandle>>,
     /// The core to which it is to move; gone once it did, or could not.
     pub target: RefCell<Option<Rc<CoreHandle>>>,
-    /// It is open on its core.
-    open: Cell<bool>,
-}
-
-impl Share {
-    /// The core that has it, or is to.
-    pub fn core(&self) -> Rc<CoreHandle> {
-        Rc::clone(&self.core.borrow())
-    }
-
-    /// The core that will have it once it has moved.
-    pub fn next_core(&self) -> Rc<CoreHandle> {
-        self.target.borrow().clone().unwrap_or_else(|| self.core())
-    }
-}
-
-/// Where a share is for a device's core, and, if that is another one, what it gets from there.
-fn route(home: &CoreHandle, share: &CoreHandle) -> (Place, Option<ShareEnd>) {
-    if home.core == share.core {
-        return (Place::Here, None);
-    }
-    let (ours, theirs) = link(Arc::clone(&home.doorbell), Arc::clone(&share.doorbell));
-    (Place::There(ours), Some(theirs))
+    /// The core said that a newer owner has it.
+    pub fenced: Cell<bool>,
 }
 
 /// Why a vdisk is not served.
@@ -127,18 +85,9 @@ enum Failure {
 }
 
 impl Vdisk {
-    /// A vdisk whose shares are to be served by these cores, one for each.
-    pub fn new(name: &str, record: &VdiskRecord, cores: Vec<Rc<CoreHandle>>) -> Vdisk {
-        let shares = Shares::new(VdiskId(record.id), cores.len() as u16);
-        let share = |(number, core)| Share {
-            identity: shares.identity(number),
-            number,
-            core: RefCell::new(core),
-            target: RefCell::default(),
-            open: Cell::new(false),
-        };
+    /// A vdisk that is to be served by `core`.
+    pub fn new(name: &str, record: &VdiskRecord, core: Rc<CoreHandle>) -> Vdisk {
         Vdisk {
-            shares: (0..).zip(cores).map(share).collect(),
             id: VdiskId(record.id),
             name: name.to_owned(),
             wanted: RefCell::new(Some(record.clone())),
@@ -146,41 +95,32 @@ impl Vdisk {
             changed: Signal::new(),
             serving: Cell::new(VdiskServing::Waiting),
             epoch: Cell::new(0),
+            core: RefCell::new(core),
+            target: RefCell::default(),
             fenced: Cell::new(false),
         }
     }
 
-    /// The core that has its device and its first share, or is to.
+    /// The core that serves it, or is to.
     pub fn core(&self) -> Rc<CoreHandle> {
-        self.shares[0].core()
+        Rc::clone(&self.core.borrow())
     }
 
-    /// A share is to be served by another core, as soon as that is possible.
-    pub fn move_share(&self, share: &Share, core: Rc<CoreHandle>) {
+    /// The core that will serve it once it has moved.
+    pub fn next_core(&self) -> Rc<CoreHandle> {
+        self.target.borrow().clone().unwrap_or_else(|| self.core())
+    }
+
+    /// It is to be served by another core, as soon as that is possible.
+    pub fn move_to(&self, core: Rc<CoreHandle>) {
         match self.serving.get() {
             // No core has it: it waits for its lock, or for the next attempt.
-            VdiskServing::Waiting | VdiskServing::Failed => drop(share.core.replace(core)),
+            VdiskServing::Waiting | VdiskServing::Failed => drop(self.core.replace(core)),
             VdiskServing::Recovering | VdiskServing::Serving => {
-                share.target.replace(Some(core));
+                self.target.replace(Some(core));
                 self.changed.notify();
             }
         }
-    }
-
-    /// A core let go of a share, because a newer owner has it.
-    pub fn fence(&self, share: &Share) {
-        share.open.set(false);
-        self.fenced.set(true);
-        self.changed.notify();
-    }
-
-    /// Which part of it belongs to which share.
-    fn layout(&self) -> Shares {
-        Shares::new(self.id, self.shares.len() as u16)
-    }
-
-    fn moving(&self) -> Option<&Share> {
-        self.shares.iter().find(|share| share.target.borrow().is_some())
     }
 
     /// What is recorded has changed.
@@ -206,43 +146,6 @@ impl Vdisk {
 
     fn lock_path(&self, engine: &Engine) -> PathBuf {
         engine.config.lock_dir.join(format!("vdisk-{}.lock", self.id))
-    }
-
-    fn epochs_path(&self, engine: &Engine) -> PathBuf {
-        engine.config.lock_dir.join(format!("vdisk-{}.epochs", self.id))
-    }
-
-    /// The epochs of this host, as it remembers them.
-    fn remembered(&self, engine: &Engine) -> Option<Tenure> {
-        let text = std::fs::read_to_string(self.epochs_path(engine)).ok()?;
-        Tenure::from_text(&text)
-    }
-
-    /// Remembers them, for the next owner here; `None`: nothing can be relied on. Where that fails, or a crash leaves less,
-    /// the next owner waits for a lease that nobody has.
-    fn remember(&self, engine: &Engine, tenure: Option<Tenure>) {
-        let path = self.epochs_path(engine);
-        let written = match tenure {
-            Some(tenure) => {
-                let next = path.with_extension("epochs-next");
-                std::fs::write(&next, tenure.to_text()).and_then(|()| std::fs::rename(&next, &path))
-            }
-            None => std::fs::remove_file(&path),
-        };
-        match written {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(vdisk = self.name, path = %path.display(), "not remembered: {error}");
-                // What it says must not be of other epochs.
-                drop(std::fs::remove_file(&path));
-            }
-            _ => {}
-        }
-    }
-
-    /// This host took an epoch, and knows that of those before.
-    fn took(&self, engine: &Engine, epoch: u64, known: Option<Tenure>) -> (Epoch, Vec<Epoch>) {
-        self.remember(engine, known.map(Tenure::taken));
-        (Epoch(epoch), known.map_or_else(Vec::new, Tenure::gone))
     }
 }
 
@@ -273,9 +176,7 @@ pub async fn tend(engine: Rc<Engine>, vdisk: Rc<Vdisk>) {
         let changed = vdisk.changed.until(|| (*vdisk.wanted.borrow() != looked_at).then_some(()));
         engine.executor.timeout(SERVE_AGAIN, changed).await;
     }
-    for share in &vdisk.shares {
-        share.target.take();
-    }
+    vdisk.target.take();
     engine.forget(&vdisk);
 }
 
@@ -300,173 +201,60 @@ async fn step(
     vdisk.serving.set(VdiskServing::Recovering);
     vdisk.fenced.set(false);
     reached(Point::HostLocked);
-    let (epoch, gone) = take_ownership(engine, vdisk).await?;
+    let (epoch, predecessor_dead) = take_ownership(engine, vdisk.id).await?;
     reached(Point::HostEpochTaken);
-    for share in &vdisk.shares {
-        if let Some(target) = share.target.take() {
-            // Nothing has it yet.
-            share.core.replace(target);
-            engine.cpu.changed.notify();
-        }
+    let order = OpenOrder {
+        vdisk: vdisk.id,
+        epoch,
+        keys,
+        predecessor_dead,
+        device: device(engine, vdisk, record.size)?,
+        handed: None,
+        without_device: deleting,
+    };
+    if let Some(target) = vdisk.target.take() {
+        // Nothing has it yet.
+        vdisk.core.replace(target);
+        engine.cpu.changed.notify();
     }
-    let opening = Opening { epoch, gone, keys, size: record.size };
-    let opened = open(engine, vdisk, &opening, deleting).await;
-    let outcome = match opened {
-        Ok(true) => {
-            vdisk.epoch.set(epoch.0);
-            vdisk.remember(engine, Some(Tenure::served(epoch)));
-            match deleting {
-                true => Ok(()),
-                false => serve(engine, vdisk, record.size).await,
-            }
-        }
-        Ok(false) => {
+    match vdisk.core().ask(Order::Open(Box::new(order))).wait().await {
+        Some(Answer::Opened(Err(error)))
+            if deleting && is_sealed(&error) && is_owner(engine, vdisk.id, epoch).await? =>
+        {
             // Not because of a newer owner: the log has the deletion already, of a process that died before
             // anybody learned of it (C28).
             tracing::info!(vdisk = vdisk.name, "was deleted before");
             return Ok(true);
         }
-        Err(failure) => Err(failure),
+        Some(Answer::Opened(opened)) => opened?,
+        _ => return Err(OpenError::Stopping.into()),
+    }
+    vdisk.epoch.set(epoch.0);
+    let outcome = match deleting {
+        true => Ok(()),
+        false => serve(engine, vdisk, record.size).await,
     };
-    // A share may have moved.
+    // It may have moved.
     let epoch = Epoch(vdisk.epoch.get());
     if outcome.is_ok() && vdisk.is_deleting() {
-        let deleted = delete(vdisk).await;
+        let deleted = vdisk.core().ask(Order::Delete { vdisk: vdisk.id }).wait().await;
         vdisk.epoch.set(0);
-        if deleted.is_err() {
-            close(vdisk).await;
-        }
-        deleted?;
-        reached(Point::HostDeleted);
-        vdisk.remember(engine, None);
-        tracing::info!(vdisk = vdisk.name, "deleted");
-        return Ok(true);
+        return match deleted {
+            Some(Answer::Deleted(Ok(()))) => {
+                reached(Point::HostDeleted);
+                tracing::info!(vdisk = vdisk.name, "deleted");
+                Ok(true)
+            }
+            Some(Answer::Deleted(Err(error))) => Err(OpenError::from(error).into()),
+            _ => Err(OpenError::Stopping.into()),
+        };
     }
-    close(vdisk).await;
     if outcome.is_ok() {
+        vdisk.core().ask(Order::Close { vdisk: vdisk.id }).wait().await;
         release(engine, vdisk.id, epoch).await?;
     }
     vdisk.epoch.set(0);
     outcome.map(|()| false)
-}
-
-/// What a share is opened with.
-struct Opening {
-    epoch: Epoch,
-    gone: Vec<Epoch>,
-    keys: Option<Keys>,
-    size: u64,
-}
-
-impl Opening {
-    /// The order to open a share that is not the first.
-    fn order(
-        &self,
-        engine: &Engine,
-        vdisk: &Vdisk,
-        share: &Share,
-        carry: Option<ShareEnd>,
-    ) -> Result<OpenOrder, Failure> {
-        Ok(OpenOrder {
-            vdisk: share.identity,
-            epoch: self.epoch,
-            keys: self.keys.clone(),
-            gone: self.gone.clone(),
-            device: device(engine, vdisk, self.size)?,
-            handed: None,
-            without_device: true,
-            shares: vdisk.layout(),
-            places: Vec::new(),
-            carry,
-        })
-    }
-}
-
-/// Opens all shares: the first one last, with the device. False when it is to be deleted, and the log says of each share
-/// that it was. When it fails, those that are open stay so.
-async fn open(
-    engine: &Engine,
-    vdisk: &Vdisk,
-    opening: &Opening,
-    deleting: bool,
-) -> Result<bool, Failure> {
-    let home = vdisk.core();
-    let (mut places, mut asked) = (vec![Place::Here], Vec::new());
-    for share in &vdisk.shares[1..] {
-        let (place, carry) = route(&home, &share.core());
-        places.push(place);
-        let order = opening.order(engine, vdisk, share, carry)?;
-        asked.push((share, share.core().ask(Order::Open(Box::new(order)))));
-    }
-    let mut failure = None;
-    for (share, asked) in asked {
-        let answer = asked.wait().await;
-        if let Err(failed) = opened(engine, vdisk, share, opening.epoch, answer, deleting).await {
-            failure.get_or_insert(failed);
-        }
-    }
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
-    let first = &vdisk.shares[0];
-    let mut order = opening.order(engine, vdisk, first, None)?;
-    order.without_device = deleting;
-    order.places = places;
-    let answer = home.ask(Order::Open(Box::new(order))).wait().await;
-    opened(engine, vdisk, first, opening.epoch, answer, deleting).await?;
-    Ok(vdisk.shares.iter().any(|share| share.open.get()))
-}
-
-/// Takes the answer to an order to open a share.
-async fn opened(
-    engine: &Engine,
-    vdisk: &Vdisk,
-    share: &Share,
-    epoch: Epoch,
-    answer: Option<Answer>,
-    deleting: bool,
-) -> Result<(), Failure> {
-    match answer {
-        Some(Answer::Opened(Err(error)))
-            if deleting && is_sealed(&error) && is_owner(engine, vdisk.id, epoch).await? =>
-        {
-            Ok(())
-        }
-        Some(Answer::Opened(opened)) => {
-            opened?;
-            share.open.set(true);
-            Ok(())
-        }
-        _ => Err(OpenError::Stopping.into()),
-    }
-}
-
-/// Ends every share that is open (C28).
-async fn delete(vdisk: &Vdisk) -> Result<(), Failure> {
-    for share in vdisk.shares.iter().filter(|share| share.open.get()) {
-        let deleted = share.core().ask(Order::Delete { vdisk: share.identity }).wait().await;
-        // Whatever came of it, the core has let go.
-        share.open.set(false);
-        match deleted {
-            Some(Answer::Deleted(deleted)) => deleted.map_err(OpenError::from)?,
-            _ => return Err(OpenError::Stopping.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Closes every share that is open, once what the device gave is done.
-async fn close(vdisk: &Vdisk) {
-    let (first, others) = vdisk.shares.split_first().expect("a vdisk has a share");
-    if first.open.get() && !others.is_empty() {
-        first.core().ask(Order::Quiet { vdisk: vdisk.id }).wait().await;
-    }
-    let open = std::iter::once(first).chain(others).filter(|share| share.open.replace(false));
-    let asked: Vec<_> =
-        open.map(|share| share.core().ask(Order::Close { vdisk: share.identity })).collect();
-    for asked in asked {
-        asked.wait().await;
-    }
 }
 
 /// Whether the log does not accept this owner.
@@ -488,7 +276,7 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
     loop {
         let news = || {
             let over = vdisk.fenced.get() || !vdisk.is_wanted();
-            let moves = vdisk.moving().is_some();
+            let moves = vdisk.target.borrow().is_some();
             (over || moves || vdisk.size() != size).then_some(())
         };
         vdisk.changed.until(news).await;
@@ -498,20 +286,21 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
         if !vdisk.is_wanted() {
             return Ok(());
         }
-        if let Some(share) = vdisk.moving() {
-            let target = share.next_core();
-            let moved = change_core(engine, vdisk, share, &target, size).await;
-            share.target.take();
+        let target = vdisk.target.borrow().clone();
+        if let Some(target) = target {
+            let moved = change_core(engine, vdisk, &target, size).await;
+            vdisk.target.take();
             engine.cpu.changed.notify();
             moved?;
             continue;
         }
         let wanted = vdisk.size();
-        match resize(vdisk, wanted).await {
-            Some(Ok(())) => {
+        let resize = Order::Resize { vdisk: vdisk.id, size: wanted };
+        match vdisk.core().ask(resize).wait().await {
+            Some(Answer::Resized(Ok(()))) => {
                 tracing::info!(vdisk = vdisk.name, from = size, to = wanted, "resized");
             }
-            Some(Err(reason)) => {
+            Some(Answer::Resized(Err(reason))) => {
                 tracing::error!(
                     vdisk = vdisk.name,
                     from = size,
@@ -519,46 +308,30 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
                     "not resized: {reason}"
                 );
             }
-            None => return Ok(()),
+            _ => return Ok(()),
         }
         // A size that was refused is not tried again until another one is wanted.
         size = wanted;
     }
 }
 
-/// Has all shares grow, the first one, with the device, last. `None`: a core ends.
-async fn resize(vdisk: &Vdisk, size: u64) -> Option<Result<(), String>> {
-    for share in vdisk.shares.iter().rev() {
-        let order = Order::Resize { vdisk: share.identity, size };
-        match share.core().ask(order).wait().await {
-            Some(Answer::Resized(Ok(()))) => {}
-            Some(Answer::Resized(Err(reason))) => return Some(Err(reason)),
-            _ => return None,
-        }
-    }
-    Some(Ok(()))
-}
-
-/// Has another core of this engine serve a share; with the first one the device goes along. When the first core
-/// cannot let go of it in time, it stays there.
+/// Has another core of this engine serve it; its device goes along. When the first core cannot let go of it in time, it
+/// stays there.
 async fn change_core(
     engine: &Engine,
     vdisk: &Vdisk,
-    share: &Share,
     target: &Rc<CoreHandle>,
     size: u64,
 ) -> Result<(), Failure> {
-    let from = share.core();
+    let from = vdisk.core();
     if from.core == target.core {
         return Ok(());
     }
-    let encrypted = vdisk.record.borrow().encrypted;
-    let keys = if encrypted { engine.keys.clone() } else { None };
-    // Whatever could fail does so before the first core lets go.
-    device(engine, vdisk, size)?;
-    // So that nothing but the log is needed then. Until the log is sealed under it, the first core serves under the
-    // epoch before.
-    let (epoch, gone) = match take_ownership(engine, vdisk).await {
+    let record = vdisk.record.borrow().clone();
+    let device = device(engine, vdisk, size)?;
+    // Before the first core lets go, so that nothing but the log is needed then. Until the log is sealed under it, the
+    // first core serves under the epoch before.
+    let (epoch, predecessor_dead) = match take_ownership(engine, vdisk.id).await {
         Ok(taken) => taken,
         Err(error) => {
             tracing::warn!(vdisk = vdisk.name, "stays on its core: {error}");
@@ -568,101 +341,34 @@ async fn change_core(
     // That is what there is to release.
     vdisk.epoch.set(epoch.0);
     let since = engine.executor.now();
-    let opening = Opening { epoch, gone, keys, size };
-    let moved = match share.number {
-        0 => move_first(engine, vdisk, share, target, &opening).await?,
-        _ => move_other(engine, vdisk, share, target, &opening).await?,
+    let handed = match from.ask(Order::Hand { vdisk: vdisk.id }).wait().await {
+        Some(Answer::Handed(Ok(handed))) => handed,
+        Some(Answer::Handed(Err(reason))) => {
+            tracing::info!(vdisk = vdisk.name, core = from.core, "stays on its core: {reason}");
+            return Ok(());
+        }
+        _ => return Err(OpenError::Stopping.into()),
     };
-    let (from, to, share) = (from.core, target.core, share.number);
-    match moved {
-        Ok(()) => {
-            if vdisk.shares.len() == 1 {
-                // Other shares are served under older epochs, which stay in the row.
-                vdisk.remember(engine, Some(Tenure::served(epoch)));
-            }
-            let took = engine.executor.now().since(since);
-            engine.cpu.moves.set(engine.cpu.moves.get() + 1);
-            let epoch = epoch.0;
-            tracing::info!(
-                vdisk = vdisk.name,
-                share,
-                epoch,
-                from,
-                to,
-                ?took,
-                "serving on another core"
-            );
-        }
-        Err(reason) => {
-            tracing::info!(vdisk = vdisk.name, share, core = from, "stays on its core: {reason}");
-        }
-    }
-    Ok(())
-}
-
-/// Moves the first share and the device. The inner error says why both stay.
-async fn move_first(
-    engine: &Engine,
-    vdisk: &Vdisk,
-    share: &Share,
-    target: &Rc<CoreHandle>,
-    opening: &Opening,
-) -> Result<Result<(), String>, Failure> {
-    let handed: Option<Box<Handed>> =
-        match share.core().ask(Order::Hand { vdisk: vdisk.id }).wait().await {
-            Some(Answer::Handed(Ok(handed))) => handed,
-            Some(Answer::Handed(Err(reason))) => return Ok(Err(reason)),
-            _ => return Err(OpenError::Stopping.into()),
-        };
-    share.open.set(false);
-    share.core.replace(Rc::clone(target));
-    let mut places = vec![Place::Here];
-    for other in &vdisk.shares[1..] {
-        let (place, carry) = route(target, &other.core());
-        places.push(place);
-        let Some(end) = carry else { continue };
-        let carry = Order::Carry { share: other.identity, end };
-        if !matches!(other.core().ask(carry).wait().await, Some(Answer::Carried)) {
-            return Err(OpenError::Stopping.into());
-        }
-    }
-    let mut order = opening.order(engine, vdisk, share, None)?;
-    order.without_device = false;
-    (order.handed, order.places) = (handed, places);
-    let answer = target.ask(Order::Open(Box::new(order))).wait().await;
-    opened(engine, vdisk, share, opening.epoch, answer, false).await?;
-    Ok(Ok(()))
-}
-
-/// Moves a share that is not the first, while the device has its requests wait. The inner error says why it stays.
-async fn move_other(
-    engine: &Engine,
-    vdisk: &Vdisk,
-    share: &Share,
-    target: &Rc<CoreHandle>,
-    opening: &Opening,
-) -> Result<Result<(), String>, Failure> {
-    let (home, from) = (vdisk.core(), share.core());
-    from.ask(Order::Prepare { share: share.identity }).wait().await;
-    let (vdisk_id, number) = (vdisk.id, share.number);
-    match home.ask(Order::Pause { vdisk: vdisk_id, share: number }).wait().await {
-        Some(Answer::Paused(Ok(()))) => {}
-        Some(Answer::Paused(Err(reason))) => return Ok(Err(reason)),
+    vdisk.core.replace(Rc::clone(target));
+    let keys = if record.encrypted { engine.keys.clone() } else { None };
+    let order = OpenOrder {
+        vdisk: vdisk.id,
+        epoch,
+        keys,
+        predecessor_dead,
+        device,
+        handed,
+        without_device: false,
+    };
+    match target.ask(Order::Open(Box::new(order))).wait().await {
+        Some(Answer::Opened(opened)) => opened?,
         _ => return Err(OpenError::Stopping.into()),
     }
-    share.open.set(false);
-    from.ask(Order::Close { vdisk: share.identity }).wait().await;
-    reached(Point::HostHanded);
-    share.core.replace(Rc::clone(target));
-    let (place, carry) = route(&home, target);
-    let order = opening.order(engine, vdisk, share, carry)?;
-    let answer = target.ask(Order::Open(Box::new(order))).wait().await;
-    opened(engine, vdisk, share, opening.epoch, answer, false).await?;
-    let resume = Order::Resume { vdisk: vdisk_id, share: number, place };
-    match home.ask(resume).wait().await {
-        Some(Answer::Resumed) => Ok(Ok(())),
-        _ => Err(OpenError::Stopping.into()),
-    }
+    let took = engine.executor.now().since(since);
+    engine.cpu.moves.set(engine.cpu.moves.get() + 1);
+    let (from, to) = (from.core, target.core);
+    tracing::info!(vdisk = vdisk.name, epoch = epoch.0, from, to, ?took, "serving on another core");
+    Ok(())
 }
 
 /// The lock, or `None` when the vdisk is not wanted any more (C25).
@@ -683,9 +389,10 @@ async fn take_lock(engine: &Engine, vdisk: &Vdisk) -> Result<Option<KernelLock>,
     Ok(None)
 }
 
-/// A new ownership epoch, and owners before that are known to be gone; the lock is held.
-async fn take_ownership(engine: &Engine, vdisk: &Vdisk) -> Result<(Epoch, Vec<Epoch>), StoreError> {
-    let key = owner_key(vdisk.id.0);
+/// A new ownership epoch, and whether the owner before is known dead, because it was on this host, whose
+/// lock is held now, or has let go.
+async fn take_ownership(engine: &Engine, vdisk: VdiskId) -> Result<(Epoch, bool), StoreError> {
+    let key = owner_key(vdisk.0);
     let host = u64::from(engine.config.id);
     let incarnation = engine.incarnation.get().0;
     let mut tried = None;
@@ -696,23 +403,20 @@ async fn take_ownership(engine: &Engine, vdisk: &Vdisk) -> Result<(Epoch, Vec<Ep
             None => (None, 0),
         };
         // An attempt whose fate was open did succeed.
-        if let (Some((owner, known)), Some(before)) = (&tried, &before)
+        if let (Some((owner, dead)), Some(before)) = (&tried, &before)
             && owner == before
         {
-            return Ok(vdisk.took(engine, before.epoch, *known));
+            return Ok((Epoch(before.epoch), *dead));
         }
-        let owner_before = before.as_ref().map(|before| OwnerBefore {
-            epoch: Epoch(before.epoch),
-            own: before.host == host,
-            released: before.incarnation.is_none(),
-        });
-        let known = Tenure::before(vdisk.remembered(engine), owner_before);
+        let dead = before
+            .as_ref()
+            .is_none_or(|before| before.host == host || before.incarnation.is_none());
         let epoch = before.map_or(0, |before| before.epoch) + 1;
         let owner = VdiskOwner { epoch, host, incarnation: Some(incarnation) };
         match engine.store.put_record(&key, revision, &owner).await {
-            Ok(Outcome::Committed(_)) => return Ok(vdisk.took(engine, epoch, known)),
+            Ok(Outcome::Committed(_)) => return Ok((Epoch(epoch), dead)),
             Ok(Outcome::Conflict) => tried = None,
-            Err(StoreError::Unknown) => tried = Some((owner, known)),
+            Err(StoreError::Unknown) => tried = Some((owner, dead)),
             Err(error) => return Err(error),
         }
     }

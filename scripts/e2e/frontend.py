@@ -5,7 +5,7 @@ import threading
 import time
 
 from cluster import CONTROLLERS, HOST, Cluster, memory_of
-from framework import check, scenario
+from framework import check, scenario, until
 from verifier import Verifier
 
 BUDGET = 384 << 20
@@ -96,7 +96,7 @@ def content_survives_kills_of_controllers_and_lost_drives(context):
 
 @scenario
 def the_standby_takes_over(context):
-    """The active controller is killed and stays away: the other serves reads; with both again writes go on."""
+    """The active controller is killed and stays away: the other takes over, and reads and writes go on."""
     cluster = Cluster(context, arguments=["--flash", "none"])
     cluster.start("--vdisk", "data:1G", "--vdisk", "read:256M")
     saved = context.path("saved")
@@ -108,12 +108,51 @@ def the_standby_takes_over(context):
         begin = time.monotonic()
         cluster.until_role(other, "active")
         print(f"  {other} was active {time.monotonic() - begin:.1f} s after {dead} was killed")
-        # Everything is read and compared, with a controller down and writes of the other vdisk waiting.
+        # Everything is read and compared, with a controller down and writes of the other vdisk on their way.
         Verifier(context, cluster, "read", 0, ["--load", saved]).finish(600)
         check(cluster.controller(dead) is None, f"{dead} runs")
         cluster.restart(dead)
         cluster.until_role(dead, "standby")
         cluster.until_role(other, "active")
+        verifier.until_written(verifier.written() + (16 << 20), 600)
+    verifier.end_writing()
+    check(verifier.finish(600)["reconnects"] == 0, "the host engine ended")
+    cluster.stop()
+
+
+@scenario
+def a_controller_that_is_left_alone_goes_on(context):
+    """Writes go on with either controller down; then the other is killed, too, and two drives of its log are gone."""
+    cluster = Cluster(context)
+    cluster.start("--vdisk", "data:1G")
+    verifier = Verifier(context, cluster, "data", 1 << 40, until_told=True)
+
+    def alone_on(name):
+        return ((cluster.controller(name) or {}).get("log") or {}).get("alone_on") or []
+
+    def until_alone(name):
+        until(lambda: len(alone_on(name)) == 3, 60, lambda: f"{name}: {cluster.controller(name)}")
+
+    for dead, left in (CONTROLLERS, CONTROLLERS[::-1]):
+        verifier.until_written(verifier.written() + (16 << 20), 600)
+        cluster.kill(dead)
+        begin = time.monotonic()
+        until_alone(left)
+        print(f"  {left} acknowledged alone {time.monotonic() - begin:.1f} s after {dead} was killed")
+        check(any("alone" in warning for warning in cluster.status()["warnings"]), "status warns of nothing")
+        verifier.until_written(verifier.written() + (16 << 20), 600)
+        drives = alone_on(left)
+        cluster.kill(left)
+        if left == CONTROLLERS[0]:
+            for number in drives[:2]:
+                os.remove(cluster.drive(number))
+        cluster.cleave("restart", left)
+        until_alone(left)
+        verifier.until_written(verifier.written() + (16 << 20), 600)
+        cluster.restart(dead)
+        cluster.until_role(dead, "standby")
+        cluster.until_role(left, "active")
+        check(not alone_on(left), f"{left} says that it is alone still")
         verifier.until_written(verifier.written() + (16 << 20), 600)
     verifier.end_writing()
     check(verifier.finish(600)["reconnects"] == 0, "the host engine ended")

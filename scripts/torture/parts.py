@@ -40,6 +40,8 @@ class Parts(Cluster):
         self.paused = set()
         # Controllers that hold the whole log in memory as members of the in-sync set, as far as is known.
         self._hold = dict.fromkeys(CONTROLLERS, False)
+        # Controllers that were alone when they were last looked at: what they acknowledged is on drives.
+        self._on_drives = set()
 
     def create(self, *arguments):
         """Makes the cluster and gives its engines their addresses. Nothing runs afterwards."""
@@ -133,9 +135,18 @@ class Parts(Cluster):
         with open(self.log(name), encoding="utf-8", errors="replace") as log:
             return "\n".join(log.read().splitlines()[-lines:])
 
+    def is_on_drives(self, name):
+        """Whether a controller is alone, and what it acknowledged is on drives."""
+        status = self.ask(name)
+        if status is not None and status["log"]["alone_on"]:
+            self._on_drives.add(name)
+        return name in self._on_drives
+
     def may_lose(self, name):
-        """Whether what this controller has in memory may be lost: the other one has all of it."""
+        """Whether what this controller has in memory may be lost: the other one has all of it, or drives."""
         other = next(one for one in CONTROLLERS if one != name)
+        if self.is_on_drives(name):
+            return True
         # A stopped process keeps what it had. Others may have given it up for a copy.
         if self._hold[other] and other not in self.paused:
             status = self.ask(other)
@@ -256,6 +267,8 @@ class Parts(Cluster):
         for vdisk in host["vdisks"]:
             if vdisk["state"] != "serving":
                 missing.append(f"vdisk {vdisk['name']} is {vdisk['state']}")
+        if not missing:
+            self._on_drives.clear()
         return missing or ([] if host["vdisks"] else ["no vdisk is served"])
 
     def set_cores(self, cores):

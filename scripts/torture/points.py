@@ -29,7 +29,7 @@ START_SECONDS = 45
 SMALL = ["--drives", "5", "--drive-size", "8G", "--log-size", "64M", "--host-memory", "256M"]
 RATE = 24 << 20
 # A part that dies must come back as what it was, until the role's own points.
-NO_TAKE_OVER = "take_over = false\n"
+NO_TAKE_OVER = "take_over = false\nalone = false\n"
 
 
 def all_points(context):
@@ -300,6 +300,53 @@ def role_points(crashes, parts):
     crashes.start(active)
 
 
+def alone_points(crashes, parts):
+    """A controller goes on alone, and its peer comes back. Both run before and after."""
+
+    def standby_alone(point):
+        # It takes over from one that is paused, and may have writes on their way; then it goes on alone.
+        parts.until_whole()
+        active, standby = parts.active(), parts.standby()
+        parts.kill(standby)
+        parts.start_part(standby, f"{point}:1")
+        parts.until_whole()
+        crashes.load.until_progress()
+        parts.pause(active)
+        return active, standby
+
+    for point in ("log.hold.appended", "solo.begun", "solo.filled", "solo.recorded", "solo.appended"):
+        active, standby = standby_alone(point)
+        crashes.until_dead(standby, point)
+        parts.resume(active)
+        crashes.start(standby)
+    active, standby = standby_alone("log.free-held.appended")
+    _until_alone(parts, standby)
+    crashes.load.until_progress()
+    parts.resume(active)
+    crashes.until_dead(standby, "log.free-held.appended")
+    crashes.start(standby)
+    # The last one that has the log dies, and again while it loads it.
+    parts.until_whole()
+    active, standby = parts.active(), parts.standby()
+    parts.kill(standby)
+    _until_alone(parts, active)
+    crashes.load.until_progress()
+    parts.kill(active)
+    crashes.die(active, "solo.loaded")
+    parts.start_part(active)
+    _until_alone(parts, active)
+    crashes.load.until_progress()
+    crashes.start(standby)
+
+
+def _until_alone(parts, name):
+    until(
+        lambda: parts.is_on_drives(name),
+        REACH_SECONDS,
+        lambda: f"{name} does not go on alone: {parts.ask(name)}; {parts.tail(name)}",
+    )
+
+
 def _until_active(parts, name):
     until(
         lambda: (parts.ask(name) or {}).get("role") == "active",
@@ -428,6 +475,7 @@ def every_point(context, say, guest=True):
         dying(crashes, parts)
         crashes.start(name)
     role_points(crashes, parts)
+    alone_points(crashes, parts)
     figures = load.end()
     parts.stop()
     parts.start_all()

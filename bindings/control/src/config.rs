@@ -196,8 +196,12 @@ pub struct DatanodeConfig {
     pub catalog: PathBuf,
     /// Whether it takes the active role over by itself when the other controller is gone; else an operator starts that one
     /// again.
-    #[serde(default = "default_take_over", skip_serializing_if = "is_true")]
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
     pub take_over: bool,
+    /// Whether it goes on alone when the other controller is away: what it acknowledges then is on three drives. Else writes
+    /// wait for the other one.
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
+    pub alone: bool,
     /// The socket of Cleave's own coordinator store; this or `etcd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_socket: Option<PathBuf>,
@@ -219,7 +223,7 @@ fn is_false(value: &bool) -> bool {
     !*value
 }
 
-fn default_take_over() -> bool {
+fn default_true() -> bool {
     true
 }
 

@@ -260,9 +260,6 @@ pub struct VdiskStatus {
     /// The core that serves it, by its number.
     #[serde(default)]
     pub core: u16,
-    /// The core of each of its shares, in order; of most vdisks one.
-    #[serde(default)]
-    pub shares: Vec<u16>,
     /// Queues that the front end uses.
     pub queues: u32,
     /// Requests taken and not completed.
@@ -337,6 +334,12 @@ pub struct LogStatus {
     pub records: u64,
     /// Hosts that are connected.
     pub hosts: u32,
+    /// The controller is alone: what it acknowledges is on these drives first.
+    #[serde(default)]
+    pub alone_on: Vec<u16>,
+    /// Why it does not go on alone, or not with another session of its log on drives; empty: nothing hinders it.
+    #[serde(default)]
+    pub hindrance: String,
 }
 
 /// A data node's stripes.
@@ -356,6 +359,9 @@ pub struct StripeStatus {
     /// run that frees space in a full pool.
     #[serde(default)]
     pub reserved: u64,
+    /// Bytes of slots that are free for nobody until the other controller, whose role this one took over, is heard of.
+    #[serde(default)]
+    pub held: u64,
 }
 
 /// What `cleave pool status` shows: the drives and stripes of all data nodes, and what hosts did to them.

@@ -325,6 +325,7 @@ pub fn records_of_another_kind_are_refused(world: &World) {
                 Member { controller: 0, incarnation: 12 },
                 Member { controller: 1, incarnation: 13 },
             ],
+            solo: Some(crate::Solo { session: 2, part: 1, drives: vec![4, 0, 7] }),
         };
         assert_eq!(client.put_record(&key, 0, &role).await, Ok(Outcome::Committed(1)));
         assert_eq!(client.put_record(&key, 0, &role).await, Ok(Outcome::Conflict));

@@ -46,7 +46,7 @@ pub use contract::{
 pub use direct::{DirectServer, DirectStore, Schedule, Time};
 pub use hub::Hub;
 pub use listener::ListenError;
-pub use records::{LogRole, Member, VdiskOwner, next_incarnation, next_number};
+pub use records::{LogRole, Member, Solo, VdiskOwner, next_incarnation, next_number};
 pub use redb_store::{OpenError, RedbStore};
 pub use server::StoreServer;
 pub use socket::SocketStore;

@@ -40,13 +40,34 @@ pub struct LogRole {
     /// Those that hold every acknowledged record, in order of controllers. Only one of them may
     /// become active.
     pub in_sync: Vec<Member>,
+    /// The only member acknowledges alone, or did: where its log is on drives (C12).
+    pub solo: Option<Solo>,
+}
+
+/// Where the log of a controller that is alone is on drives.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Solo {
+    /// The session of the only member's incarnation.
+    pub session: u64,
+    /// In which of the controller's two parts of the drives' reserved areas.
+    pub part: u8,
+    /// The drives: each of them has all of it.
+    pub drives: Vec<u16>,
 }
 
 impl LogRole {
     /// What a data node has that never had a log. Recording it takes the key, so that whoever found no record before
     /// makes no other one.
     pub fn without_log(epoch: u64) -> LogRole {
-        LogRole { epoch, log: 0, active: None, since: 0, origin: 0, in_sync: Vec::new() }
+        LogRole {
+            epoch,
+            log: 0,
+            active: None,
+            since: 0,
+            origin: 0,
+            in_sync: Vec::new(),
+            solo: None,
+        }
     }
 
     /// Whether the data node ever had a log.

@@ -95,7 +95,7 @@ points! {
     HostMapRead = "host.map.read",
     /// Unreleased records are in the buffer; nothing is served.
     HostRecordsFetched = "host.records.fetched",
-    /// A core has let go of a share of a vdisk, and another one is to open it.
+    /// A core has let go of a vdisk, and another one is to open it.
     HostHanded = "host.handed",
     /// The vdisk is closed; the store does not say that nobody runs.
     HostClosed = "host.closed",
@@ -134,6 +134,10 @@ points! {
     DeleteAppended = "log.delete.appended",
     /// A drive is retired, and the log says so.
     DriveAppended = "log.drive.appended",
+    /// Slots that another controller may still write to are held by a record; nobody acknowledges alone yet (C15).
+    HoldAppended = "log.hold.appended",
+    /// They are held no more, by a record that is not mirrored.
+    FreeHeldAppended = "log.free-held.appended",
     // A controller: drives (C10, C17).
     /// A slot is written, and not flushed.
     SlotWritten = "drive.slot.written",
@@ -167,6 +171,16 @@ points! {
     RoleTaken = "role.taken",
     /// Either: it was superseded, and serves no more.
     RoleLeft = "role.left",
+    /// A session of the log of a controller that is alone is about to be filled (C12).
+    SoloBegun = "solo.begun",
+    /// It is on three drives; the record does not name it.
+    SoloFilled = "solo.filled",
+    /// The record names it; nothing was acknowledged by it.
+    SoloRecorded = "solo.recorded",
+    /// A segment is on the drives; nothing of it was acknowledged.
+    SoloAppended = "solo.appended",
+    /// The log was loaded from the drives; the record names the session still.
+    SoloLoaded = "solo.loaded",
     // A controller: the vault (C7, C17).
     /// The image's pieces are written, not flushed; nothing names them.
     VaultPieces = "vault.pieces",

@@ -30,16 +30,14 @@ macro_rules! bugs {
 bugs! {
     /// The active controller acknowledges what the standby does not hold.
     AcknowledgeBeforeMirrored breaks "rule 3.1";
+    /// A controller that is alone acknowledges what its drives do not have yet.
+    AcknowledgeBeforeOnDrives breaks "C12";
+    /// A controller that took the role over, and works alone, gives slots out that the one before may still write to.
+    FreeUnderALateWrite breaks "C15";
     /// The log takes a record although one before it is missing.
     TakeGaps breaks "C1";
     /// A write over several slices is completed with its first record.
     CompleteOnFirstPart breaks "C1";
-    /// A change over several shares is completed with the first share's part.
-    CompleteOnFirstShare breaks "C1";
-    /// A share goes to another core with requests in flight.
-    MoveUndrained breaks "C1";
-    /// A change overtakes one of several parts that it overlaps.
-    OvertakeWideChanges breaks "C23";
     /// What a broken connection left unanswered is not sent again.
     ForgetUnanswered breaks "C1";
     /// Replay applies records that are older than what the map has.
@@ -91,10 +89,6 @@ bugs! {
     /// A map is opened from the catalog before it has every commit that released records: a seal is answered once it
     /// is mirrored, and what waits for the catalog is not applied before the question.
     OpenStaleMap breaks "C8";
-    /// A seal is acknowledged while an owner before may hold a read lease.
-    AcknowledgeSealEarly breaks "C9";
-    /// A host answers reads although its lease has run out.
-    ReadPastLease breaks "C9";
     /// Shards count as written before the drive is flushed.
     CommitBeforeFlush breaks "C10";
     /// A controller that stops says that its vault is written before it is durable.

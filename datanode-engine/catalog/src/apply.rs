@@ -9,7 +9,9 @@ use crate::tables::*;
 use crate::{Catalog, CatalogError};
 use cleave_format::control::{Commit, CommitVdisk, Control, DriveState, GrantedStripe, SlotPlace};
 use cleave_format::encode;
-use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId, VdiskId};
+use cleave_format::ids::{
+    DriveId, Epoch, HostId, Incarnation, Position, SlotIndex, StripeId, VdiskId,
+};
 use cleave_runtime::planted::{Planted, is_planted};
 use redb::{ReadableTable, Table};
 
@@ -34,6 +36,7 @@ struct Tables<'t> {
     vdisks: Table<'t, u64, Bytes>,
     hosts: Table<'t, u32, u64>,
     drives: Table<'t, u16, Bytes>,
+    held: Table<'t, (u16, u32), bool>,
     newest_stripe: u64,
     freed: Vec<SlotPlace>,
     ended: u64,
@@ -60,6 +63,7 @@ impl Catalog {
                 vdisks: write.open_table(VDISKS)?,
                 hosts: write.open_table(HOSTS)?,
                 drives: write.open_table(DRIVES)?,
+                held: write.open_table(HELD)?,
                 newest_stripe,
                 freed: Vec::new(),
                 ended: 0,
@@ -89,11 +93,10 @@ impl Tables<'_> {
             }
             Control::Grant { incarnation, stripes } => self.grant(*incarnation, stripes),
             Control::GrantEnd { stripes } => {
-                for stripe in stripes {
-                    self.grants.remove(stripe.0)?;
-                }
-                Ok(())
+                stripes.iter().try_for_each(|stripe| self.end_grant(stripe.0))
             }
+            Control::HoldSlots => self.hold_slots(),
+            Control::FreeHeld => self.free_held(),
             Control::Commit(commit) => self.commit(position, commit),
             Control::Delete { vdisk, epoch } => self.delete(position, *vdisk, *epoch),
             Control::Drive { drive, state, generation } => self.drive(*drive, *state, *generation),
@@ -113,10 +116,57 @@ impl Tables<'_> {
                 ended.push(stripe.value());
             }
         }
-        for stripe in ended {
-            self.grants.remove(stripe)?;
+        ended.into_iter().try_for_each(|stripe| self.end_grant(stripe))
+    }
+
+    /// A grant ends without a commit. Its slots are not told as freed: they wait for their I/O (C15).
+    fn end_grant(&mut self, stripe: u64) -> Result<(), CatalogError> {
+        let removed = self.grants.remove(stripe)?.map(|row| decode("grants", row.value()));
+        let removed: Option<GrantRow> = removed.transpose()?;
+        let Some(row) = removed else { return Ok(()) };
+        row.slots.iter().try_for_each(|place| self.leave_held(place).map(drop))
+    }
+
+    /// Nothing has a slot any more. True when it is held, and so not free.
+    fn leave_held(&mut self, place: &SlotPlace) -> Result<bool, CatalogError> {
+        let key = (place.drive.0, place.slot.0);
+        let held = self.held.get(key)?.is_some();
+        if held {
+            self.held.insert(key, true)?;
+        }
+        Ok(held)
+    }
+
+    /// Slots of a stripe that is no more.
+    fn free(&mut self, slots: &[SlotPlace]) -> Result<(), CatalogError> {
+        for place in slots {
+            if !self.leave_held(place)? {
+                self.freed.push(*place);
+            }
         }
         Ok(())
+    }
+
+    fn hold_slots(&mut self) -> Result<(), CatalogError> {
+        for entry in ascending("grants", self.grants.iter()?) {
+            let row: GrantRow = decode("grants", entry?.1.value())?;
+            for place in row.slots {
+                self.held.insert((place.drive.0, place.slot.0), false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn free_held(&mut self) -> Result<(), CatalogError> {
+        for entry in ascending("held", self.held.iter()?) {
+            let (key, left) = entry?;
+            let (drive, slot) = key.value();
+            if left.value() {
+                let (drive, slot) = (DriveId(drive), SlotIndex(slot));
+                self.freed.push(SlotPlace { drive, slot, generation: 0 });
+            }
+        }
+        Ok(self.held.retain(|_, _| false)?)
     }
 
     fn vdisk(&self, vdisk: VdiskId) -> Result<Option<VdiskRow>, CatalogError> {
@@ -175,8 +225,7 @@ impl Tables<'_> {
             }
         }
         if row.holders.is_empty() {
-            self.freed.extend_from_slice(&row.slots);
-            return Ok(());
+            return self.free(&row.slots);
         }
         for holder in &row.holders {
             self.stripes_of.insert((holder.vdisk.0, commit.stripe.0), ())?;
@@ -292,7 +341,7 @@ impl Tables<'_> {
         if row.holders.is_empty() || is_planted(Planted::FreeWhileReferenced) {
             self.stripes.remove(stripe)?;
             self.ended += u64::from(!row.slots.is_empty());
-            self.freed.append(&mut row.slots);
+            self.free(&row.slots)?;
         } else {
             self.stripes.insert(stripe, encode(&row).as_slice())?;
         }

@@ -227,5 +227,6 @@ pub(crate) fn create_tables(write: &WriteTransaction) -> Result<(), CatalogError
     write.open_table(VDISKS)?;
     write.open_table(HOSTS)?;
     write.open_table(DRIVES)?;
+    write.open_table(HELD)?;
     Ok(())
 }

@@ -21,6 +21,7 @@
 //! | `vdisks` | vdisk | [`VdiskRow`](tables::VdiskRow): sealed epoch, owner, seal's position, frontier, whether deleted. Kept for ever: identities are used once (C3) |
 //! | `hosts` | host | newest incarnation |
 //! | `drives` | drive | state, generation |
+//! | `held` | (drive, slot) | whether no grant and no stripe has the slot any more, which is free for nobody all the same (C15) |
 //!
 //! # What the records do
 //!
@@ -29,7 +30,7 @@
 //! sets the frontier and drops the commits up to it (C21). Then the vdisk leaves each stripe that the
 //! run says it names no more, unless a commit after the frontier made it name that stripe (again); a
 //! stripe that no vdisk may name is freed. A delete drops the vdisk's rows, and it leaves all its stripes
-//! (C28). `GrantEnd` and `HostStart` drop grants (C15). A commit of a stripe that is neither
+//! (C28). `GrantEnd` and `HostStart` drop grants (C15). `HoldSlots` puts the slots of all grants into `held`; `FreeHeld` empties it. A commit of a stripe that is neither
 //! granted nor new (a resend) changes nothing (C4).
 
 #![forbid(unsafe_code)]

@@ -5,7 +5,7 @@ use crate::rows::ascending;
 use crate::tables::*;
 use crate::{Catalog, CatalogError};
 use cleave_format::control::{GrantedStripe, InlineEntry, PiecePlace, SlotPlace};
-use cleave_format::ids::{DriveId, HostId, Incarnation, Position, StripeId, VdiskId};
+use cleave_format::ids::{DriveId, HostId, Incarnation, Position, SlotIndex, StripeId, VdiskId};
 use cleave_format::layout::PARITY_SHARDS;
 use redb::{ReadableDatabase, ReadableTable};
 use std::collections::BTreeMap;
@@ -75,7 +75,9 @@ pub struct Resident {
     pub grants: Vec<(StripeId, GrantRow)>,
     /// Drives that changed their state at least once.
     pub drives: Vec<(DriveId, DriveRow)>,
-    /// Slots of stripes and grants: bit `slot % 64` of word `slot / 64`.
+    /// Slots that are free for nobody, whoever has them or had them (C15).
+    pub held: Vec<(DriveId, SlotIndex)>,
+    /// Slots of stripes and grants, and those that are held: bit `slot % 64` of word `slot / 64`.
     pub used: BTreeMap<DriveId, Vec<u64>>,
     /// Committed stripes.
     pub stripes: u64,
@@ -271,6 +273,15 @@ impl Catalog {
         for entry in ascending("drives", read.open_table(DRIVES)?.iter()?) {
             let (drive, row) = entry?;
             resident.drives.push((DriveId(drive.value()), decode("drives", row.value())?));
+        }
+        for entry in ascending("held", read.open_table(HELD)?.iter()?) {
+            let (drive, slot) = entry?.0.value();
+            resident.held.push((DriveId(drive), SlotIndex(slot)));
+            resident.mark(&[SlotPlace {
+                drive: DriveId(drive),
+                slot: SlotIndex(slot),
+                generation: 0,
+            }]);
         }
         for entry in ascending("grants", read.open_table(GRANTS)?.iter()?) {
             let (stripe, row) = entry?;

@@ -18,6 +18,7 @@ pub(crate) const PIECES: TableDefinition<(u64, u32), Bytes> = TableDefinition::n
 pub(crate) const VDISKS: TableDefinition<u64, Bytes> = TableDefinition::new("vdisks");
 pub(crate) const HOSTS: TableDefinition<u32, u64> = TableDefinition::new("hosts");
 pub(crate) const DRIVES: TableDefinition<u16, Bytes> = TableDefinition::new("drives");
+pub(crate) const HELD: TableDefinition<(u16, u32), bool> = TableDefinition::new("held");
 
 pub(crate) const APPLIED: &str = "applied";
 pub(crate) const NEWEST_STRIPE: &str = "stripe";

@@ -32,6 +32,8 @@ struct Model {
     holders: BTreeMap<StripeId, BTreeMap<VdiskId, u64>>,
     pieces: BTreeMap<(VdiskId, u32), Address>,
     drives: BTreeMap<DriveId, DriveRow>,
+    /// Slots that are free for nobody (C15).
+    held: BTreeSet<(DriveId, SlotIndex)>,
     freed: Vec<SlotPlace>,
 }
 
@@ -76,7 +78,8 @@ impl Model {
             if self.matters(position, &commit) {
                 self.commits.insert(position, commit);
             } else {
-                self.freed.extend(commit.slots.iter().copied());
+                let held = |place: &&SlotPlace| self.held.contains(&(place.drive, place.slot));
+                self.freed.extend(commit.slots.iter().filter(|place| !held(place)).copied());
             }
         }
     }
@@ -154,6 +157,20 @@ impl Model {
                     self.drives.insert(*drive, row);
                 }
             }
+            Control::HoldSlots => {
+                let slots = self.grants.values().flat_map(|row| &row.slots);
+                self.held.extend(slots.map(|place| (place.drive, place.slot)));
+            }
+            Control::FreeHeld => {
+                for (drive, slot) in std::mem::take(&mut self.held) {
+                    let granted = self.grants.values().flat_map(|row| &row.slots);
+                    let committed = self.commits.values().flat_map(|commit| &commit.slots);
+                    let mut used = granted.chain(committed);
+                    if !used.any(|place| (place.drive, place.slot) == (drive, slot)) {
+                        self.freed.push(SlotPlace { drive, slot, generation: 0 });
+                    }
+                }
+            }
             Control::Cut { .. } | Control::Move { .. } => {}
         }
     }
@@ -203,7 +220,9 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
         position += 1 + a % 3;
         let vdisk = VdiskId(1 + a % 4);
         let incarnation = Incarnation(1 + b % 3);
-        let control = match kind % 12 {
+        let control = match kind % 14 {
+            12 => Control::HoldSlots,
+            13 => Control::FreeHeld,
             0 => Control::HostStart { host: HostId(1 + (a % 2) as u32), incarnation },
             1 => {
                 epoch += b % 2;
@@ -348,7 +367,9 @@ fn compare(catalog: &Catalog, model: &Model, page: usize) {
     for place in model.commits.values().flat_map(|commit| &commit.slots).chain(granted) {
         expected.insert((place.drive, place.slot.0));
     }
+    expected.extend(model.held.iter().map(|(drive, slot)| (*drive, slot.0)));
     assert_eq!(used, expected);
+    assert_eq!(resident.held, model.held.iter().copied().collect::<Vec<_>>());
     let all: Vec<StripeId> = (0..=model.newest).map(StripeId).collect();
     let mut located: Vec<_> = model
         .commits

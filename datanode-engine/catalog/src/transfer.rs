@@ -29,6 +29,7 @@ enum Row {
     Vdisk(u64, Vec<u8>),
     Host(u32, u64),
     Drive(u16, Vec<u8>),
+    Held(u16, u32, bool),
 }
 
 /// Where a dump stands: the key after which the table goes on, `None` at its beginning.
@@ -43,6 +44,7 @@ enum Place {
     Vdisks(Option<u64>),
     Hosts(Option<u32>),
     Drives(Option<u16>),
+    Held(Option<(u16, u32)>),
     End,
 }
 
@@ -184,9 +186,21 @@ impl Dump {
                     DRIVES,
                     from,
                     Place::Drives,
-                    Place::End,
+                    Place::Held(None),
                     |key, value| Row::Drive(key, value.to_vec()),
                     value.len() + 16
+                ),
+                Place::Held(from) => take!(
+                    self,
+                    rows,
+                    bytes,
+                    bytes_max,
+                    HELD,
+                    from,
+                    Place::Held,
+                    Place::End,
+                    |key, value| Row::Held(key.0, key.1, value),
+                    16
                 ),
             };
         }
@@ -213,6 +227,7 @@ impl Catalog {
         write.delete_table(VDISKS)?;
         write.delete_table(HOSTS)?;
         write.delete_table(DRIVES)?;
+        write.delete_table(HELD)?;
         create_tables(&write)?;
         self.restoring = Some(write);
         Ok(())
@@ -240,6 +255,7 @@ impl Catalog {
         let mut vdisks = write.open_table(VDISKS)?;
         let mut hosts = write.open_table(HOSTS)?;
         let mut drives = write.open_table(DRIVES)?;
+        let mut held = write.open_table(HELD)?;
         for row in rows {
             match row {
                 Row::Applied(position) => drop(meta.insert(APPLIED, position)?),
@@ -256,6 +272,7 @@ impl Catalog {
                 Row::Vdisk(vdisk, value) => drop(vdisks.insert(vdisk, value.as_slice())?),
                 Row::Host(host, incarnation) => drop(hosts.insert(host, incarnation)?),
                 Row::Drive(drive, value) => drop(drives.insert(drive, value.as_slice())?),
+                Row::Held(drive, slot, left) => drop(held.insert((drive, slot), left)?),
             }
         }
         Ok(())

@@ -50,7 +50,7 @@ impl Allocator {
     pub fn take(&mut self, drive: DriveId) -> Option<SlotIndex> {
         let slots = self.drives.get_mut(&drive).filter(|slots| slots.free > 0)?;
         let words = slots.used.len() as u32;
-        if is_planted(Planted::ReuseSlotsEarly) {
+        if is_planted(Planted::ReuseSlotsEarly) || is_planted(Planted::FreeUnderALateWrite) {
             slots.cursor = 0;
         }
         let first = slots.cursor / 64;

@@ -54,6 +54,13 @@ pub enum DriveEvent {
         /// Its bytes.
         result: Result<Bytes, ShardFault>,
     },
+    /// What was written to a drive's reserved area is durable, or not.
+    AreaWritten {
+        /// The caller's number.
+        number: u64,
+        /// Whether it is.
+        durable: bool,
+    },
     /// A drive became lost.
     Lost {
         /// Which.
@@ -109,17 +116,34 @@ struct PoolDrive {
     reported: bool,
     reason: String,
     /// Writes that completed since the running flush began.
-    unflushed: Vec<u64>,
+    unflushed: Vec<Written>,
     /// Writes that the running flush makes durable.
-    flushing: Vec<u64>,
+    flushing: Vec<Written>,
     flush_running: bool,
     in_flight: u32,
     read_errors: u32,
     counters: DriveCounters,
 }
 
+/// What a write was, by its caller's number.
+#[derive(Clone, Copy)]
+enum Written {
+    Slot(u64),
+    Area(u64),
+}
+
+impl Written {
+    fn event(self, result: Result<(), ShardFault>) -> DriveEvent {
+        match self {
+            Written::Slot(number) => DriveEvent::Written { number, result },
+            Written::Area(number) => DriveEvent::AreaWritten { number, durable: result.is_ok() },
+        }
+    }
+}
+
 enum Operation {
     Write { number: u64, slot: SlotIndex },
+    Area { number: u64 },
     Flush,
     Range { read: usize },
     Header { read: usize },
@@ -218,6 +242,12 @@ impl Drives {
         lost.map(|(id, _)| *id).collect()
     }
 
+    /// Those that could be opened, with their state.
+    pub fn opened(&self) -> impl Iterator<Item = (DriveId, DriveState, &OpenDrive)> {
+        let opened = self.drives.iter();
+        opened.filter_map(|(id, drive)| Some((*id, drive.state, drive.open.as_ref()?)))
+    }
+
     /// Whether a shard that was granted here is still there: the drive is in use and is the same
     /// (C16).
     pub fn holds(&self, place: &SlotPlace) -> bool {
@@ -290,9 +320,7 @@ impl Drives {
             self.events.push(DriveEvent::Lost { drive: id, reason });
         }
         let pending = std::mem::take(&mut drive.unflushed);
-        for number in pending {
-            self.events.push(DriveEvent::Written { number, result: Err(ShardFault::Lost) });
-        }
+        self.events.extend(pending.into_iter().map(|write| write.event(Err(ShardFault::Lost))));
     }
 
     /// The drive of a place if it is in use, and the place one of its slots.
@@ -360,6 +388,18 @@ impl Drives {
         Ok(())
     }
 
+    /// Writes to a drive's reserved area: whole pages. True: a [`DriveEvent::AreaWritten`] follows; else the drive is not
+    /// in use.
+    pub fn write_area(&mut self, number: u64, drive: DriveId, offset: u64, bytes: &[u8]) -> bool {
+        let found = self.drives.get(&drive).filter(|found| found.state == DriveState::Active);
+        let Some(open) = found.and_then(|found| found.open.as_ref()) else { return false };
+        let mut buffer = open.drive.buffer(bytes.len());
+        buffer.copy_from_slice(bytes);
+        let request = DriveOperation::Write { offset };
+        self.submit(drive, Operation::Area { number }, request, Some(buffer));
+        true
+    }
+
     /// Reads a range of a shard. Ok: a [`DriveEvent::Read`] follows.
     pub fn read(
         &mut self,
@@ -425,7 +465,10 @@ impl Drives {
             match operation {
                 Operation::Write { number, slot } => {
                     self.write_over((id, slot));
-                    self.write_done(id, number, completion.result);
+                    self.write_done(id, Written::Slot(number), completion.result);
+                }
+                Operation::Area { number } => {
+                    self.write_done(id, Written::Area(number), completion.result);
                 }
                 Operation::Flush => self.flush_done(id, completion.result),
                 Operation::Header { read } | Operation::Range { read } => {
@@ -447,19 +490,21 @@ impl Drives {
         }
     }
 
-    fn write_done(&mut self, id: DriveId, number: u64, result: Result<(), DriveError>) {
+    fn write_done(&mut self, id: DriveId, write: Written, result: Result<(), DriveError>) {
         let drive = self.drives.get_mut(&id).expect("a drive of the pool");
         let fault = match result {
             Ok(()) if drive.state == DriveState::Lost => ShardFault::Lost,
             Ok(()) => {
-                drive.counters.writes += 1;
-                drive.counters.write_bytes += SLOT as u64;
-                if is_planted(Planted::CommitBeforeFlush) {
-                    self.events.push(DriveEvent::Written { number, result: Ok(()) });
-                    return;
+                if let Written::Slot(_) = write {
+                    drive.counters.writes += 1;
+                    drive.counters.write_bytes += SLOT as u64;
+                    if is_planted(Planted::CommitBeforeFlush) {
+                        self.events.push(write.event(Ok(())));
+                        return;
+                    }
+                    reached(Point::SlotWritten);
                 }
-                reached(Point::SlotWritten);
-                drive.unflushed.push(number);
+                drive.unflushed.push(write);
                 self.flush(id);
                 return;
             }
@@ -469,7 +514,7 @@ impl Drives {
                 ShardFault::Lost
             }
         };
-        self.events.push(DriveEvent::Written { number, result: Err(fault) });
+        self.events.push(write.event(Err(fault)));
     }
 
     /// Begins a flush for what gathered, unless one is running (C10).
@@ -499,8 +544,7 @@ impl Drives {
                 Err(ShardFault::Lost)
             }
         };
-        let written = flushed.drain(..).map(|number| DriveEvent::Written { number, result });
-        self.events.extend(written);
+        self.events.extend(flushed.drain(..).map(|write| write.event(result)));
         let drive = self.drives.get_mut(&id).expect("a drive of the pool");
         drive.flushing = flushed;
         if drive.state == DriveState::Active {

@@ -12,7 +12,7 @@ use cleave_catalog::tables::GrantRow;
 use cleave_erasure::geometry;
 use cleave_erasure::placement::{Candidate, choose};
 use cleave_format::control::{GrantedStripe, SlotPlace};
-use cleave_format::ids::{DriveId, Incarnation, StripeId};
+use cleave_format::ids::{DriveId, Incarnation, SlotIndex, StripeId};
 use cleave_format::layout::PARITY_SHARDS;
 use cleave_runtime::planted::{Planted, is_planted};
 use cleave_wire::ShardFault;
@@ -57,6 +57,10 @@ pub struct UsableDrive {
 pub struct Grants {
     newest: StripeId,
     grants: BTreeMap<StripeId, Grant>,
+    /// Slots that are free for nobody, whatever becomes of their grants and stripes (C15): see [`hold`](Grants::hold).
+    held: BTreeSet<(DriveId, SlotIndex)>,
+    /// Grants that were given back, or ended, while writes were under them: their end is to be recorded when these are over.
+    ending: BTreeSet<StripeId>,
     /// Free slots.
     pub allocator: Allocator,
 }
@@ -104,8 +108,14 @@ impl Grants {
     }
 
     /// Takes over what the catalog says, when this controller becomes active.
-    pub fn load(&mut self, newest: StripeId, grants: Vec<(StripeId, GrantRow)>) {
+    pub fn load(
+        &mut self,
+        newest: StripeId,
+        grants: Vec<(StripeId, GrantRow)>,
+        held: Vec<(DriveId, SlotIndex)>,
+    ) {
         self.newest = newest;
+        self.held = held.into_iter().collect();
         for (stripe, row) in grants {
             self.insert(stripe, row.incarnation, row.slots);
         }
@@ -274,6 +284,42 @@ impl Grants {
         self.grants.remove(&stripe);
     }
 
+    /// The slots of all grants are free for nobody from here on: a controller before this one, which is not heard
+    /// of, may have writes under them on their way. It has none under what ended: an end is recorded when they are over.
+    pub fn hold(&mut self) {
+        let slots = self.grants.values().flat_map(|grant| &grant.slots);
+        self.held.extend(slots.map(|place| (place.drive, place.slot)));
+    }
+
+    /// That controller has none any more. What is free by now the catalog says.
+    pub fn free_held(&mut self) {
+        self.held.clear();
+    }
+
+    /// Whether slots are held, and how many.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// A grant ends: nothing is written under it any more, and its end is recorded once nothing is on its way.
+    pub fn end_when_idle(&mut self, stripe: StripeId) {
+        self.close(stripe);
+        self.ending.insert(stripe);
+    }
+
+    /// Grants whose end can be recorded, each given once; `most` of them.
+    pub fn take_idle(&mut self, most: usize) -> Vec<StripeId> {
+        if self.ending.is_empty() {
+            return Vec::new();
+        }
+        let writes = |stripe: &StripeId| self.grants.get(stripe).is_some_and(|g| g.writes > 0);
+        let busy = |stripe: &StripeId| writes(stripe) && !is_planted(Planted::ReuseSlotsEarly);
+        let idle: Vec<StripeId> =
+            self.ending.iter().filter(|stripe| !busy(stripe)).take(most).copied().collect();
+        self.ending.retain(|stripe| !idle.contains(stripe));
+        idle
+    }
+
     /// The end of a grant is mirrored: its slots are free when its writes are over (C15).
     pub fn ended(&mut self, stripe: StripeId) {
         let Some(grant) = self.grants.get_mut(&stripe) else { return };
@@ -295,7 +341,9 @@ impl Grants {
     fn forget(&mut self, stripe: StripeId) {
         let Some(grant) = self.grants.remove(&stripe) else { return };
         for place in &grant.slots {
-            self.allocator.free(place);
+            if !self.held.contains(&(place.drive, place.slot)) {
+                self.allocator.free(place);
+            }
         }
     }
 }

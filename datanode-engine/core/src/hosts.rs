@@ -233,7 +233,6 @@ impl State {
                 | HostMessage::Delete { .. }
                 | HostMessage::Grant { .. }
                 | HostMessage::ReturnGrant { .. }
-                | HostMessage::Renew { .. }
         );
         if on_log && session.class != Class::Log {
             return Err("an append or commit outside of the log connection".to_owned());
@@ -256,10 +255,6 @@ impl State {
                 session.requests += 1;
                 if session.requests > REQUESTS_MAX {
                     return Err("too many requests at a time".to_owned());
-                }
-                if let HostMessage::Renew { request, vdisks } = other {
-                    self.renew(connection, who.incarnation, request, vdisks);
-                    return Ok(());
                 }
                 if on_log {
                     return self.control(connection, who, other, length);
@@ -293,8 +288,14 @@ impl State {
         };
         self.supersede(connection, &who)?;
         let known = self.active.as_ref().and_then(|active| active.resident.incarnation(who.host));
-        if known != Some(who.incarnation) {
-            self.host_start(&who);
+        if known != Some(who.incarnation) && !self.host_start(&who) {
+            let reason = "writes of the engine before are still on their way to drives".to_owned();
+            let refused = ControllerMessage::Refused { reason, fatal: false };
+            self.send_host(connection, 0, &refused, None);
+            let now = self.executor.now();
+            let session = self.sessions.get_mut(&connection).expect("looked up before");
+            session.close_at = Some(now + REFUSED_LINGER);
+            return Ok(());
         }
         self.sessions.get_mut(&connection).expect("looked up before").who = Some(who);
         let changed = self.share_quota();
@@ -375,16 +376,36 @@ impl State {
         Ok(())
     }
 
-    /// A new incarnation of a host: grants of the one before end (C15).
-    fn host_start(&mut self, who: &Who) {
+    /// A new incarnation of a host: grants of the one before end (C15). False while writes under them are on their way:
+    /// what the log says to have ended has none, whoever becomes active after this controller.
+    fn host_start(&mut self, who: &Who) -> bool {
         let (host, incarnation) = (who.host, who.incarnation);
         let active = self.active.as_mut().expect("checked with the hello");
         if let Some(before) = active.resident.incarnation(host) {
-            for stripe in active.grants.of(|other| other == before) {
-                active.grants.close(stripe);
+            let ended = active.grants.of(|other| other == before);
+            ended.iter().for_each(|stripe| active.grants.close(*stripe));
+            let busy = ended.iter().any(|stripe| active.grants.is_writing(*stripe));
+            if busy && !is_planted(Planted::ReuseSlotsEarly) {
+                return false;
             }
         }
         self.append_control(&Control::HostStart { host, incarnation });
+        true
+    }
+
+    /// Records the end of grants under which nothing is on its way any more.
+    pub fn end_idle_grants(&mut self) -> bool {
+        const MOST: usize = 1024;
+        let (Some(active), Some(held)) = (&mut self.active, &self.held) else { return false };
+        if !held.log.has_control_room(64 + MOST * expiry::BYTES_A_GRANT) {
+            return false; // Another turn finds them again (C13).
+        }
+        let stripes = active.grants.take_idle(MOST);
+        let any = !stripes.is_empty();
+        if any {
+            self.append_control(&Control::GrantEnd { stripes });
+        }
+        any
     }
 
     /// Appends a control record and decides by it from here on.
@@ -404,6 +425,8 @@ impl State {
             Control::Commit(_) => reached(Point::CommitAppended),
             Control::Delete { .. } => reached(Point::DeleteAppended),
             Control::Drive { .. } => reached(Point::DriveAppended),
+            Control::HoldSlots => reached(Point::HoldAppended),
+            Control::FreeHeld => reached(Point::FreeHeldAppended),
             _ => {}
         }
         position
@@ -417,11 +440,17 @@ impl State {
             .filter(|session| session.class == Class::Log)
             .filter_map(|session| session.who.map(|who| who.host))
             .collect();
-        let Some(active) = &mut self.active else { return false };
         // A quarter is left for what is released with holes, and for hosts that come.
-        let all = self.settings.log.record_bytes_max / 4 * 3;
-        let bytes = all / hosts.len().max(1) as u64;
+        let bytes = self.quota_of_all() / hosts.len().max(1) as u64;
+        let Some(active) = &mut self.active else { return false };
         std::mem::replace(&mut active.quota, bytes) != bytes
+    }
+
+    /// There may be more or less to divide than before.
+    pub fn divide_quota(&mut self) {
+        if self.share_quota() {
+            self.tell_quota();
+        }
     }
 
     fn tell_quota(&self) {
@@ -506,15 +535,8 @@ impl State {
         any
     }
 
-    /// So many requests of a session will not be answered.
-    pub(crate) fn unanswered(&mut self, connection: ConnectionId, requests: u32) {
-        if let Some(session) = self.sessions.get_mut(&connection) {
-            session.requests = session.requests.saturating_sub(requests);
-        }
-    }
-
     /// Answers a request.
-    pub(crate) fn reply(
+    fn reply(
         &mut self,
         connection: ConnectionId,
         lane: u8,

@@ -9,6 +9,7 @@
 //! more, or still stands in its vault. What was copied counts (is reported as held) when it is complete, and is relied
 //! on once both are members.
 
+mod alone;
 mod copy;
 mod follow;
 mod image;
@@ -56,6 +57,7 @@ pub(crate) async fn run(node: Node, accepted: Queue<(ConnectionId, Queue<PeerInp
         return;
     }
     node.executor().spawn(Priority::Foreground, role::watch(node.clone()));
+    node.executor().spawn(Priority::Foreground, alone::run(node.clone()));
     let dials = node.state().settings.controller == 1;
     let mut image = true;
     loop {
@@ -77,6 +79,7 @@ pub(crate) async fn run(node: Node, accepted: Queue<(ConnectionId, Queue<PeerInp
                     Err(reason) => reason,
                 };
                 meeting.end(&ended);
+                node.state_mut().solo.met_in_vain();
             }
         }
         if node.state().stopping {

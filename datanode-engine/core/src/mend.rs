@@ -106,6 +106,10 @@ impl State {
     /// As [`mend`](State::mend), a control record whose effects are due: what was hopeless of another peer is asked of
     /// this one.
     pub fn mend_control(&mut self, rotted: Rotted) {
+        if self.is_alone() {
+            // What is on drives was sound when it was written.
+            return self.lose_control(rotted);
+        }
         self.mending.hopeless.remove(&rotted.0);
         self.mend(rotted.0);
     }

@@ -132,6 +132,8 @@ pub struct Mirror {
     pub peer_catalog: u64,
     /// Standby: what it last answered.
     pub answered: (u64, u64),
+    /// Active: the only member, whose log is on drives (C12). `mirrored` is what is durable there.
+    pub alone: bool,
 }
 
 /// Why a peer is disconnected.
@@ -164,6 +166,9 @@ impl Mirror {
     pub fn trimmable(&self) -> Position {
         if is_planted(Planted::TrimBeforeSynced) {
             return Position(self.mirrored);
+        }
+        if self.alone {
+            return Position(self.catalog);
         }
         Position(self.catalog.min(self.peer_catalog))
     }
@@ -200,6 +205,7 @@ mod tests {
             since: 4,
             origin: 1,
             in_sync: vec![member(0, active), member(1, standby)],
+            solo: None,
         }
     }
 

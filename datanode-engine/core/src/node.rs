@@ -60,6 +60,8 @@ struct Inner {
     accepted: Queue<(ConnectionId, Queue<PeerInput>)>,
     events: RefCell<Vec<LinkEvent>>,
     drive_events: RefCell<Vec<DriveEvent>>,
+    /// Drives that a flow reads while this controller is not active.
+    reading: RefCell<Vec<DriveIo>>,
 }
 
 /// The flows' handle.
@@ -93,6 +95,7 @@ impl DataNode {
             accepted: Queue::default(),
             events: RefCell::default(),
             drive_events: RefCell::default(),
+            reading: RefCell::default(),
         }));
         executor.spawn(Priority::Foreground, begin(node.clone()));
         executor.spawn(Priority::Foreground, keep_house(node.clone()));
@@ -244,6 +247,11 @@ impl Node {
         self.0.vault.clone()
     }
 
+    /// Has drives polled that a flow reads; none any more when it is over.
+    pub fn read_from(&self, drives: Vec<DriveIo>) {
+        *self.0.reading.borrow_mut() = drives;
+    }
+
     pub fn vault_identity(&self) -> VaultIdentity {
         let state = self.state();
         VaultIdentity {
@@ -261,7 +269,10 @@ impl Node {
 
     pub fn set_phase(&self, phase: Phase) {
         let mut state = self.state_mut();
-        if !state.stopping || matches!(phase, Phase::Stopping | Phase::Stopped) {
+        let ends = matches!(phase, Phase::Stopping | Phase::Stopped);
+        // Who is alone serves its hosts whatever becomes of a meeting.
+        let stays = state.is_alone() && !matches!(phase, Phase::Mirrored);
+        if ends || !(state.stopping || stays) {
             state.phase = phase;
         }
     }
@@ -281,6 +292,7 @@ impl Node {
         }
         *inner.events.borrow_mut() = events;
         any |= inner.vault.turn();
+        any |= inner.reading.borrow().iter().fold(false, |any, io| io.turn() | any);
         let mut drive_events = inner.drive_events.take();
         let mut state = self.state_mut();
         if let Some(active) = &mut state.active {
@@ -374,7 +386,11 @@ impl Node {
         let Some(peer) = state.peer.take_if(|peer| peer.connection == connection) else { return };
         if !state.stopping && !matches!(state.phase, Phase::NoLog(_)) {
             let known = state.confirmed || state.active.is_some();
-            state.phase = if known { Phase::PeerAway } else { Phase::Starting };
+            state.phase = match known {
+                _ if state.is_alone() => Phase::Alone,
+                true => Phase::PeerAway,
+                false => Phase::Starting,
+            };
         }
         if peer.joined {
             state.alone = state.executor.now();
@@ -425,15 +441,6 @@ impl Node {
                     Ok(())
                 }
                 (PeerMessage::Lent { position, check }, _) => state.lent(position, check, payload),
-                (PeerMessage::Vouch { number }, false) => {
-                    // C9: only while it is joined it gets here, and the role is not taken meanwhile.
-                    let _ = state.send_peer(&PeerMessage::Vouched { number }, &[]);
-                    Ok(())
-                }
-                (PeerMessage::Vouched { number }, true) => {
-                    state.vouched(connection, number);
-                    Ok(())
-                }
                 _ => Err("a message out of place".to_owned()),
             }
         };

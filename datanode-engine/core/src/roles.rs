@@ -1,12 +1,14 @@
 //! The in-sync set in the coordinator store, and its compare-and-swap (C7).
 //!
-//! Every change raises the epoch and is made before anything is acknowledged that relies on it. There are three:
+//! Every change raises the epoch and is made before anything is acknowledged that relies on it. There are four:
 //!
 //! - [`fence`]: a new process raises the epoch and leaves the members as they are, before it looks at its image or at
 //!   a peer. Requests of its predecessors, which the store may execute however late, are conditional on older
 //!   records, and change nothing from then on.
 //! - [`take_over`]: a controller that holds the complete log becomes active, because the active one is away. The
 //!   members stay: it acknowledges nothing alone, so that what the other member holds stays complete.
+//! - [`go_solo`] makes an active controller the only member, once all of its log is on three drives (C12). Nobody but
+//!   a process of that controller may load it from there.
 //! - [`join`] makes both controllers members. It is also what ends all images and memories of older members: a
 //!   crash before it leaves them valid, after it they are not. An image is valid by its incarnation being a member,
 //!   whatever the epoch: a fence keeps all images that were valid.
@@ -18,7 +20,7 @@
 
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
-use cleave_coordinator::{LogRole, Member, Outcome, StoreClient, StoreError, Transaction};
+use cleave_coordinator::{LogRole, Member, Outcome, Solo, StoreClient, StoreError, Transaction};
 use cleave_format::ids::{DatanodeId, Epoch, Incarnation, Position};
 
 /// The key of the operator's word that a data node shall start with an empty log, although what its
@@ -107,7 +109,7 @@ pub async fn fence(client: &StoreClient, datanode: DatanodeId) -> Result<(), Sto
 }
 
 /// Makes this process active, and leaves the members as they are. `origin`: the position that the next entry of its log
-/// gets. `None`: something else changed the record; look again.
+/// gets. `None` or an error leave open whether it is active: [`find_taken`] tells.
 pub async fn take_over(
     client: &StoreClient,
     datanode: DatanodeId,
@@ -119,6 +121,39 @@ pub async fn take_over(
     let epoch = record.epoch + 1;
     let changed =
         LogRole { epoch, active: Some(own.0), since: epoch, origin: origin.0, ..record.clone() };
+    change(client, datanode, *revision, changed).await
+}
+
+/// Whether [`take_over`] from the record `before` made this process active, and by which record. The request may be executed
+/// yet, or be so by now: a fence voids it first. Who went on without knowing would hold the log of a controller that serves by an
+/// older role, and that one, superseded, would take back what both of them acknowledged.
+pub async fn find_taken(
+    client: &StoreClient,
+    datanode: DatanodeId,
+    before: &Recorded,
+    own: Incarnation,
+) -> Result<Option<LogRole>, StoreError> {
+    fence(client, datanode).await?;
+    let epoch = before.role.as_ref().map(|(role, _)| role.epoch + 1);
+    let now = read(client, datanode).await?.role.map(|(role, _)| role);
+    Ok(now.filter(|role| role.active == Some(own.0) && Some(role.since) == epoch))
+}
+
+/// Makes the active controller the only member, by a session of its log on drives (C12). `None`: the record is another one,
+/// or names another active one; look again.
+pub async fn go_solo(
+    client: &StoreClient,
+    datanode: DatanodeId,
+    before: &Recorded,
+    own: Member,
+    solo: Solo,
+) -> Result<Option<LogRole>, StoreError> {
+    let Some((record, revision)) = &before.role else { return Ok(None) };
+    if record.active != Some(own.incarnation) {
+        return Ok(None);
+    }
+    let (epoch, in_sync) = (record.epoch + 1, vec![own]);
+    let changed = LogRole { epoch, in_sync, solo: Some(solo), ..record.clone() };
     change(client, datanode, *revision, changed).await
 }
 
@@ -148,6 +183,7 @@ pub async fn join(
         since: epoch,
         origin: origin.0,
         in_sync: vec![member(0), member(1)],
+        solo: None,
     };
     change(client, datanode, revision, role).await
 }

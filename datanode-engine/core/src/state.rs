@@ -11,13 +11,13 @@ use crate::catalog_queue::{CatalogQueue, Waiter};
 use crate::drives::Drives;
 use crate::grants::{Grants, Issued};
 use crate::hosts::{HostRequest, Session};
-use crate::leases::Leases;
 use crate::log::{Log, LogSettings};
 use crate::log::{LogEntry, LogEntryKind, Rotted};
 use crate::mend::Mending;
 use crate::mirror::{Mirror, Standing};
 use crate::resident::Resident;
 use crate::roles::Recorded;
+use crate::solo::Solo;
 use bytes::Bytes;
 use cleave_catalog::Damage;
 use cleave_coordinator::LogRole;
@@ -61,6 +61,8 @@ pub struct Settings {
     pub advice: Option<crate::log::Advice>,
     /// Whether it takes the active role over by itself; else it waits for the other controller.
     pub take_over: bool,
+    /// Whether it goes on alone, by its log on three drives, when the other controller is away (C12); else writes wait.
+    pub alone: bool,
     /// Grants of a host incarnation without a log connection end after this (C15).
     pub grants_kept: Duration,
 }
@@ -103,6 +105,8 @@ pub enum Phase {
     Mirrored,
     /// The peer is away: reads go on (where this one is active), writes wait.
     PeerAway,
+    /// Active, the only member: what it acknowledges is on three drives (C12).
+    Alone,
     /// No member of the in-sync set and no image is left: what is lost.
     NoLog(String),
     /// Writing the vault.
@@ -146,6 +150,10 @@ pub struct Counters {
     pub taken_over: u64,
     /// Times that it was active and found out that it was so no more.
     pub stepped_down: u64,
+    /// Times that it began to acknowledge alone (C12).
+    pub alone: u64,
+    /// Sessions of its log that it began on drives.
+    pub sessions: u64,
     /// Copies of the log made or taken.
     pub copies: u64,
     /// Records that were found to have rotted in memory.
@@ -210,8 +218,8 @@ pub(crate) struct Active {
     /// Control requests that wait for room in the log, with the bytes that they need (C13).
     pub deferred: VecDeque<(ConnectionId, cleave_wire::HostMessage, usize)>,
     pub quota: u64,
-    /// Read leases of hosts (C9).
-    pub leases: Leases,
+    /// What holds slots is known from the catalog and the log, up to here, since it became active.
+    pub holds_known: Position,
     /// Host incarnations with grants and without a log connection, and since when (C15).
     pub absent: BTreeMap<Incarnation, Moment>,
 }
@@ -250,6 +258,10 @@ pub(crate) struct State {
     pub alone: Moment,
     /// What the store said since.
     pub seen: Option<Seen>,
+    /// What an active controller that is alone has on drives (C12).
+    pub solo: Solo,
+    /// It took the role over, and met nobody since: the other may have I/O on its way to the drives.
+    pub unheard: bool,
     /// No longer active: it serves no host, and waits for its drives' last I/O.
     pub leaving: bool,
     pub sessions: BTreeMap<ConnectionId, Session>,
@@ -298,6 +310,8 @@ impl State {
             epoch: Epoch(0),
             alone: executor.now(),
             seen: None,
+            solo: Solo::default(),
+            unheard: false,
             leaving: false,
             sessions: BTreeMap::new(),
             mending: Mending::default(),
@@ -370,7 +384,7 @@ impl State {
                 reached(Point::LogReleased);
             }
             if let Some(active) = &mut self.active {
-                active.effect(&control);
+                active.effect(position, &control);
             }
             self.mirror.effects = position.0;
             if position.0 > self.mirror.catalog {
@@ -427,10 +441,11 @@ impl State {
             return false;
         }
         let mut any = self.take_deferred() | self.take_waiting_reads() | self.take_parked_fetches();
+        any |= self.end_idle_grants();
         if self.active.is_some() {
             any |= self.forward();
+            self.solo.wake_for(self.held.as_ref().map(|held| held.log.next()));
             any |= self.acknowledge();
-            any |= self.look_after_leases();
             self.trim();
         } else {
             self.answer();
@@ -522,7 +537,7 @@ impl State {
     ) -> Result<(), String> {
         let held = self.held.as_mut().expect("a joined standby holds the log");
         crate::mirror::check_order(held.log.next(), entries).map_err(|error| error.to_string())?;
-        insert_entries(&mut held.log, entries, message)?;
+        insert_entries(&mut held.log, entries, message, Release::WithEffects)?;
         reached(Point::LogReceived);
         self.counters.records += entries.len() as u64;
         let last = Position(held.log.next().0 - 1);
@@ -553,10 +568,10 @@ impl State {
 
     /// Active: drops control entries that both catalogs have (C11).
     fn trim(&mut self) {
-        if self.is_joined()
+        if (self.is_joined() || self.mirror.alone)
             && let Some(held) = &mut self.held
         {
-            held.log.trim(self.mirror.trimmable());
+            held.log.trim(self.mirror.trimmable().min(self.solo.trim_max()));
         }
     }
 
@@ -599,13 +614,16 @@ impl Active {
         (issued, untold.values().max().copied())
     }
 
-    /// A control record is mirrored: what it means for slots.
-    pub fn effect(&mut self, control: &Control) {
+    /// A control record is mirrored: what it means for slots. Once more changes nothing.
+    pub fn effect(&mut self, position: Position, control: &Control) {
         match control {
             Control::Commit(commit) => self.grants.committed(commit.stripe),
             Control::GrantEnd { stripes } => {
                 stripes.iter().for_each(|stripe| self.grants.ended(*stripe));
             }
+            // What they mean depends on the grants of their place in the log.
+            Control::HoldSlots if position > self.holds_known => self.grants.hold(),
+            Control::FreeHeld if position > self.holds_known => self.grants.free_held(),
             Control::HostStart { .. } => {
                 let resident = &self.resident;
                 let current = |incarnation| resident.hosts().any(|(_, now)| now == incarnation);
@@ -627,11 +645,21 @@ pub(crate) fn peer_entry(position: Position, entry: &LogEntry) -> PeerEntry {
     PeerEntry { position, kind, length: entry.bytes.len() as u32 }
 }
 
+/// When what a control record releases leaves a log that takes it over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// With its other effects.
+    WithEffects,
+    /// At once: the log counts when it is complete, and then the record has its effects anyway.
+    AtOnce,
+}
+
 /// Takes entries off a message into a log. Errors leave the log with the entries before.
 pub(crate) fn insert_entries(
     log: &mut Log,
     entries: &[PeerEntry],
     message: &mut Message,
+    release: Release,
 ) -> Result<(), String> {
     for entry in entries {
         let length = entry.length as usize;
@@ -641,7 +669,11 @@ pub(crate) fn insert_entries(
                 // Copied: a slice would keep the link's whole buffer.
                 Some(bytes) => log
                     .insert_encoded_control(entry.position, Bytes::copy_from_slice(&bytes), check)
-                    .map(drop),
+                    .map(|control| {
+                        if release == Release::AtOnce {
+                            log.release(&control);
+                        }
+                    }),
                 None => Err(cleave_format::FormatError::Short("log entry")),
             },
         };

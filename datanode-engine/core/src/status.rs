@@ -2,7 +2,7 @@
 
 use crate::drives::DriveReport;
 use crate::state::{Counters, Phase, State};
-use cleave_format::ids::{Epoch, HostId, Incarnation, Position, StripeId};
+use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId};
 
 /// A host as the active controller sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +32,17 @@ pub struct Status {
     pub peer_connected: bool,
     /// Whether both controllers hold the log now.
     pub mirrored: bool,
+    /// Drives to which it writes what it acknowledges alone (C12); none while it does not.
+    pub alone_on: Vec<DriveId>,
+    /// Why it does not go on alone, or not with another session, if that was tried.
+    pub hindrance: String,
+    /// Slots that are free for nobody until the other controller is heard of (C15).
+    pub slots_held: u64,
     /// Whether it is the active, and serves hosts.
     pub serving: bool,
     /// Position of the next entry.
     pub next: Position,
-    /// The last entry that both hold.
+    /// The last entry that both hold; of one that is alone, the last that its drives have.
     pub mirrored_through: Position,
     /// The catalog's position.
     pub catalog: Position,
@@ -88,6 +94,11 @@ impl Status {
             log: log.map(|log| log.id()),
             peer_connected: state.peer.is_some(),
             mirrored: state.is_joined(),
+            alone_on: state.solo.session.as_ref().map_or_else(Vec::new, |session| {
+                session.drives.iter().map(|(drive, _)| *drive).collect()
+            }),
+            hindrance: state.solo.hindrance.clone(),
+            slots_held: active.map_or(0, |active| active.grants.held() as u64),
             serving: active.is_some() && !state.stopping,
             next: log.map_or(Position(0), |log| log.next()),
             mirrored_through: Position(state.mirror.mirrored),

@@ -87,6 +87,12 @@ pub enum Control {
         /// Old and new addresses.
         frames: Vec<(Address, Address)>,
     },
+    /// From here on the slots of all grants that are in force are free for nobody, whatever becomes of the grants and their
+    /// stripes, until [`FreeHeld`](Control::FreeHeld): a controller that took the role over works alone, and the one
+    /// before may still have writes under them on their way to the drives (C15).
+    HoldSlots,
+    /// That one has none any more.
+    FreeHeld,
 }
 
 /// State of a drive.

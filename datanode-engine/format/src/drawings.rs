@@ -2,7 +2,7 @@
 
 const PAGE: &str = include_str!("../../../docs/FORMATS.md");
 
-const MODULES: [(&str, &str); 10] = [
+const MODULES: [(&str, &str); 11] = [
     ("address", include_str!("address.rs")),
     ("flash", include_str!("flash.rs")),
     ("footer", include_str!("footer.rs")),
@@ -10,6 +10,7 @@ const MODULES: [(&str, &str); 10] = [
     ("map_piece", include_str!("map_piece.rs")),
     ("record", include_str!("record.rs")),
     ("slot", include_str!("slot.rs")),
+    ("solo", include_str!("solo.rs")),
     ("superblock", include_str!("superblock.rs")),
     ("vault", include_str!("vault.rs")),
     // Has no drawing: it is encoded by rule.

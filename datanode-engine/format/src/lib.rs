@@ -20,6 +20,7 @@ pub mod map_piece;
 mod page;
 pub mod record;
 pub mod slot;
+pub mod solo;
 pub mod superblock;
 #[cfg(test)]
 mod testing;

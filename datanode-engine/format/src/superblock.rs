@@ -9,12 +9,13 @@
 //! ```
 //! Generation g lives in copy g mod 2, so that a change overwrites the older copy only (C17): a crash
 //! while it is written leaves the newer one. Formatting writes generation 0, flushes, then 1.
-//! The reserved area is the spill's (C12): set aside from the first day, because slots cannot
-//! move out of its way later.
+//! The reserved area is for the log of a controller that is alone (C12, [`solo`](crate::solo)): set aside from the
+//! first day, because slots cannot move out of its way later.
 
 use crate::FormatError;
 use crate::ids::{ClusterId, DatanodeId, DriveId, SlotIndex};
 use crate::layout::{SHARD, SLOT};
+use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -29,10 +30,12 @@ pub const DRIVE_SIZE_MIN: u64 = 16 << 20;
 /// The newest format level that this program writes and reads (C31).
 pub const FORMAT_LEVEL: u32 = 1;
 
-/// Part of a drive that is set aside, as a divisor, and its limits in bytes.
-const RESERVED_DIVISOR: u64 = 64;
-const RESERVED_MAX: u64 = 4 << 30;
+/// Part of a drive that is set aside: an eighth of it up to 1 GiB, a thirty-second of larger ones up to 16 GiB.
+const RESERVED_SMALL: (u64, u64) = (8, 1 << 30);
+const RESERVED_LARGE: (u64, u64) = (32, 16 << 30);
 const RESERVED_UNIT: u64 = 1 << 20;
+/// Parts of the reserved area: two for each controller.
+const SOLO_AREAS: u64 = 4;
 
 const MAGIC: [u8; 8] = *b"CLEAVEDR";
 const VERSION: u8 = 1;
@@ -68,7 +71,7 @@ pub struct Superblock {
     pub first_slot: u64,
     /// First byte of the reserved area (C12).
     pub reserved_offset: u64,
-    /// Bytes of the reserved area; 0 on drives below 64 MiB.
+    /// Bytes of the reserved area.
     pub reserved_length: u64,
 }
 
@@ -103,8 +106,9 @@ impl Superblock {
         }
         // Whole units, so that the reserved area is aligned whatever the drive's size is.
         let usable = drive_size / RESERVED_UNIT * RESERVED_UNIT;
+        let part = |(divisor, most): (u64, u64)| (usable / divisor).min(most);
         let reserved_length =
-            (usable / RESERVED_DIVISOR).min(RESERVED_MAX) / RESERVED_UNIT * RESERVED_UNIT;
+            part(RESERVED_SMALL).max(part(RESERVED_LARGE)) / RESERVED_UNIT * RESERVED_UNIT;
         let reserved_offset = usable - reserved_length;
         let slots = (reserved_offset - FIRST_SLOT) / SLOT as u64;
         Some(Superblock {
@@ -127,6 +131,15 @@ impl Superblock {
     pub fn slot_offset(&self, slot: SlotIndex) -> u64 {
         assert!(slot.0 < self.slots, "slot {slot} of a drive with {} slots", self.slots);
         self.first_slot + u64::from(slot.0) * SLOT as u64
+    }
+
+    /// The part of the reserved area in which a controller (0 or 1) writes a session of its solo log: it has two, `part` 0
+    /// and 1, so that the next session leaves the last one as it is (C12, C17); and none that the other controller writes (C15).
+    pub fn solo_area(&self, controller: u8, part: u8) -> Range<u64> {
+        let length = self.reserved_length / SOLO_AREAS / SUPERBLOCK as u64 * SUPERBLOCK as u64;
+        let index = u64::from(controller & 1) * 2 + u64::from(part & 1);
+        let start = self.reserved_offset + index * length;
+        start..start + length
     }
 
     /// First byte of the copy that this generation lives in.

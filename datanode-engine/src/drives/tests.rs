@@ -164,3 +164,44 @@ fn a_drive_on_a_file_system_that_turned_read_only_is_lost() {
     // A person has to look.
     assert!(matches!(open(Errno::ACCESS), Trouble::Fatal(_)));
 }
+
+/// A drive one of whose copies is damaged, and of which a write fails.
+struct Unwritable {
+    copies: Vec<u8>,
+    errno: rustix::io::Errno,
+}
+
+impl Medium for Unwritable {
+    fn read(&self, offset: u64, page: &mut [u8]) -> io::Result<()> {
+        let start = offset as usize;
+        page.copy_from_slice(&self.copies[start..start + page.len()]);
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(self.errno.raw_os_error()))
+    }
+}
+
+/// It is one drive's trouble, and not its controller's, unless the operator can mend it: then nothing is lost yet.
+#[test]
+fn a_drive_whose_damaged_copy_cannot_be_repaired_is_lost_by_itself() {
+    use rustix::io::Errno;
+    let uuid: String = UUID.iter().map(|byte| format!("{byte:02x}")).collect();
+    let look = |errno| {
+        let first = Superblock::for_size(identity(), SIZE).unwrap();
+        let mut copies = vec![0; COPIES * SUPERBLOCK];
+        let start = first.copy_offset() as usize;
+        copies[start..start + SUPERBLOCK].copy_from_slice(&first.encode());
+        let medium = Unwritable { copies, errno };
+        superblock(&medium, Path::new("drive-3"), OWNER, DriveId(3), &uuid)
+    };
+    for errno in [Errno::ROFS, Errno::IO, Errno::NODEV, Errno::PERM] {
+        let Err(Trouble::Lost(reason)) = look(errno) else { panic!("it is lost: {errno}") };
+        assert!(reason.contains("could not be repaired"), "{reason}");
+    }
+    for errno in [Errno::NOSPC, Errno::DQUOT] {
+        let fault = look(errno);
+        assert!(matches!(fault, Err(Trouble::Fatal(DriveProblem::Repair(_)))), "{errno}");
+    }
+}

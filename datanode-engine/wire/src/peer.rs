@@ -17,12 +17,8 @@ pub enum PeerMessage {
     Decision(Decision),
     /// Source to copier: what a copy is about to bring.
     CopyStart {
-        /// The log's identity.
+        /// The log's identity; 0: only the catalog is copied.
         log: u64,
-        /// The position after the last entry.
-        next: Position,
-        /// Entries that follow.
-        entries: u64,
         /// Whether the catalog follows first, because the copier's lacks more than the log holds.
         catalog: bool,
     },
@@ -36,7 +32,12 @@ pub enum PeerMessage {
         /// Which.
         entries: Vec<PeerEntry>,
     },
-    /// Copier to source: everything that was announced is held.
+    /// Source to copier: that was all.
+    CopyEnd {
+        /// The position after the last entry.
+        next: Position,
+    },
+    /// Copier to source: all of it is held.
     CopyDone,
     /// Active to standby: both are members at this epoch; forwarding begins at this position.
     Joined {
@@ -73,17 +74,6 @@ pub enum PeerMessage {
         position: Position,
         /// Of a control record, its [`check`](cleave_format::control::check) there.
         check: Option<u32>,
-    },
-    /// Active to standby, once joined: is it still the standby, and this one active? Hosts' read leases wait for
-    /// that (C9).
-    Vouch {
-        /// Grows with each question on this connection.
-        number: u64,
-    },
-    /// It is, or was when it was asked.
-    Vouched {
-        /// Of the question.
-        number: u64,
     },
 }
 

@@ -15,7 +15,6 @@ use cleave_erasure::{Encoder, Solver};
 use cleave_flash::{Flash, FlashRead};
 use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_format::layout::SLICE_BLOCKS;
-use cleave_runtime::buffer::LooseBuffer;
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
@@ -98,8 +97,6 @@ impl HostCore {
             let task = Rc::clone(&shared);
             shared.executor.spawn(Priority::Foreground, async move { task.connect(class).await });
         }
-        let leases = Rc::clone(&shared);
-        shared.executor.spawn(Priority::Foreground, leases.keep_leases());
         crate::destage::start(&shared);
         HostCore(shared)
     }
@@ -135,11 +132,6 @@ impl HostCore {
         drop(state);
         let slow = shared.start_slow_reads() | shared.start_reading_ahead();
         any || sent || slow
-    }
-
-    /// Its number, which no other core of the engine ever has.
-    pub fn number(&self) -> u16 {
-        self.0.config.core
     }
 
     /// The core's flash: to add and retire devices, to look at it, and to close it.
@@ -204,25 +196,9 @@ impl HostCore {
         }
     }
 
-    /// Whether anything was completed that guests were not told of.
-    pub fn has_completions(&self) -> bool {
-        let state = self.0.state.borrow();
-        !state.completions.is_empty() || state.leases.len() > 0
-    }
-
-    /// Appends what was completed, in the order in which guests must be told (C23). The executor's clock must have been
-    /// read since the last request was taken: by it reads are held that nobody may be told of any more (C9).
+    /// Appends what was completed, in the order in which guests must be told (C23).
     pub fn completions(&self, completions: &mut Vec<GuestCompletion>) {
-        let mut state = self.0.state.borrow_mut();
-        completions.append(&mut state.completions);
-        state.answer_reads(self.0.executor.now(), completions);
-    }
-
-    /// Takes a buffer in for reads, in exchange for one that goes to another core with a read's data.
-    pub fn adopt(&self, spare: LooseBuffer) {
-        let state = self.0.state.borrow();
-        let pool = state.buffers.iter().find(|pool| pool.capacity() == spare.capacity());
-        drop(pool.map(|pool| pool.adopt(spare)));
+        completions.append(&mut self.0.state.borrow_mut().completions);
     }
 
     /// The next thing that the owner should know.
@@ -286,7 +262,7 @@ impl HostCore {
     pub fn in_flight(&self) -> usize {
         let state = self.0.state.borrow();
         let writes: usize = state.vdisks.keys().map(|vdisk| state.writes.of(*vdisk)).sum();
-        writes + state.reads.len() + state.leases.len()
+        writes + state.reads.len()
     }
 }
 

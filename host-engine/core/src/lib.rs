@@ -14,8 +14,6 @@
 //! | `dedupe` | where content lies already (C19, C30) |
 //! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
-//! | [`shares`], [`front`] | the parts of a vdisk that cores own; requests between devices and cores (C1, C23) |
-//! | `leases`, `tenure` | until when reads may be answered; which owners before are gone (C9) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
 //!
 //! A core is one thread and shares nothing. Its owner calls [`HostCore::turn`], runs the tasks of the
@@ -30,10 +28,8 @@ mod core;
 mod dedupe;
 mod destage;
 mod error;
-pub mod front;
 mod handles;
 mod hash;
-mod leases;
 mod liveness;
 mod log_client;
 pub mod map;
@@ -45,11 +41,9 @@ mod read;
 mod request;
 mod runs;
 mod sequence;
-pub mod shares;
 mod solve;
 mod state;
 mod stats;
-mod tenure;
 mod write;
 
 pub use config::{CoreShare, DestageConfig, HostCoreConfig};
@@ -60,4 +54,3 @@ pub use request::{
     GuestCompletion, GuestError, GuestRequest, Operation, RANGE_MAX, SECTOR, TRANSFER_MAX,
 };
 pub use stats::{CoreStats, Event, VdiskStats};
-pub use tenure::{OwnerBefore, Tenure};

@@ -1,9 +1,7 @@
 //! The model's steps and its bounds.
 
 use crate::judge;
-use crate::state::{
-    ACTIVE, Entry, Process, STANDBY, Stage, VDISK, World, host_incarnation, resident,
-};
+use crate::state::{BOTH, Entry, Stage, VDISK, World, host_incarnation, resident};
 use cleave_format::ids::Epoch;
 use stateright::{Model, Property};
 
@@ -12,10 +10,12 @@ use stateright::{Model, Property};
 pub struct Bounds {
     /// Crashes and clean stops of controllers together.
     pub ends: u8,
-    /// Connections that break while both processes live.
+    /// Connections one end of which goes while both processes live; the other end notices that at any time.
     pub breaks: u8,
     /// Replies of the store that are lost; their requests may still be executed, while the process lives at any time.
     pub lost: u8,
+    /// Times that a controller asks for the role.
+    pub moves: u8,
     /// Times that the operator orders an empty log.
     pub words: u8,
     /// Times that a host takes the vdisk.
@@ -31,7 +31,7 @@ pub struct Bounds {
 pub enum Fault {
     /// An image counts although its incarnation is no member any more.
     StaleImage,
-    /// An active does not raise the epoch before it loads its image.
+    /// A new process does not raise the epoch before it loads its image.
     NoFence,
     /// A standby that restarted empty is made a member without a copy.
     RejoinWithoutCopy,
@@ -41,6 +41,18 @@ pub enum Fault {
     OldOwnersAccepted,
     /// The active acknowledges what the standby does not hold yet.
     AcknowledgeUnmirrored,
+    /// Whoever has a log takes the role over, although it is no member.
+    TakenByNobody,
+    /// An active controller acknowledges alone while its peer is away.
+    AcknowledgeAlone,
+    /// What was loaded from an image counts as held by the other one too.
+    ImageCountsAsMirrored,
+    /// Who steps down keeps what nobody else holds.
+    KeptFromOrigin,
+    /// Of two that serve the one with the older role leads.
+    OlderRoleLeads,
+    /// Who does not know whether it has the role goes on as if it had not.
+    RoleUnknown,
 }
 
 /// The model.
@@ -58,48 +70,55 @@ pub struct Roles {
 /// One atomic step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A controller's process starts, as a new incarnation. The standby loads its image if that is valid; the active
-    /// asks the store to raise the epoch, and does so once that is done.
+    /// A controller's process starts, as a new incarnation: it raises the epoch, then loads its image if that is valid.
     Start(usize),
     /// It dies; its memory is gone.
     Crash(usize),
     /// It stops cleanly: its log goes to the vault.
     Stop(usize),
-    /// The standby dials, both say hello, and the active decides.
+    /// Controller 1 dials, and both say hello.
     Meet,
-    /// The copy is complete at the copier, which says so; the active sends the swap.
+    /// A controller hears the other one's hello, and leads, or steps down, or waits until the other one has.
+    Hear(usize),
+    /// The follower hears what was decided.
+    Obey,
+    /// The copy is complete at the copier, which says so; the leader sends the swap.
     Copied,
+    /// A controller asks the store for the role: it sees no sign of life of the active one.
+    TakeOver(usize),
+    /// An active one sees in the store that it is so no more.
+    StepDown(usize),
     /// The store executes a request, in whatever order.
     Swap(usize),
-    /// The store's reply reaches the active.
-    Reply,
-    /// The active gives the reply up, and reads the old record, or nothing.
-    LoseReply,
-    /// The standby hears that both are members.
+    /// The store's reply reaches a controller.
+    Reply(usize),
+    /// The reply is lost.
+    LoseReply(usize),
+    /// The follower hears that both are members.
     Joined,
-    /// The next entry reaches the standby, which holds and says it.
+    /// The next entry reaches the follower, which holds and says it.
     Forward,
-    /// The active hears that one more entry is held, and acknowledges it.
-    Held,
-    /// The connection is gone on both sides.
-    Break,
+    /// The leader hears that one more entry is held, and acknowledges it.
+    Held(usize),
+    /// A controller's end of the connection is gone.
+    Break(usize),
     /// The operator orders an empty log, in the present epoch.
     Order,
     /// A host takes the vdisk in the store.
     Take(usize),
-    /// Its seal reaches the active.
-    Seal(usize),
-    /// A record of it reaches the active.
-    Append(usize),
-    /// It asks to commit an acknowledged record.
-    Commit(usize),
+    /// Its seal reaches a controller that serves.
+    Seal(usize, usize),
+    /// A record of it reaches a controller that serves.
+    Append(usize, usize),
+    /// It asks a controller that serves to commit an acknowledged record.
+    Commit(usize, usize),
 }
 
 impl Roles {
-    /// The active's log, if it takes appends: it is confirmed, and its peer may be away.
-    fn appendable<'a>(&self, world: &'a World) -> Option<&'a [Entry]> {
-        let active = world.process(ACTIVE).filter(|active| active.confirmed)?;
-        active.held.as_ref().map(|held| &held.entries[..])
+    /// The log of a controller that serves: it takes appends, also while its peer is away.
+    fn appendable<'a>(&self, world: &'a World, controller: usize) -> Option<&'a [Entry]> {
+        let process = world.process(controller).filter(|process| process.serves.is_some())?;
+        process.held.as_ref().map(|held| &held.entries[..])
     }
 
     fn owns(&self, entries: &[Entry], host: usize, epoch: u8) -> bool {
@@ -115,52 +134,62 @@ impl Roles {
             if host.epoch == 0 && world.owner < self.bounds.takes {
                 actions.push(Action::Take(index));
             }
-            let Some(entries) = self.appendable(world) else { continue };
-            if host.epoch != 0 && !host.sealed {
-                let epoch = Epoch(u64::from(host.epoch));
-                let incarnation = host_incarnation(index as u8);
-                // That the old owner lives, paused, is the point: nobody but the log stops it.
-                let sealed = resident(entries).check_seal(VDISK, epoch, incarnation);
-                if sealed == Ok(None) {
-                    actions.push(Action::Seal(index));
-                }
+            for controller in BOTH {
+                self.requests(world, index, controller, actions);
             }
-            if host.sealed && self.owns(entries, index, host.epoch) {
-                if world.records < self.bounds.records {
-                    actions.push(Action::Append(index));
-                }
-                if world.commits < self.bounds.commits && world.ghosts.acknowledged != 0 {
-                    actions.push(Action::Commit(index));
-                }
+        }
+    }
+
+    /// What a host may ask of a controller. Which one it takes for the active one nobody says.
+    fn requests(&self, world: &World, index: usize, controller: usize, actions: &mut Vec<Action>) {
+        let Some(entries) = self.appendable(world, controller) else { return };
+        let host = world.hosts[index];
+        if host.epoch != 0 && !host.sealed {
+            let epoch = Epoch(u64::from(host.epoch));
+            let incarnation = host_incarnation(index as u8);
+            // That the old owner lives, paused, is the point: nobody but the log stops it.
+            let sealed = resident(entries).check_seal(VDISK, epoch, incarnation, true);
+            if sealed == Ok(None) {
+                actions.push(Action::Seal(index, controller));
+            }
+        }
+        if host.sealed && self.owns(entries, index, host.epoch) {
+            if world.records < self.bounds.records {
+                actions.push(Action::Append(index, controller));
+            }
+            if world.commits < self.bounds.commits && world.ghosts.acknowledged != 0 {
+                actions.push(Action::Commit(index, controller));
             }
         }
     }
 
     fn host_step(&self, world: &mut World, action: Action) -> Option<()> {
-        let entry = match action {
+        let (entry, controller) = match action {
             Action::Take(host) => {
                 world.owner += 1;
                 world.hosts[host].epoch = world.owner;
                 return Some(());
             }
-            Action::Seal(host) => Entry::Seal { epoch: world.hosts[host].epoch, host: host as u8 },
-            Action::Append(host) => {
-                world.records += 1;
-                Entry::Record { record: world.records - 1, epoch: world.hosts[host].epoch }
+            Action::Seal(host, controller) => {
+                (Entry::Seal { epoch: world.hosts[host].epoch, host: host as u8 }, controller)
             }
-            Action::Commit(host) => {
+            Action::Append(host, controller) => {
+                world.records += 1;
+                let epoch = world.hosts[host].epoch;
+                (Entry::Record { record: world.records - 1, epoch }, controller)
+            }
+            Action::Commit(host, controller) => {
                 world.commits += 1;
                 let record = world.ghosts.acknowledged.trailing_zeros() as u8;
-                Entry::Commit { record, epoch: world.hosts[host].epoch }
+                (Entry::Commit { record, epoch: world.hosts[host].epoch }, controller)
             }
             _ => return None,
         };
-        if let Entry::Record { epoch, .. } | Entry::Commit { epoch, .. } = entry {
-            // C8, as the hosts see it.
-            world.ghosts.old_accepted |= epoch < world.ghosts.sealed;
+        let process = world.controllers[controller].process.as_mut()?;
+        process.held.as_mut()?.entries.push(entry);
+        if self.fault == Some(Fault::AcknowledgeAlone) && !world.has_connection(controller) {
+            world.acknowledge(entry);
         }
-        let active = world.controllers[ACTIVE].process.as_mut()?;
-        active.held.as_mut()?.entries.push(entry);
         Some(())
     }
 }
@@ -175,47 +204,52 @@ impl Model for Roles {
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         let (bounds, spent) = (&self.bounds, &world.spent);
-        for index in [ACTIVE, STANDBY] {
-            match world.process(index) {
-                None => actions.push(Action::Start(index)),
-                Some(_) if spent.ends < bounds.ends => {
-                    actions.extend([Action::Crash(index), Action::Stop(index)]);
+        for index in BOTH {
+            let Some(process) = world.process(index) else {
+                actions.push(Action::Start(index));
+                continue;
+            };
+            if spent.ends < bounds.ends {
+                actions.extend([Action::Crash(index), Action::Stop(index)]);
+            }
+            if world.moves < bounds.moves && self.may_take_over(world, index) {
+                actions.push(Action::TakeOver(index));
+            }
+            if self.superseded(world, index).is_some() {
+                actions.push(Action::StepDown(index));
+            }
+            if let Some((_, reply)) = process.waits {
+                if reply.is_some() {
+                    actions.push(Action::Reply(index));
                 }
-                Some(_) => {}
+                if spent.lost < bounds.lost {
+                    actions.push(Action::LoseReply(index));
+                }
             }
         }
-        let both = world.process(ACTIVE).is_some() && world.process(STANDBY).is_some();
-        let waits =
-            world.process(ACTIVE).is_some_and(|active| active.waits.is_some() || !active.fenced);
+        let ready = |index| world.process(index).is_some_and(|process| process.waits.is_none());
         match &world.connection {
-            None if both && !waits => actions.push(Action::Meet),
+            None if BOTH.into_iter().all(ready) => actions.push(Action::Meet),
             None => {}
             Some(connection) => {
-                // What is noticed late when a process died is free.
-                if !both || spent.breaks < bounds.breaks {
-                    actions.push(Action::Break);
-                }
-                match connection.stage {
-                    Stage::Copying { .. } if both => actions.push(Action::Copied),
-                    Stage::Running { joined } => {
-                        if both && !joined {
-                            actions.push(Action::Joined);
-                        }
-                        self.mirror_actions(world, both && joined, actions);
+                for index in BOTH.into_iter().filter(|index| connection.open[*index]) {
+                    // What is noticed late when the other end is gone is free.
+                    if !connection.open[1 - index] || spent.breaks < bounds.breaks {
+                        actions.push(Action::Break(index));
                     }
-                    _ => {}
+                    if connection.stage == Stage::Hello && ready(index) {
+                        actions.push(Action::Hear(index));
+                    }
+                }
+                let whole = connection.open == [true; 2];
+                match connection.stage {
+                    Stage::Decided { .. } if whole => actions.push(Action::Obey),
+                    Stage::Copying { .. } if whole => actions.push(Action::Copied),
+                    _ => self.mirror_actions(world, actions),
                 }
             }
         }
         actions.extend((0..world.swaps.len()).map(Action::Swap));
-        if let Some((_, reply)) = world.process(ACTIVE).and_then(|active| active.waits) {
-            if reply.is_some() {
-                actions.push(Action::Reply);
-            }
-            if spent.lost < bounds.lost {
-                actions.push(Action::LoseReply);
-            }
-        }
         if spent.words < bounds.words && world.role.is_some() {
             actions.push(Action::Order);
         }
@@ -226,47 +260,29 @@ impl Model for Roles {
         let mut next = last.clone();
         let world = &mut next;
         match action {
-            Action::Start(index) => {
-                world.incarnations += 1;
-                let incarnation = world.incarnations;
-                let process = Process {
-                    incarnation,
-                    held: None,
-                    fenced: false,
-                    confirmed: false,
-                    role: None,
-                    waits: None,
-                };
-                world.controllers[index].process = Some(process);
-                if index == ACTIVE && self.fault != Some(Fault::NoFence) {
-                    self.send_fence(world)?;
-                } else {
-                    self.begin(world, index)?;
-                }
-            }
-            Action::Crash(index) => self.crash(world, index),
-            Action::Stop(index) => self.stop(world, index),
+            Action::Start(index) => self.start(world, index),
+            Action::Crash(index) => self.end(world, index, false)?,
+            Action::Stop(index) => self.end(world, index, true)?,
             Action::Meet => self.meet(world)?,
+            Action::Hear(index) => self.hear(world, index)?,
+            Action::Obey => self.obey(world)?,
             Action::Copied => self.copied(world)?,
-            Action::Swap(index) => self.swap(world, index),
-            Action::Reply => self.reply(world)?,
-            Action::LoseReply => {
-                world.spent.lost += 1;
-                let active = world.controllers[ACTIVE].process.as_mut()?;
-                active.waits = None;
-                if active.fenced {
-                    world.connection = None;
-                } else {
-                    self.send_fence(world)?;
-                }
+            Action::TakeOver(index) => self.take_over(world, index)?,
+            Action::StepDown(index) => {
+                let origin = self.superseded(world, index)?;
+                world.close(index);
+                self.step_down(world, index, origin)?;
             }
+            Action::Swap(index) => self.swap(world, index),
+            Action::Reply(index) => self.reply(world, index)?,
+            Action::LoseReply(index) => self.lose_reply(world, index)?,
             Action::Joined => self.joined(world)?,
             Action::Forward => self.forward(world)?,
-            Action::Held => self.held(world)?,
-            Action::Break => {
-                let both = world.process(ACTIVE).is_some() && world.process(STANDBY).is_some();
-                world.spent.breaks += u8::from(both);
-                world.connection = None;
+            Action::Held(index) => self.held(world, index)?,
+            Action::Break(index) => {
+                let whole = world.connection.is_some_and(|c| c.open == [true; 2]);
+                world.spent.breaks += u8::from(whole);
+                world.close(index);
             }
             Action::Order => {
                 world.spent.words += 1;

@@ -6,14 +6,12 @@ use cleave_datanode_core::mirror::Standing;
 use cleave_datanode_core::resident::Resident;
 use cleave_format::control::Control;
 use cleave_format::ids::{Epoch, HostId, Incarnation, Position, VdiskId};
-use cleave_wire::HeldLog;
+use cleave_wire::{HeldLog, Served};
 
 /// The one vdisk.
 pub const VDISK: VdiskId = VdiskId(1);
-/// The controller that takes the active role.
-pub const ACTIVE: usize = 0;
-/// The other one.
-pub const STANDBY: usize = 1;
+/// Both controllers.
+pub const BOTH: [usize; 2] = [0, 1];
 
 /// An entry of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,13 +58,19 @@ impl Held {
 }
 
 /// The record in the store; its epoch is also its revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Role {
     /// Grows by one a change.
     pub epoch: u8,
     /// The log's identity; 0: there never was one.
     pub log: u8,
-    /// The members' incarnations; the first one is the active.
+    /// The active controller's incarnation.
+    pub active: u8,
+    /// The epoch at which it became active.
+    pub since: u8,
+    /// How many entries have their positions from those that were active before it.
+    pub origin: u8,
+    /// The members' incarnations, by controller.
     pub in_sync: [u8; 2],
 }
 
@@ -76,17 +80,18 @@ impl Role {
         if self.log == 0 {
             return LogRole::without_log(u64::from(self.epoch));
         }
-        let member = |controller, incarnation: u8| Member {
-            controller,
-            incarnation: u64::from(incarnation),
+        let member = |controller: usize| Member {
+            controller: controller as u8,
+            incarnation: u64::from(self.in_sync[controller]),
         };
         LogRole {
             epoch: u64::from(self.epoch),
+            active: Some(u64::from(self.active)),
             log: u64::from(self.log),
-            active: Some(u64::from(self.in_sync[ACTIVE])),
-            since: u64::from(self.epoch),
-            origin: 0,
-            in_sync: vec![member(0, self.in_sync[ACTIVE]), member(1, self.in_sync[STANDBY])],
+            since: u64::from(self.since),
+            origin: u64::from(self.origin) + 1,
+            in_sync: BOTH.map(member).to_vec(),
+            ..LogRole::without_log(0)
         }
     }
 }
@@ -94,22 +99,22 @@ impl Role {
 /// What a request to the store is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Purpose {
-    /// It raises the epoch, for a process that has just started.
-    Fence,
     /// It makes both members.
     Join,
     /// The same, with an empty log, as the operator said.
     JoinEmpty,
+    /// It makes another member active.
+    TakeOver,
 }
 
 /// A request to the store: this record in place of the one of the epoch before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Swap {
     /// What it writes.
     pub role: Role,
     /// Why.
     pub purpose: Purpose,
-    /// The incarnation of the active that asked.
+    /// The incarnation that asked.
     pub by: u8,
 }
 
@@ -120,13 +125,13 @@ pub struct Process {
     pub incarnation: u8,
     /// Its log.
     pub held: Option<Held>,
-    /// Active: requests of older processes change nothing any more.
-    pub fenced: bool,
     /// It once knew itself to be a member.
     pub confirmed: bool,
-    /// Active: the record as it knows it.
-    pub role: Option<Role>,
-    /// Active: the swap whose outcome it waits for, and the store's reply on its way.
+    /// The record by which it is active, as it knows it; `None`: it is not.
+    pub serves: Option<Role>,
+    /// Active: entries that the other one holds too.
+    pub mirrored: u8,
+    /// The swap whose outcome it waits for, and the store's reply on its way. Meanwhile it does nothing else.
     pub waits: Option<(Swap, Option<bool>)>,
 }
 
@@ -142,10 +147,56 @@ pub struct Controller {
     pub keeper: bool,
 }
 
+/// What a controller says of itself in its hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Said {
+    /// Its incarnation.
+    pub incarnation: u8,
+    /// Its log: identity, the incarnation as which it is held, entries.
+    pub log: Option<(u8, u8, u8)>,
+    /// The role in which it serves: since when, and from which entry on.
+    pub serves: Option<(u8, u8)>,
+}
+
+impl Said {
+    /// What a process, or one that would start now, says.
+    pub fn of(incarnation: u8, held: Option<&Held>, serves: Option<Role>) -> Said {
+        let log = held.map(|held| (held.log, held.member, held.entries.len() as u8));
+        Said { incarnation, log, serves: serves.map(|role| (role.since, role.origin)) }
+    }
+
+    /// As production has it.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            incarnation: Incarnation(u64::from(self.incarnation)),
+            log: self.log.map(|(log, member, entries)| HeldLog {
+                log: u64::from(log),
+                member: Incarnation(u64::from(member)),
+                next: Position(u64::from(entries) + 1),
+            }),
+            catalog: Position(0),
+            serves: self.serves.map(|(since, origin)| Served {
+                since: Epoch(u64::from(since)),
+                origin: Position(u64::from(origin) + 1),
+            }),
+            able: true,
+        }
+    }
+}
+
 /// How far the controllers' meeting is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// That controller copies.
+    /// Both said hello, and heard nothing yet.
+    Hello,
+    /// The leader decided that this controller copies.
+    Decided {
+        /// Who copies.
+        copier: usize,
+        /// The log begins empty.
+        empty: bool,
+    },
+    /// The copier has no log of its own any more.
     Copying {
         /// Who copies.
         copier: usize,
@@ -154,26 +205,30 @@ pub enum Stage {
     },
     /// The swap is on its way.
     Swapping,
-    /// The active runs; the standby may not have heard of it.
+    /// The leader runs; the follower may not have heard of it.
     Running {
         /// It has.
         joined: bool,
     },
 }
 
-/// The connection between the controllers.
+/// The connection between the controllers. Each end of it goes by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Connection {
+    /// Which of the controllers still have it.
+    pub open: [bool; 2],
+    /// What they said at its begin.
+    pub said: [Said; 2],
+    /// Who decides and is active afterwards.
+    pub leader: usize,
     /// How far the meeting is.
     pub stage: Stage,
-    /// The record's epoch when the active decided.
+    /// The record's epoch when the leader decided.
     pub before: u8,
-    /// Entries that both had when the active ran.
-    pub next: usize,
-    /// Entries that the standby said it holds.
-    pub answered: usize,
-    /// Entries that the active knows to be mirrored.
-    pub mirrored: usize,
+    /// Entries that both had when the leader ran.
+    pub next: u8,
+    /// Entries that the follower said it holds.
+    pub answered: u8,
 }
 
 /// A host.
@@ -210,6 +265,8 @@ pub struct World {
     pub records: u8,
     /// Commits so far.
     pub commits: u8,
+    /// Times that a controller asked for the role so far.
+    pub moves: u8,
     /// What only the judges see.
     pub ghosts: Ghosts,
 }
@@ -232,14 +289,18 @@ pub struct Spent {
 pub struct Ghosts {
     /// Records acknowledged and not released, one bit each.
     pub acknowledged: u8,
+    /// Records that were ever acknowledged.
+    pub ever: u8,
     /// The newest epoch whose seal was acknowledged.
     pub sealed: u8,
     /// A log was copied that lacked something acknowledged.
     pub bad_source: bool,
-    /// Something of an older epoch was appended after an acknowledged seal.
+    /// Something of an older epoch was acknowledged after the seal of a newer one.
     pub old_accepted: bool,
-    /// An active resumed without knowing a record.
-    pub unknown_role: bool,
+    /// Who stepped down took back what the other one holds too.
+    pub undone: bool,
+    /// Who stepped down took something back.
+    pub took_back: bool,
 }
 
 impl World {
@@ -258,6 +319,7 @@ impl World {
             spent: Spent::default(),
             records: 0,
             commits: 0,
+            moves: 0,
             ghosts: Ghosts::default(),
         }
     }
@@ -290,7 +352,13 @@ impl World {
     /// An entry is acknowledged to whoever asked for it.
     pub fn acknowledge(&mut self, entry: Entry) {
         match entry {
-            Entry::Record { record, .. } => self.ghosts.acknowledged |= 1 << record,
+            Entry::Record { record, epoch } => {
+                // C8, as the hosts see it.
+                let again = self.ghosts.ever & 1 << record != 0;
+                self.ghosts.old_accepted |= !again && epoch < self.ghosts.sealed;
+                self.ghosts.acknowledged |= 1 << record;
+                self.ghosts.ever |= 1 << record;
+            }
             Entry::Commit { record, .. } => self.ghosts.acknowledged &= !(1 << record),
             Entry::Seal { epoch, host } => {
                 self.ghosts.sealed = self.ghosts.sealed.max(epoch);
@@ -311,17 +379,6 @@ impl Default for World {
     fn default() -> World {
         World::new()
     }
-}
-
-/// What a process would say in its hello.
-pub fn standing(incarnation: u8, held: Option<&Held>) -> Standing {
-    let log = held.map(|held| HeldLog {
-        log: u64::from(held.log),
-        member: Incarnation(u64::from(held.member)),
-        next: Position(held.entries.len() as u64 + 1),
-    });
-    let incarnation = Incarnation(u64::from(incarnation));
-    Standing { incarnation, log, catalog: Position(0), serves: None, able: true }
 }
 
 /// What an active keeps resident of a log: production's own seals and checks.

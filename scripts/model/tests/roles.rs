@@ -7,15 +7,29 @@ use common::NONE;
 
 /// Controllers that come and go.
 const ENDS: Bounds =
-    Bounds { ends: 3, breaks: 0, lost: 0, words: 0, takes: 1, records: 1, commits: 1 };
+    Bounds { ends: 3, breaks: 0, lost: 0, moves: 0, words: 0, takes: 1, records: 1, commits: 1 };
 
 /// Connections and replies that are lost, and an operator.
 const LOSSES: Bounds =
-    Bounds { ends: 2, breaks: 1, lost: 1, words: 1, takes: 1, records: 1, commits: 0 };
+    Bounds { ends: 2, breaks: 1, lost: 1, moves: 0, words: 1, takes: 1, records: 1, commits: 0 };
+
+/// A role that moves, while its old owner may be paused, cut off or dead.
+const MOVES: Bounds =
+    Bounds { ends: 1, breaks: 1, lost: 1, moves: 1, words: 0, takes: 1, records: 1, commits: 0 };
 
 /// Hosts that take the vdisk from each other while controllers come and go.
 const HOSTS: Bounds =
-    Bounds { ends: 2, breaks: 0, lost: 0, words: 0, takes: 2, records: 2, commits: 1 };
+    Bounds { ends: 2, breaks: 0, lost: 0, moves: 0, words: 0, takes: 2, records: 2, commits: 1 };
+
+/// The same, without hosts' seals in between, until the role has moved there and back.
+const BACK: Bounds =
+    Bounds { ends: 0, breaks: 2, lost: 0, moves: 2, words: 0, takes: 1, records: 2, commits: 0 };
+
+/// Controllers stop while the role moves.
+const STOPPED: Bounds = Bounds { ends: 3, breaks: 1, lost: 0, ..MOVES };
+
+/// A log that is no member's is still there while the role moves.
+const TAKEN: Bounds = Bounds { ends: 2, breaks: 1, lost: 1, ..MOVES };
 
 fn broken(bounds: Bounds, late_requests: bool, fault: Option<Fault>) -> Vec<&'static str> {
     common::broken(&format!("{bounds:?}"), Roles { bounds, late_requests, fault })
@@ -33,6 +47,19 @@ fn connections_and_replies_are_lost() {
     assert_eq!(broken(LOSSES, false, None), NONE);
 }
 
+/// C7, C9: signs of life and times only say when the role is asked for; here anybody who may asks at any time, also while
+/// the old active one serves on.
+#[test]
+fn the_role_moves() {
+    assert_eq!(broken(MOVES, false, None), NONE);
+}
+
+/// C7: there and back, with appends on both sides of every change.
+#[test]
+fn the_role_moves_back() {
+    assert_eq!(broken(BACK, false, None), NONE);
+}
+
 /// C8, C9.
 #[test]
 fn hosts_take_the_vdisk() {
@@ -43,6 +70,12 @@ fn hosts_take_the_vdisk() {
 #[test]
 fn planted_faults_are_found() {
     let faults = [
+        (Fault::RoleUnknown, MOVES),
+        (Fault::OlderRoleLeads, MOVES),
+        (Fault::KeptFromOrigin, BACK),
+        (Fault::AcknowledgeAlone, MOVES),
+        (Fault::ImageCountsAsMirrored, STOPPED),
+        (Fault::TakenByNobody, TAKEN),
         (Fault::StaleImage, ENDS),
         (Fault::RejoinWithoutCopy, ENDS),
         (Fault::SwapAfterAcknowledgement, ENDS),
@@ -59,6 +92,7 @@ fn planted_faults_are_found() {
 fn late_requests_of_a_dead_active_are_fenced() {
     assert_eq!(broken(ENDS, true, None), NONE);
     assert_eq!(broken(LOSSES, true, None), NONE);
+    assert_eq!(broken(MOVES, true, None), NONE);
     assert_ne!(broken(ENDS, true, Some(Fault::NoFence)), NONE);
 }
 

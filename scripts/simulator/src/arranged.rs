@@ -259,7 +259,7 @@ fn keep_busy(cluster: &Cluster) {
 }
 
 /// Lets guests write until something holds. Whether it does.
-fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
+pub fn write_until(cluster: &Cluster, holds: impl Fn(&Cluster) -> bool) -> bool {
     let rounds = PATIENCE.as_millis() / ROUND.as_millis();
     (0..rounds).any(|_| {
         keep_busy(cluster);

@@ -7,7 +7,7 @@
 use crate::controller::ControllerEngine;
 use crate::flash::Flash;
 use crate::guest::Guest;
-use crate::host::{HOSTS, HostEngine, Tenures};
+use crate::host::{HOSTS, HostEngine};
 use crate::journal::Journal;
 use crate::kinds::Kind;
 use crate::nvme::Nvme;
@@ -47,14 +47,12 @@ pub struct Cluster {
     pub rot: Option<Rc<dyn Random>>,
     /// Randomness of strikes on regions that are written again and again, in seeds that have them.
     pub rewrites: Option<Rc<dyn Random>>,
+    /// Randomness of strikes on a controller that is alone.
+    pub alone: Rc<dyn Random>,
     /// Randomness of what is arranged.
     pub arranged: Rc<dyn Random>,
-    /// Randomness of what comes after moves of guests.
-    pub moves: Rc<dyn Random>,
     /// One guest a vdisk.
     pub guests: Rc<Vec<RefCell<Guest>>>,
-    /// What the hosts remember of the vdisks that they served.
-    pub tenures: Rc<Tenures>,
     /// The pool, in the order of drive identities.
     pub drives: Vec<SimDrive>,
     /// Each controller's vault.
@@ -97,7 +95,7 @@ impl Cluster {
         let rot = draws(plan.rots_logs, "strikes of rot in logs");
         let rewrites = draws(plan.rewrites, "strikes on rewritten regions");
         let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
-        let moves = Rc::new(stream(plan.seed, "moves of guests"));
+        let alone = Rc::new(stream(plan.seed, "a controller alone"));
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
@@ -133,10 +131,9 @@ impl Cluster {
             log_losses,
             rewrites,
             rot,
+            alone,
             arranged,
-            moves,
             guests: Rc::new(guests),
-            tenures: Rc::default(),
             drives,
             vaults,
             catalogs: Default::default(),
@@ -163,7 +160,6 @@ impl Cluster {
             &self.plan,
             &self.guests,
             journal,
-            &self.tenures,
             self.host_number,
             self.flash.as_ref().map(|flash| flash.of(self.host_number)),
             self.nvme.as_ref().and_then(|nvme| nvme.of_flash(self.host_number)),
@@ -201,7 +197,7 @@ impl Cluster {
         self.end_abandoned();
         let Some(host) = self.host.take() else { return };
         host.abandon();
-        self.guests.iter().for_each(|guest| guest.borrow_mut().moved());
+        self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
         self.abandoned = Some(host);
         std::mem::swap(&mut self.host_number, &mut self.other_host);
         self.start_host();
@@ -212,10 +208,9 @@ impl Cluster {
         self.journal.at(&self.world);
         self.end_abandoned();
         let (world, nobody) = (&self.world, Rc::new(Vec::new()));
-        let (number, journal, tenures) = (self.other_host, &self.journal, &self.tenures);
-        let (store, plan) = (&self.store, &self.plan);
+        let (number, journal) = (self.other_host, &self.journal);
         let host =
-            HostEngine::start(world, store, plan, &nobody, journal, tenures, number, None, None);
+            HostEngine::start(world, &self.store, &self.plan, &nobody, journal, number, None, None);
         host.abandon();
         self.abandoned = Some(host);
     }
@@ -245,7 +240,6 @@ impl Cluster {
         if let Some(old) = self.abandoned.take() {
             old.count();
             old.process().kill();
-            self.guests.iter().for_each(|guest| guest.borrow_mut().end_spying());
         }
     }
 
@@ -312,12 +306,16 @@ impl Cluster {
     /// Whether the data node's log survives the crash of this controller.
     pub fn may_crash(&self, number: usize) -> bool {
         let Some(role) = self.role() else { return true };
-        if self.images.get() == Some(role.since) {
+        if self.images.get() == Some(role.since) && role.solo.is_none() {
             return true;
         }
         let incarnation = |number: usize| {
             self.controllers[number].as_ref().and_then(ControllerEngine::incarnation)
         };
+        // Of three drives at most two may be harmed (C12).
+        if role.solo.is_some() && self.plan.victims < 3 {
+            return true;
+        }
         let holds = |number| incarnation(number).is_some_and(|own: u64| role.is_in_sync(own));
         holds(1 - number) || !holds(number)
     }

@@ -129,12 +129,14 @@ impl ControllerEngine {
         journal.struck(Kind::DuplicateRecord, counters.duplicates);
         journal.struck(Kind::TakenOver, counters.taken_over);
         journal.struck(Kind::SteppedDown, counters.stepped_down);
+        journal.struck(Kind::Alone, counters.alone);
         let figures = [
             ("duplicate records", counters.duplicates),
             ("expired grants", counters.expired),
             ("refused records", counters.refused),
             ("struck vdisks", counters.struck),
             ("copies of the log", counters.copies),
+            ("logs of one controller begun on drives", counters.sessions),
             ("stripes freed", counters.freed),
             ("refused references", counters.references_refused),
             ("records that rotted", counters.rotted),
@@ -242,6 +244,7 @@ async fn start(shared: Rc<Shared>, plan: Rc<Plan>, number: usize, startup: Start
         log: plan.log,
         advice: None,
         take_over: true,
+        alone: true,
         grants_kept: GRANTS_KEPT,
     };
     let node = DataNode::new(world, settings);

@@ -5,14 +5,13 @@
 
 use crate::arranged;
 use crate::cluster::Cluster;
-use crate::cores;
 use crate::finale;
 use crate::flash;
 use crate::idle;
 use crate::kinds::Kind;
 use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{host, log_loss, pool, report::Report, rewritten, rot, strikes};
+use crate::{alone, host, log_loss, pool, report::Report, rewritten, rot, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -73,10 +72,6 @@ fn describe(cluster: &Cluster) {
         plan.write_buffer >> 10,
         plan.destage
     ));
-    if plan.shares > 1 {
-        let (shares, cores) = (plan.shares, plan.cores);
-        cluster.journal.note(format!("vdisks of {shares} shares on {cores} cores"));
-    }
     for guest in cluster.guests.iter() {
         cluster.journal.note(guest.borrow().describe());
     }
@@ -171,7 +166,6 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     if cluster.journal.failed() {
         return;
     }
-    cores::strike(cluster);
     carry_out(cluster, strike);
     if cluster.journal.failed() {
         return;
@@ -181,6 +175,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     }
     flash::strike(cluster);
     nvme::strike(cluster);
+    alone::strike(cluster);
     arranged::strike(cluster);
     nvme::fail_writes(cluster);
     rewritten::strike(cluster);
@@ -386,13 +381,6 @@ fn move_host(cluster: &mut Cluster) {
     cluster.pass(some_time(cluster, Duration::from_secs(5)));
     cluster.move_host();
     cluster.pass(some_time(cluster, Duration::from_secs(5)));
-    if cluster.moves.below(2) == 0 && cluster.reaches(RECOVERY, Cluster::serves) {
-        // What the old one knows is not what the guests have written meanwhile.
-        strikes::keep_busy(cluster);
-        cluster.pass(time_of(&*cluster.moves, Duration::from_secs(20)));
-        strikes::keep_busy(cluster);
-        cluster.journal.fault(Kind::HostOutlived, format!("{name} comes to"));
-    }
     process.resume();
     CONTROLLERS.iter().for_each(|other| cluster.world.heal(name, other));
     cluster.pass(some_time(cluster, Duration::from_secs(5)));

@@ -128,11 +128,10 @@ fn recorded(bug: Planted) -> Option<u64> {
 /// The first small seed that found each bug, when somebody looked last.
 const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 8),
+    (Planted::AcknowledgeBeforeOnDrives, 3),
+    (Planted::FreeUnderALateWrite, 21),
     (Planted::TakeGaps, 99),
     (Planted::CompleteOnFirstPart, 3),
-    (Planted::CompleteOnFirstShare, 1),
-    (Planted::MoveUndrained, 1),
-    (Planted::OvertakeWideChanges, 1),
     (Planted::ForgetUnanswered, 0),
     (Planted::ReplayWithoutVersions, 7),
     (Planted::ApplyWithoutVersions, 6),

@@ -35,8 +35,6 @@ kinds! {
     HostLost = "lost hosts",
     /// A host cannot be reached, its guests move, and it comes to later (C8).
     HostMoved = "moves from a host that comes to",
-    /// A host comes to after another one has served its vdisks for a while (C9).
-    HostOutlived = "hosts that come to after their read lease",
     /// A controller's process dies.
     ControllerCrash = "controller crashes",
     /// The machine of a controller loses its power.
@@ -49,6 +47,8 @@ kinds! {
     HostStopped = "clean stops of the host",
     /// Both controllers lose the log, an operator orders an empty one, and the host resends (C7).
     LogLost = "logs lost whole",
+    /// The only controller that has the log dies, which has it on drives (C12).
+    LastController = "deaths of a controller that was alone",
     /// Bits flip in the memory of a controller's log.
     LogRot = "rot in a log's memory",
     /// Every machine loses its power at once, and what was not destaged is lost.
@@ -95,8 +95,6 @@ kinds! {
     Delete = "deletes",
     /// A vdisk grows.
     Resize = "resizes",
-    /// A share of a vdisk goes to another core while its guest works.
-    ShareMoved = "shares moved between cores",
 
     /// An NVMe controller takes many times as long.
     NvmeSlow = "slow NVMe controllers",
@@ -137,6 +135,8 @@ kinds! {
     DuplicateRecord = "duplicated records",
     /// A controller took the active role over from one that gave no sign of life (C7).
     TakenOver = "roles taken over",
+    /// A controller went on without the other one (C12).
+    Alone = "controllers that went on alone",
     /// An active controller found out that it is so no more (C7).
     SteppedDown = "active controllers that stepped down",
     /// A message took several times the usual delay.

@@ -8,7 +8,7 @@
 //! | Module | Owns |
 //! | --- | --- |
 //! | [`plan`] | what a seed stands for |
-//! | [`director`], [`strikes`], [`aimed`], [`arranged`], [`rewritten`] | episodes and what strikes in them |
+//! | [`director`], [`strikes`], [`aimed`], [`alone`], [`arranged`], [`rewritten`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
 //! | [`flash`] | the hosts' flash, and what strikes it |
 //! | [`nvme`] | NVMe controllers in front of drives and flash: production's driver over the software model |
@@ -27,11 +27,11 @@
 #![forbid(unsafe_code)]
 
 pub mod aimed;
+pub mod alone;
 pub mod arranged;
 pub mod budget;
 pub mod cluster;
 pub mod controller;
-mod cores;
 pub mod director;
 pub mod finale;
 pub mod flash;

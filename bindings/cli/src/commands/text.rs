@@ -71,7 +71,11 @@ pub fn status(status: &ClusterStatus) -> String {
         };
         let in_sync = if controller.in_sync { "in sync" } else { "not in sync" };
         let memory = fill(controller.log.memory);
-        line(&mut out, format_args!("  {role}, {in_sync}, log {memory}"));
+        let alone = match controller.log.alone_on.as_slice() {
+            [] => String::new(),
+            drives => format!(" and on drives {}: it is alone", numbers(drives)),
+        };
+        line(&mut out, format_args!("  {role}, {in_sync}, log {memory}{alone}"));
         if let Some(stripes) =
             controller.stripes.as_ref().filter(|_| controller.role == Role::Active)
         {
@@ -99,6 +103,10 @@ pub fn status(status: &ClusterStatus) -> String {
         line(&mut out, format_args!("warning: {warning}"));
     }
     out
+}
+
+fn numbers(drives: &[u16]) -> String {
+    drives.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What was done.

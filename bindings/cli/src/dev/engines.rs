@@ -138,6 +138,7 @@ fn datanode(cluster: &Cluster, controller: u8) -> DatanodeConfig {
         catalog: dir.join("catalog.redb"),
         dir,
         take_over: true,
+        alone: true,
         store_socket: socket(cluster),
         control_socket: directory.engine_socket(name),
         mtu: MTU,

@@ -286,6 +286,29 @@ impl Overview {
         for (number, reason) in lost {
             warnings.push(format!("drive {number} is lost: {reason}"));
         }
+        for controller in controllers.iter().filter(|one| one.role == Role::Active) {
+            let log = &controller.log;
+            if !log.alone_on.is_empty() {
+                warnings.push(format!(
+                    "data node {}: one controller is alone; it writes its log to three drives, and goes on",
+                    controller.datanode
+                ));
+            }
+            if !log.hindrance.is_empty() {
+                warnings.push(format!(
+                    "data node {}: writes may wait for the other controller: {}",
+                    controller.datanode, log.hindrance
+                ));
+            }
+            if let Some(held) = controller.stripes.as_ref().map(|stripes| stripes.held)
+                && held > 0
+            {
+                warnings.push(format!(
+                    "{} MiB of the pool are kept until the other controller is heard of, which may still write there",
+                    held >> 20
+                ));
+            }
+        }
         let all_up = controllers.iter().all(|one| one.process.state == ProcessState::Running);
         if all_up && controllers.iter().all(|one| one.role == Role::None && !one.in_sync) {
             warnings.push(no_log(DATANODE_ID));

@@ -14,7 +14,6 @@ use crate::error::{Error, Result, file};
 use cleave_control::flash::FlashPlace;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
-use cleave_control::records::{SHARES_MAX, shares_for};
 use cleave_control::status::{ProcessState, VdiskEntry};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
@@ -67,8 +66,8 @@ impl Requests {
                 self.tell(Event::Stop)?;
                 Ok(Reply::Done {})
             }
-            Request::CreateVdisk { name, size, encrypted, shares } => {
-                Ok(Reply::Vdisk(self.create(&name, size, encrypted, shares)?))
+            Request::CreateVdisk { name, size, encrypted } => {
+                Ok(Reply::Vdisk(self.create(&name, size, encrypted)?))
             }
             Request::ResizeVdisk { name, size, accept_data_loss } => {
                 self.resize(&name, size, accept_data_loss)
@@ -85,13 +84,7 @@ impl Requests {
         }
     }
 
-    fn create(
-        &self,
-        name: &str,
-        size: u64,
-        encrypted: Option<bool>,
-        shares: Option<u16>,
-    ) -> Result<VdiskEntry> {
+    fn create(&self, name: &str, size: u64, encrypted: Option<bool>) -> Result<VdiskEntry> {
         let cluster = &self.overview.cluster;
         cluster.directory.vhost_socket(name)?;
         let encrypted = encrypted.unwrap_or(cluster.record.encrypted);
@@ -99,12 +92,7 @@ impl Requests {
             let reason = "it cannot be encrypted, because the cluster was created without a key";
             return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
         }
-        let shares = shares.unwrap_or_else(|| shares_for(size));
-        if !(1..=SHARES_MAX).contains(&shares) {
-            let reason = format!("it cannot have {shares} shares: from 1 to {SHARES_MAX}");
-            return Err(Error::Vdisk { name: name.to_owned(), reason });
-        }
-        let found = cluster.namespace().create(name, size, encrypted, shares)?;
+        let found = cluster.namespace().create(name, size, encrypted)?;
         Ok(self.overview.entry(&found, None))
     }
 

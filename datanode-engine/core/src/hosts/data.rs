@@ -178,6 +178,7 @@ impl State {
                 let message = ControllerMessage::Read { request: host.request, result };
                 self.reply(host.connection, host.lane, &message, payload);
             }
+            DriveEvent::AreaWritten { number, durable } => self.solo.written(number, durable),
             DriveEvent::Lost { drive, reason } => self.drive_lost(drive, &reason),
         }
     }

@@ -4,16 +4,15 @@
 //! keeping-alive is the renewal, so nothing is sent for it. An incarnation that has none for
 //! [`grants_kept`](crate::Settings::grants_kept) loses its grants by a mirrored record; a commit or a
 //! shard under them is refused from the moment that this is decided, and their slots are used again
-//! when no write under them is on its way to a drive. The time begins anew with this process.
+//! when no write under them is on its way to a drive: only then the record is made. The time begins anew with this process.
 
 use crate::state::State;
-use cleave_format::control::Control;
 use cleave_format::ids::{Incarnation, StripeId};
 use cleave_runtime::links::Class;
 use std::collections::BTreeSet;
 
 /// Bytes that the record of an end may need for each grant.
-const BYTES_A_GRANT: usize = 10;
+pub(super) const BYTES_A_GRANT: usize = 10;
 
 impl State {
     /// Ends the grants of incarnations that were away for too long.
@@ -43,17 +42,12 @@ impl State {
     fn end_grants_of(&mut self, incarnation: Incarnation) {
         let Some(active) = &mut self.active else { return };
         let stripes: Vec<StripeId> = active.grants.open_of(incarnation);
-        let held = self.held.as_ref().expect("an active controller holds the log");
-        if !held.log.has_control_room(64 + stripes.len() * BYTES_A_GRANT) {
-            return; // The next look finds it again (C13).
-        }
         tracing::warn!(
             "ending {} grants of incarnation {incarnation}, which has no connection any more",
             stripes.len()
         );
-        stripes.iter().for_each(|stripe| active.grants.close(*stripe));
+        stripes.iter().for_each(|stripe| active.grants.end_when_idle(*stripe));
         active.absent.remove(&incarnation);
         self.counters.expired += stripes.len() as u64;
-        self.append_control(&Control::GrantEnd { stripes });
     }
 }

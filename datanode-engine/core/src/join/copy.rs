@@ -4,7 +4,7 @@ use super::{Ended, Meeting};
 use crate::catalog_port::{CatalogReply, CatalogRequest};
 use crate::log::Log;
 use crate::mirror::Standing;
-use crate::state::{Phase, insert_entries, peer_entry};
+use crate::state::{Phase, Release, insert_entries, peer_entry};
 use bytes::Bytes;
 use cleave_format::ids::Position;
 use cleave_runtime::crash_points::{Point, reached};
@@ -17,6 +17,10 @@ const COPY_BYTES_MAX: usize = 1 << 20;
 const COPY_ENTRIES_MAX: usize = 4096;
 /// Bytes queued on the link beyond which a copy waits.
 const COPY_QUEUED_MAX: usize = 8 << 20;
+/// When so many positions are lacking, a controller that is alone acknowledges no more until the copy is over.
+const NEARLY_ALL: u64 = 1024;
+/// As above, when what came meanwhile was gone after so many times: the copy is slower than the hosts.
+const ROUNDS_MAX: u32 = 16;
 
 impl Meeting {
     /// Active: the standby copies. Gives the position from which entries are forwarded.
@@ -44,22 +48,21 @@ impl Meeting {
         Ok(())
     }
 
-    /// Sends the log, and the catalog if the copier's lacks more than the log has. While there is no
-    /// mirror nothing leaves the log, so what is announced stays.
+    /// Sends the log, and the catalog if the copier's lacks more than the log has. A controller that is alone goes on with
+    /// its hosts meanwhile: control records stay in its log until the copy has them, so that what they release after it was
+    /// sent is released again there (C2). The position that is given is the copy's end: what is beyond it is not acknowledged
+    /// until the meeting is over.
     pub(super) async fn send_copy(&self, copier: &Standing) -> Result<Position, Ended> {
         self.node.set_phase(Phase::Copying);
-        let (start, next) = {
-            let state = self.node.state();
+        let start = {
+            let mut state = self.node.state_mut();
+            state.solo.copying = Some(Position(state.mirror.effects));
             match &state.held {
                 Some(held) => {
                     let catalog = copier.catalog < held.log.trimmed();
-                    let (log, next, entries) = (held.log.id(), held.log.next(), held.log.len());
-                    (PeerMessage::CopyStart { log, next, entries, catalog }, next)
+                    PeerMessage::CopyStart { log: held.log.id(), catalog }
                 }
-                None => {
-                    let next = Position(state.mirror.catalog + 1);
-                    (PeerMessage::CopyStart { log: 0, next, entries: 0, catalog: true }, next)
-                }
+                None => PeerMessage::CopyStart { log: 0, catalog: true },
             }
         };
         self.say(&start, &[])?;
@@ -67,11 +70,18 @@ impl Meeting {
             self.send_catalog().await?;
         }
         let mut from = Position(0);
-        loop {
+        let (mut round, mut round_end) = (0, Position(0));
+        let next = loop {
             self.room().await?;
             let (mut entries, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
             {
                 let mut state = self.node.state_mut();
+                let next = state.held.as_ref().map_or(Position(0), |held| held.log.next());
+                if from >= round_end {
+                    (round, round_end) = (round + 1, next);
+                }
+                let nearly = next.0 - from.0.min(next.0) <= NEARLY_ALL || round > ROUNDS_MAX;
+                state.solo.frozen |= state.is_alone() && nearly;
                 while let Some(held) = &state.held
                     && let Some((position, entry)) = held.log.next_entry(from, next)
                 {
@@ -95,10 +105,15 @@ impl Meeting {
                 }
             }
             if entries.is_empty() {
-                break;
+                let state = self.node.state();
+                break match &state.held {
+                    Some(held) => held.log.next(),
+                    None => Position(state.mirror.catalog + 1),
+                };
             }
             self.say(&PeerMessage::CopyEntries { entries }, &parts)?;
-        }
+        };
+        self.say(&PeerMessage::CopyEnd { next }, &[])?;
         Ok(next)
     }
 
@@ -126,9 +141,7 @@ impl Meeting {
     pub(super) async fn take(&self) -> Result<Log, Ended> {
         self.node.set_phase(Phase::Copying);
         reached(Point::CopyBegun);
-        let (PeerMessage::CopyStart { log: id, next, mut entries, catalog }, _) =
-            self.word().await?
-        else {
+        let (PeerMessage::CopyStart { log: id, catalog }, _) = self.word().await? else {
             return Err("the peer did not begin its copy".to_owned());
         };
         if catalog && let Err(reason) = self.take_catalog().await {
@@ -138,17 +151,15 @@ impl Meeting {
         }
         let settings = self.node.state().settings.clone();
         let mut log = Log::new(id, Position(0), settings.log).advised(settings.advice);
-        while entries > 0 {
-            let (PeerMessage::CopyEntries { entries: batch }, mut payload) = self.word().await?
-            else {
-                return Err("the peer did not go on with its copy".to_owned());
-            };
-            entries = entries
-                .checked_sub(batch.len() as u64)
-                .filter(|_| !batch.is_empty())
-                .ok_or("the peer sent more entries than it said")?;
-            insert_entries(&mut log, &batch, &mut payload)?;
-        }
+        let next = loop {
+            match self.word().await? {
+                (PeerMessage::CopyEntries { entries }, mut payload) => {
+                    insert_entries(&mut log, &entries, &mut payload, Release::AtOnce)?;
+                }
+                (PeerMessage::CopyEnd { next }, _) => break next,
+                _ => return Err("the peer did not go on with its copy".to_owned()),
+            }
+        };
         let catalog = Position(self.node.state().mirror.catalog);
         log.finish_copy(next, catalog).map_err(|error| error.to_string())?;
         if catalog >= next {

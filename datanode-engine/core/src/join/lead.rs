@@ -5,6 +5,7 @@ use crate::log::Log;
 use crate::mirror::{Plan, Standing, decide};
 use crate::roles::{self, Recorded};
 use crate::state::{Held, Phase};
+use cleave_format::control::Control;
 use cleave_format::ids::{Epoch, Position};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_wire::{Decision, PeerMessage};
@@ -18,6 +19,13 @@ impl Meeting {
         self.check_current()?;
         let own = self.node.state().standing();
         let role = recorded.role.as_ref().map(|(role, _)| role);
+        // Another one was active since, and went on alone: what this one decides by, and its log, count no more (C7). As one
+        // that does not serve it copies, and knows owners and grants anew.
+        let outlived = role.filter(|role| own.serves.is_some() && !own.is_valid(role));
+        if let Some(origin) = outlived.map(|role| role.origin) {
+            self.node.step_down(Position(origin)).await;
+            return Err("this controller is active no more".to_owned());
+        }
         let plan = decide(role, recorded.start_empty, &own, standby);
         tracing::info!("met the peer: {plan:?}");
         let next = match plan {
@@ -52,7 +60,25 @@ impl Meeting {
                 return Err(self.until_closed().await);
             }
         };
+        let recorded = self.renewed(recorded).await?;
         self.join(&recorded, standby, next).await
+    }
+
+    /// The record as it is now, if this controller, being alone, changed it since: it recorded other sessions of its log. The
+    /// epoch may be another one, by the fence of a process.
+    async fn renewed(&self, recorded: Recorded) -> Result<Recorded, Ended> {
+        if !self.node.state().is_alone() {
+            return Ok(recorded);
+        }
+        let recorded = self.read_record().await?;
+        let same = {
+            let state = self.node.state();
+            let now = recorded.role.as_ref().map(|(role, _)| role);
+            state.role.as_ref().zip(now).is_some_and(|(known, now)| {
+                (known.active, &known.in_sync, &known.solo) == (now.active, &now.in_sync, &now.solo)
+            })
+        };
+        same.then_some(recorded).ok_or_else(|| "the record in the store changed".to_owned())
     }
 
     /// Whether both kept everything, by what is known without asking the store: while this controller serves and the
@@ -60,7 +86,7 @@ impl Meeting {
     fn resumes(&self, standby: &Standing) -> bool {
         let state = self.node.state();
         let own = state.standing();
-        let known = state.active.is_some() && standby.log.is_some();
+        let known = state.active.is_some() && standby.log.is_some() && !state.solo.uncertain;
         let role = state.role.as_ref().filter(|_| known);
         role.is_some_and(|role| decide(Some(role), false, &own, standby) == Plan::Resume)
     }
@@ -137,6 +163,10 @@ impl Meeting {
                 held.member = own;
             }
             state.confirmed = true;
+            // By this record the session is none any more, whatever becomes of the connection.
+            state.solo.uncertain = false;
+            state.solo.end();
+            state.mirror.alone = false;
             state.become_active(role, built);
         }
         self.check_current()?;
@@ -159,10 +189,16 @@ impl Meeting {
         state.mirror.forwarded = next.0 - 1;
         state.mirror.mirrored = next.0 - 1;
         state.mirror.peer_catalog = 0;
+        state.unheard = false;
         state.phase = Phase::Mirrored;
         let peer = state.peer.as_mut().ok_or("the connection is gone")?;
         peer.joined = true;
         state.advance_effects(next_before(next));
+        // Whoever meets has no I/O on its way (C15).
+        if state.active.as_ref().is_some_and(|active| active.grants.held() > 0) {
+            state.append_control(&Control::FreeHeld);
+        }
+        state.divide_quota();
         drop(state);
         self.drain();
         Ok(())

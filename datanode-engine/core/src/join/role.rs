@@ -12,7 +12,6 @@
 use super::next_before;
 use crate::catalog_port::{CatalogReply, CatalogRequest};
 use crate::grants::Grants;
-use crate::leases::Leases;
 use crate::node::Node;
 use crate::resident::Resident;
 use crate::roles;
@@ -54,12 +53,10 @@ pub(super) async fn watch(node: Node) {
             if state.stopping {
                 return;
             }
-            let serves = state.active.is_some();
-            // Hosts' leases need the store's word while the peer is copied to (C9).
-            if state.is_joined() || (matches!(state.phase, Phase::Copying) && !serves) {
+            if state.is_joined() || matches!(state.phase, Phase::Copying) {
                 continue;
             }
-            (node.executor().now(), serves)
+            (node.executor().now(), state.active.is_some())
         };
         let (store, datanode) = node.store();
         if serves {
@@ -117,16 +114,29 @@ impl Node {
             let held = state.held.as_ref().expect("only who holds the log takes over");
             (state.incarnation, held.log.next())
         };
-        let taken = roles::take_over(&store, datanode, &seen.recorded, own, origin).await;
-        let Some(role) = taken.map_err(|error| error.to_string())? else { return Ok(false) };
+        // First: who is recorded as active must not go on without being so.
+        let built = self.build_active().await?;
+        let recorded = &seen.recorded;
+        let mut taken = roles::take_over(&store, datanode, recorded, own, origin).await;
+        // Until it is known whether it was taken, nobody is met.
+        while !matches!(taken, Ok(Some(_))) {
+            taken = roles::find_taken(&store, datanode, recorded, own).await;
+            match &taken {
+                Ok(None) => return Ok(false),
+                Ok(Some(_)) => {}
+                Err(_) if self.state().stopping => return Ok(false),
+                Err(_) => self.executor().sleep(WATCH).await,
+            }
+        }
+        let Ok(Some(role)) = taken else { unreachable!("the loop ends with a role") };
         tracing::warn!("took the active role over, at epoch {} and position {origin}", role.epoch);
         reached(Point::RoleTaken);
-        let built = self.build_active().await?;
         let mut state = self.state_mut();
         // The other one held all of it, if this one was a member and did not only load an image.
         let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
         state.become_active(role, built);
         state.counters.taken_over += 1;
+        state.unheard = true;
         state.mirror.mirrored = if by_member { next_before(origin).0 } else { 0 };
         state.mirror.forwarded = state.mirror.mirrored;
         state.mirror.peer_catalog = 0;
@@ -183,7 +193,7 @@ impl Node {
         for (drive, used) in &catalog.used {
             grants.allocator.mark_all(*drive, used);
         }
-        grants.load(catalog.newest_stripe, catalog.grants.clone());
+        grants.load(catalog.newest_stripe, catalog.grants.clone(), catalog.held.clone());
         let mut active = Active {
             resident: Resident::default(),
             grants,
@@ -193,8 +203,8 @@ impl Node {
             replies: VecDeque::new(),
             untold: BTreeMap::new(),
             deferred: VecDeque::new(),
-            quota: state.settings.log.record_bytes_max / 4 * 3,
-            leases: Leases::default(),
+            quota: state.quota_of_all(),
+            holds_known: catalog.applied,
             absent: BTreeMap::new(),
         };
         let mut stripes = catalog.stripes;
@@ -224,10 +234,11 @@ impl Node {
                 _ => {}
             }
             std::mem::swap(&mut active.resident, &mut resident);
-            active.effect(&control);
+            active.effect(position, &control);
             std::mem::swap(&mut active.resident, &mut resident);
         }
         active.resident = resident;
+        active.holds_known = next_before(held.log.next());
         Ok(Some((active, stripes)))
     }
 }
@@ -241,7 +252,8 @@ impl State {
             let superseded = role.epoch > known && role.active != Some(self.incarnation.0);
             return superseded.then_some(Change::StepDown(Position(role.origin)));
         }
-        let waited = match self.confirmed {
+        // Nobody else can be active where this is the only member.
+        let waited = match self.confirmed || role.in_sync.len() == 1 {
             true => LIFELESS,
             false => STARTED_ALONE,
         };
@@ -262,9 +274,6 @@ impl State {
             self.stripes = stripes;
             let drives = self.pool.take().expect("the drives rest while there is no active");
             active.take_drives(drives);
-            // The record is made: whatever a controller before this one gave was asked for before now (C9).
-            let from = self.held.as_ref().map_or(Position(0), |held| held.log.next());
-            active.leases = Leases::begin(self.executor.now(), from);
             self.active = Some(active);
             self.damage_stale = true;
         }
@@ -277,6 +286,8 @@ impl State {
         self.counters.stepped_down += 1;
         self.role = None;
         self.mending = crate::mend::Mending::default();
+        self.solo.end();
+        self.mirror.alone = false;
         if let Some(active) = self.active.take() {
             self.pool = Some(active.drives.rested());
         }

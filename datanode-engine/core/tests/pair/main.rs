@@ -1,10 +1,10 @@
 //! Two controllers in the simulator, a scripted host, and everything that may happen to them: what
 //! was acknowledged can always be fetched (C7), and nothing released comes back (C4).
 
+mod alone;
 mod drives;
 mod faults;
 mod hosts;
-mod leases;
 mod members;
 mod rig;
 mod rot;

@@ -351,7 +351,7 @@ fn a_late_request_for_the_first_log_is_void() {
     let member = |controller, incarnation| Member { controller, incarnation };
     let in_sync = vec![member(0, 1 << 40), member(1, (1 << 40) + 1)];
     let active = Some(1 << 40);
-    let late = LogRole { epoch: 1, log: 1 << 40, active, since: 1, origin: 1, in_sync };
+    let late = LogRole { epoch: 1, log: 1 << 40, active, since: 1, origin: 1, in_sync, solo: None };
     let late = Transaction::new().require(datanode_key(1), 0).put(datanode_key(1), encode(&late));
     assert!(rig.world.run_until(|| rig.role().is_some(), 5 * SECOND));
     assert!(!rig.role().unwrap().has_log());

@@ -78,9 +78,26 @@ fn each_flipped_bit_is_found() {
 fn small_drives_are_refused_and_the_reserved_area_grows_to_its_limit() {
     assert_eq!(Superblock::for_size(identity(1), DRIVE_SIZE_MIN - 1), None);
     let reserved = |size| Superblock::for_size(identity(1), size).unwrap().reserved_length;
-    assert_eq!(reserved(DRIVE_SIZE_MIN), 0);
-    assert_eq!(reserved(16 << 30), 256 << 20);
-    assert_eq!(reserved(4 << 40), RESERVED_MAX);
+    assert_eq!(reserved(DRIVE_SIZE_MIN), 2 << 20);
+    assert_eq!(reserved(4 << 30), 512 << 20);
+    assert_eq!(reserved(16 << 30), 1 << 30);
+    assert_eq!(reserved(128 << 30), 4 << 30);
+    assert_eq!(reserved(4 << 40), RESERVED_LARGE.1);
+}
+
+/// C12, C15, C17: neither controller writes where the other one does, and the next session not where the last one is.
+#[test]
+fn parts_of_the_reserved_area_are_apart() {
+    for size in [DRIVE_SIZE_MIN, (16 << 20) + 4096, 600 << 20, 4 << 40] {
+        let superblock = Superblock::for_size(identity(1), size).unwrap();
+        let parts = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(c, p)| superblock.solo_area(c, p));
+        assert_eq!(parts[0].start, superblock.reserved_offset);
+        for pair in parts.windows(2) {
+            assert!(pair[0].end <= pair[1].start && !pair[0].is_empty(), "{parts:?}");
+        }
+        assert!(parts[3].end <= superblock.reserved_offset + superblock.reserved_length);
+        assert!(parts.iter().all(|part| part.start.is_multiple_of(4096)));
+    }
 }
 
 #[test]
@@ -152,7 +169,7 @@ fn golden_superblock() {
     let golden = "\
         434c4541564544520100000001000000 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf \
         b0b1b2b3b4b5b6b7b8b9babbbcbdbebf 06050000000000000000000004000000 \
-        02010403c03e00000000100000000000 000000f00300000000000010 00*4000 \
-        87f5f87f";
+        02010403c33b00000000100000000000 000000c00300000000000040 00*4000 \
+        54606b93";
     assert_eq!(generation(0x0506).encode(), unhex(golden));
 }

@@ -8,7 +8,6 @@ mod flash;
 mod freeing;
 mod full;
 mod large;
-mod leases;
 mod memory;
 mod order;
 mod paging;

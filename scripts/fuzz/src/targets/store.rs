@@ -133,7 +133,7 @@ pub(super) fn records_seeds() -> Vec<Vec<u8>> {
     let in_sync =
         vec![Member { controller: 0, incarnation: 9 }, Member { controller: 1, incarnation: 300 }];
     vec![
-        encode(&LogRole { epoch: 2, log: 5, active: Some(9), since: 2, origin: 800, in_sync }),
+        encode(&LogRole { epoch: 2, log: 5, active: Some(9), since: 2, origin: 800, in_sync, solo: None }),
         encode(&VdiskOwner { epoch: 2, host: 1, incarnation: None }),
         encode(&Counter { newest: 70_000 }),
         br#"{"uuid":"0123456789abcdef0123456789abcdef","encrypted":true,"key_check":"aa","format_level":1}"#.to_vec(),

@@ -95,8 +95,7 @@ pub(super) fn host_seeds() -> Vec<Vec<u8>> {
     seeds(vec![
         HostMessage::Hello(hello),
         HostMessage::Append(Append { number: 1, records }),
-        HostMessage::Seal { request, vdisk, epoch, gone: vec![Epoch(1), epoch] },
-        HostMessage::Renew { request, vdisks: vec![(vdisk, epoch); 2] },
+        HostMessage::Seal { request, vdisk, epoch, predecessor_dead: true },
         HostMessage::Commit { request, stripe, shards_missing: 2, vdisks },
         HostMessage::Grant { request, told: StripeId(3), stripes: 4, identities: 2 },
         HostMessage::ReturnGrant { stripes: vec![stripe; 3] },
@@ -144,7 +143,6 @@ pub(super) fn controller_seeds() -> Vec<Vec<u8>> {
         },
         ControllerMessage::Located { request, stripes },
         ControllerMessage::Read { request, result: lost },
-        ControllerMessage::Renewed { request, lost: vec![VdiskId(3)] },
         ControllerMessage::Quota { bytes: 1 << 26 },
         ControllerMessage::LostDrives { drives: vec![DriveId(1), DriveId(2)] },
     ])
@@ -156,7 +154,8 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
     let entries =
         vec![entry(1, PeerEntryKind::Record), entry(2, PeerEntryKind::Control { check: 7 })];
     seeds(vec![
-        PeerMessage::CopyStart { log: 5, next: Position(9), entries: 2, catalog: true },
+        PeerMessage::CopyStart { log: 5, catalog: true },
+        PeerMessage::CopyEnd { next: Position(9) },
         PeerMessage::CopyCatalog { last: false },
         PeerMessage::CopyEntries { entries: entries.clone() },
         PeerMessage::CopyDone,
@@ -164,8 +163,6 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
         PeerMessage::Forward { entries, trimmed: Position(1) },
         PeerMessage::Held { through: Position(8), catalog: Position(4) },
         PeerMessage::Want { position: Position(3) },
-        PeerMessage::Vouch { number: 4 },
-        PeerMessage::Vouched { number: 4 },
         PeerMessage::Lent { position: Position(3), check: None },
         PeerMessage::Lent { position: Position(4), check: Some(9) },
     ])

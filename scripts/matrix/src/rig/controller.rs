@@ -194,6 +194,7 @@ async fn start(
         log: LOG,
         advice: None,
         take_over: true,
+        alone: true,
         grants_kept: GRANTS_KEPT,
     };
     let node = DataNode::new(world, settings);

@@ -32,7 +32,7 @@ pub const CLUSTER: ClusterId = ClusterId([3; 16]);
 pub const NAMES: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
 pub const SECOND: Duration = Duration::from_secs(1);
 const DRIVES: u16 = 6;
-const DRIVE_SIZE: u64 = 64 << 20;
+const DRIVE_SIZE: u64 = 256 << 20;
 pub const LOG: LogSettings =
     LogSettings { record_bytes_max: 16 << 20, control_bytes_max: 70 << 10 };
 
@@ -51,6 +51,8 @@ pub struct Rig {
     pub controllers: [Option<Controller>; 2],
     /// Whether both controllers reach the pool.
     pub shared: bool,
+    /// Whether a controller goes on alone.
+    pub alone: bool,
     /// What the controllers told, whichever it was.
     pub observed: Rc<Observed>,
 }
@@ -100,6 +102,7 @@ impl Rig {
             pool,
             controllers: [None, None],
             shared: false,
+            alone: false,
             observed: Rc::default(),
             world,
         };
@@ -127,12 +130,14 @@ impl Rig {
         process.kill();
     }
 
+    pub fn superblock(&self, drive: &SimDrive) -> Superblock {
+        let copies = drive.peek(0, 8192);
+        choose(&copies[..4096], &copies[4096..]).unwrap().0
+    }
+
     pub fn open_pool(&self, process: &Process) -> Vec<(DriveId, Option<OpenDrive>)> {
         let open = |drive: &SimDrive| {
-            let superblock: Superblock = {
-                let copies = drive.peek(0, 8192);
-                choose(&copies[..4096], &copies[4096..]).unwrap().0
-            };
+            let superblock = self.superblock(drive);
             let drive: Rc<dyn Drive> = process.try_open_drive(drive).ok()?;
             Some(OpenDrive { drive, superblock })
         };
@@ -169,6 +174,7 @@ impl Rig {
             log: LOG,
             advice: None,
             take_over: true,
+            alone: self.alone,
             grants_kept: GRANTS_KEPT,
         };
         let world = World {

@@ -143,7 +143,7 @@ impl Rig {
             size: self.size,
             keys: self.keys.clone(),
             epoch: Epoch(self.incarnation),
-            gone: Vec::new(),
+            predecessor_dead: true,
         };
         self.run(self.core().open(request))
     }

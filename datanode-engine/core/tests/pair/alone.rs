@@ -1,0 +1,436 @@
+//! A controller that goes on alone (C12): its log is on three drives before it acknowledges; it is there after its death;
+//! a peer that returns is filled while hosts go on.
+
+use crate::rig::{FakeHost, NAMES, Rig, SECOND};
+use crate::{append_some, begin_on, destage};
+use cleave_datanode_core::Phase;
+use cleave_format::ids::DriveId;
+use std::rc::Rc;
+
+/// Both run, reach the drives, are joined and may go on alone; a host has sealed its vdisk.
+fn begin(seed: u64) -> (Rig, FakeHost) {
+    let mut rig = Rig::new(seed);
+    rig.share_pool();
+    rig.alone = true;
+    begin_on(rig)
+}
+
+fn run_until_alone(rig: &Rig, controller: usize) {
+    let node = Rc::clone(rig.node(controller));
+    let alone = rig.world.run_until(|| !node.status().alone_on.is_empty(), 30 * SECOND);
+    assert!(alone, "{:?}", node.status());
+}
+
+/// Everything is acknowledged, by whoever is active now, and there.
+fn settle(rig: &Rig, host: &mut FakeHost) {
+    append_some(host, 1);
+    host.settle(rig);
+    host.verify(rig);
+}
+
+fn whole(rig: &mut Rig, host: &mut FakeHost) {
+    rig.run_until_mirrored();
+    settle(rig, host);
+    destage(rig, host);
+    rig.world.run_for(2 * SECOND);
+    let (a, b) = (rig.status(0), rig.status(1));
+    assert_eq!((a.next, a.record_bytes, a.catalog), (b.next, b.record_bytes, b.catalog));
+    assert_eq!((a.entries, a.slots_held + b.slots_held), (b.entries, 0));
+    assert_eq!((rig.node(0).failure(), rig.node(1).failure()), (None, None));
+    let role = rig.role().unwrap();
+    assert_eq!((role.in_sync.len(), role.solo), (2, None));
+}
+
+#[test]
+fn hosts_go_on_and_a_peer_that_returns_is_filled_meanwhile() {
+    let (mut rig, mut host) = begin(301);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    append_some(&mut host, 50);
+    host.settle(&rig);
+    rig.kill(1);
+    append_some(&mut host, 40);
+    host.settle(&rig);
+    let status = rig.status(0);
+    assert_eq!((status.phase, status.alone_on.len()), (Phase::Alone, 3));
+    let role = rig.role().unwrap();
+    assert_eq!(role.in_sync.len(), 1);
+    assert_eq!(role.solo.unwrap().drives.len(), 3);
+    host.verify(&rig);
+    for _ in 0..3 {
+        destage(&rig, &mut host);
+        append_some(&mut host, 30);
+        host.settle(&rig);
+    }
+    // While the peer copies, hosts write and commit.
+    rig.start(1);
+    let (a, b) = (Rc::clone(rig.node(0)), Rc::clone(rig.node(1)));
+    for round in 0.. {
+        append_some(&mut host, 20);
+        host.settle(&rig);
+        if round % 3 == 0 {
+            destage(&rig, &mut host);
+        }
+        if a.is_mirrored() && b.is_mirrored() {
+            break;
+        }
+    }
+    assert!(host.is_connected(), "the host stayed connected");
+    whole(&mut rig, &mut host);
+    // What the peer has now is whole.
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    rig.kill(0);
+    run_until_alone(&rig, 1);
+    host.settle(&rig);
+    host.verify(&rig);
+    rig.start(0);
+    whole(&mut rig, &mut host);
+}
+
+#[test]
+fn what_was_acknowledged_alone_outlives_the_controller_and_two_of_the_drives() {
+    for keep in 0..3 {
+        let (mut rig, mut host) = begin(310 + keep as u64);
+        append_some(&mut host, 100);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        rig.kill(1);
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        append_some(&mut host, 30);
+        host.settle(&rig);
+        append_some(&mut host, 30);
+        let drives = rig.status(0).alone_on;
+        rig.kill(0);
+        for (at, DriveId(drive)) in drives.iter().enumerate() {
+            if at != keep {
+                rig.pool[usize::from(*drive)].lose();
+            }
+        }
+        // The other controller must not take it: it cannot know that this one is dead.
+        rig.start(1);
+        rig.world.run_for(15 * SECOND);
+        assert!(!rig.status(1).serving && rig.status(1).log.is_none(), "{:?}", rig.status(1));
+        if keep == 0 {
+            // Alone again, by another session, before the peer is there.
+            rig.kill(1);
+            rig.start(0);
+            run_until_alone(&rig, 0);
+            host.connect(&rig);
+            append_some(&mut host, 10);
+            host.settle(&rig);
+            host.verify(&rig);
+            rig.kill(0);
+            rig.start(1);
+        }
+        rig.start(0);
+        whole(&mut rig, &mut host);
+    }
+}
+
+/// Any of the three drives has each segment: what one lost the others give.
+#[test]
+fn rot_in_two_copies_of_the_log_is_made_up_for_by_the_third() {
+    let (mut rig, mut host) = begin(320);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    rig.kill(1);
+    for _ in 0..6 {
+        append_some(&mut host, 20);
+        host.settle(&rig);
+    }
+    let drives = rig.status(0).alone_on;
+    rig.kill(0);
+    // Another segment in each of two, so that no drive but the third is whole.
+    let solo = rig.role().unwrap().solo.unwrap();
+    for (index, DriveId(drive)) in drives[..2].iter().enumerate() {
+        let drive = &rig.pool[usize::from(*drive)];
+        let superblock = rig.superblock(drive);
+        let area = superblock.solo_area(0, solo.part);
+        drive.flip_bit(area.start + 8192 * (1 + 40 * index as u64) + 200, 3);
+    }
+    rig.start(0);
+    run_until_alone(&rig, 0);
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    rig.start(1);
+    whole(&mut rig, &mut host);
+}
+
+#[test]
+fn a_lost_drive_of_the_log_is_replaced() {
+    let (mut rig, mut host) = begin(330);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    rig.kill(1);
+    append_some(&mut host, 60);
+    host.settle(&rig);
+    let before = rig.status(0).alone_on;
+    let sessions = rig.status(0).counters.sessions;
+    rig.pool[usize::from(before[1].0)].lose();
+    append_some(&mut host, 60);
+    host.settle(&rig);
+    let after = rig.status(0);
+    assert!(!after.alone_on.contains(&before[1]) && after.counters.sessions > sessions);
+    rig.kill(0);
+    rig.start(0);
+    run_until_alone(&rig, 0);
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    rig.start(1);
+    whole(&mut rig, &mut host);
+}
+
+#[test]
+fn without_three_drives_writes_wait() {
+    let (mut rig, mut host) = begin(340);
+    append_some(&mut host, 20);
+    host.settle(&rig);
+    rig.pool[2..].iter().for_each(|drive| drive.lose());
+    rig.world.run_for(SECOND);
+    rig.kill(1);
+    append_some(&mut host, 20);
+    rig.world.run_for(5 * SECOND);
+    let status = rig.status(0);
+    assert!(status.alone_on.is_empty() && status.hindrance.contains("drives"), "{status:?}");
+    host.look();
+    assert!(host.records.values().any(|record| !record.1));
+    rig.start(1);
+    rig.run_until_mirrored();
+    host.settle(&rig);
+    host.verify(&rig);
+}
+
+/// More than the drives' areas hold goes through the log: session follows session.
+#[test]
+fn sessions_wear_out_and_the_next_one_is_filled_beside_them() {
+    let (mut rig, mut host) = begin(350);
+    rig.kill(1);
+    run_until_alone(&rig, 0);
+    let mut worn = false;
+    for round in 0..120 {
+        append_some(&mut host, 40);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        worn |= rig.status(0).counters.sessions > 1;
+        if round % 50 == 49 {
+            rig.kill(0);
+            rig.start(0);
+            run_until_alone(&rig, 0);
+            host.connect(&rig);
+            host.settle(&rig);
+            host.verify(&rig);
+        }
+    }
+    assert!(worn, "no session was worn");
+    rig.start(1);
+    whole(&mut rig, &mut host);
+}
+
+/// C7, C9: the one that was paused while the other went on alone acknowledges nothing, and takes all of it back.
+#[test]
+fn a_paused_active_finds_the_other_one_alone() {
+    let (mut rig, mut host) = begin(360);
+    append_some(&mut host, 60);
+    host.settle(&rig);
+    let a = rig.controllers[0].as_ref().unwrap().process.clone();
+    append_some(&mut host, 25);
+    a.pause();
+    run_until_alone(&rig, 1);
+    host.connect(&rig);
+    append_some(&mut host, 15);
+    host.settle(&rig);
+    destage(&rig, &mut host);
+    a.resume();
+    whole(&mut rig, &mut host);
+    assert!(rig.status(1).serving && !rig.status(0).serving);
+}
+
+/// The same, and the one that was alone dies: the one that comes to still serves by its old role, and has nothing that counts.
+#[test]
+fn a_paused_active_finds_the_log_of_one_that_was_alone_on_drives() {
+    for seed in 0..4 {
+        let (mut rig, mut host) = begin(380 + seed);
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+        let a = rig.controllers[0].as_ref().unwrap().process.clone();
+        append_some(&mut host, 25);
+        a.pause();
+        run_until_alone(&rig, 1);
+        host.connect(&rig);
+        append_some(&mut host, 15);
+        host.settle(&rig);
+        // What the old one does not know of: an owner, and a commit.
+        host.seal(&rig).unwrap();
+        destage(&rig, &mut host);
+        append_some(&mut host, 15);
+        host.settle(&rig);
+        rig.kill(1);
+        if seed % 2 == 0 {
+            rig.start(1);
+            a.resume();
+        } else {
+            a.resume();
+            rig.world.run_for(SECOND / 20);
+            rig.start(1);
+        }
+        whole(&mut rig, &mut host);
+        host.seal(&rig).unwrap();
+        append_some(&mut host, 15);
+        settle(&rig, &mut host);
+    }
+}
+
+/// C15: a write of the one before, which was on its way when it was paused, must not fall into a slot that was given out again.
+#[test]
+fn slots_of_a_controller_that_is_not_heard_of_are_given_to_nobody() {
+    let (mut rig, mut host) = begin(370);
+    append_some(&mut host, 10);
+    host.settle(&rig);
+    let granted = host.grant(&rig, 4);
+    let a = rig.controllers[0].as_ref().unwrap().process.clone();
+    a.pause();
+    run_until_alone(&rig, 1);
+    // Another engine of this host: the grants of before end.
+    host.process.kill();
+    let mut next = FakeHost::start(&rig, 2);
+    (next.controller, next.epoch) = (1, host.epoch);
+    next.connect(&rig);
+    next.seal(&rig).unwrap();
+    let held: Vec<_> = granted.iter().flat_map(|grant| grant.slots.clone()).collect();
+    let status = rig.status(1);
+    assert_eq!(status.slots_held, held.len() as u64);
+    // Every slot that is left is asked for, by two hosts: one may not hold them all.
+    let mut other = FakeHost::start_as(&rig, "host-2", 7);
+    (other.controller, other.host, other.vdisk) = (1, 2, host.vdisk + 1);
+    other.connect(&rig);
+    let mut given = Vec::new();
+    for asking in [&mut next, &mut other] {
+        loop {
+            let more = asking.grant(&rig, 16);
+            if more.is_empty() {
+                break;
+            }
+            given.extend(more.iter().flat_map(|grant| grant.slots.clone()));
+        }
+    }
+    let status = rig.status(1);
+    assert!(status.slots.1 < 10, "{status:?}");
+    let again = |place: &&_| held.contains(place);
+    assert_eq!(given.iter().find(again), None, "given out under a late write");
+    // Restarted, it knows that still.
+    rig.kill(1);
+    rig.start(1);
+    run_until_alone(&rig, 1);
+    assert_eq!(rig.status(1).slots_held, held.len() as u64);
+    other.connect(&rig);
+    assert!(other.grant(&rig, 1).is_empty());
+    a.resume();
+    rig.run_until_mirrored();
+    rig.world.run_for(SECOND);
+    assert_eq!(rig.status(1).slots_held, 0);
+    let status = rig.status(1);
+    assert!(status.slots.1 >= held.len() as u64, "{status:?}");
+    let more = other.grant(&rig, 1);
+    assert!(!more.is_empty(), "they are free, now that the other one is known to be idle");
+}
+
+/// Deaths, pauses, cuts and lost answers of the store in any order, also of the last one left: whatever was acknowledged stays.
+#[test]
+fn whoever_is_left_goes_on_and_nothing_is_lost() {
+    for seed in 0..16 {
+        let (mut rig, mut host) = begin(400 + seed);
+        let mut draw = seed * 6151 + 5;
+        let mut next = |below: u64| {
+            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (draw >> 33) % below
+        };
+        for _ in 0..10 {
+            append_some(&mut host, 20 + next(40) as u32);
+            host.settle(&rig);
+            append_some(&mut host, next(30) as u32);
+            let one = next(2) as usize;
+            let long = SECOND / 10 * next(90) as u32;
+            match next(6) {
+                0 => {
+                    rig.kill(one);
+                    rig.world.run_for(long);
+                    if next(2) == 0 {
+                        run_until_alone(&rig, 1 - one);
+                        append_some(&mut host, 30);
+                        host.settle(&rig);
+                        rig.kill(1 - one);
+                        rig.world.run_for(SECOND / 10 * next(20) as u32);
+                        rig.start(1 - one);
+                        if next(2) == 0 {
+                            run_until_alone(&rig, 1 - one);
+                        }
+                    }
+                    rig.start(one);
+                }
+                1 => {
+                    let process = rig.controllers[one].as_ref().unwrap().process.clone();
+                    process.pause();
+                    rig.world.run_for(long);
+                    append_some(&mut host, 20);
+                    rig.world.run_for(long / 4);
+                    process.resume();
+                }
+                2 => {
+                    rig.world.partition(NAMES[0], NAMES[1]);
+                    rig.world.run_for(long);
+                    append_some(&mut host, 20);
+                    rig.world.run_for(long / 4);
+                    rig.world.heal(NAMES[0], NAMES[1]);
+                }
+                3 => {
+                    // The one that returns goes away again while it is filled.
+                    rig.kill(one);
+                    run_until_alone(&rig, 1 - one);
+                    rig.start(one);
+                    rig.world.run_for(SECOND / 1000 * next(400) as u32);
+                    append_some(&mut host, 20);
+                    let two = if next(2) == 0 { one } else { 1 - one };
+                    rig.kill(two);
+                    rig.world.run_for(long);
+                    rig.start(two);
+                }
+                4 => {
+                    rig.kill(one);
+                    rig.world.run_for(SECOND / 10 * next(30) as u32);
+                    let stores = rig.stores.clone();
+                    stores.iter().flatten().for_each(|store| store.set_connected(false));
+                    rig.world.run_for(long);
+                    stores.iter().flatten().for_each(|store| store.set_connected(true));
+                    rig.start(one);
+                }
+                _ => {
+                    rig.world.partition(NAMES[0], NAMES[1]);
+                    let process = rig.controllers[one].as_ref().unwrap().process.clone();
+                    rig.world.run_for(SECOND / 10 * next(30) as u32);
+                    process.pause();
+                    rig.world.run_for(long);
+                    append_some(&mut host, 20);
+                    rig.world.run_for(long / 4);
+                    rig.world.heal(NAMES[0], NAMES[1]);
+                    process.resume();
+                }
+            }
+            settle(&rig, &mut host);
+            if next(2) == 0 {
+                destage(&rig, &mut host);
+            }
+            rig.run_until_mirrored();
+            for controller in 0..2 {
+                assert_eq!(rig.node(controller).failure(), None);
+            }
+        }
+        whole(&mut rig, &mut host);
+    }
+}
