@@ -70,6 +70,8 @@ pub(crate) struct Solo {
     pub confirm: bool,
     /// The store may carry out, however late, what was asked of it: what the record says is not known.
     pub uncertain: bool,
+    /// It appended that slots are held, and not yet that they are free.
+    pub holds: bool,
     /// Sessions that this process began.
     pub begun: u64,
     /// The part for the next one.

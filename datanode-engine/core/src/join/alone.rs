@@ -167,18 +167,31 @@ impl Node {
     /// Fills a session with the log, and records it.
     async fn begin_session(&self, buffer: &mut Vec<u8>) -> Result<(), String> {
         let (store, datanode) = self.store();
-        let recorded = roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
+        let mut recorded =
+            roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
+        let (own, uncertain) = {
+            let state = self.state();
+            (state.incarnation.0, state.solo.uncertain)
+        };
+        let is_active = |role: &LogRole| role.active == Some(own);
+        if uncertain && recorded.role.as_ref().is_some_and(|(role, _)| is_active(role)) {
+            // A session whose recording was not heard of may be recorded yet, and must not be overwritten then (C17).
+            roles::fence(&store, datanode).await.map_err(|error| error.to_string())?;
+            recorded = roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
+        }
         let (member, mut session) = {
             let mut state = self.state_mut();
-            let own = state.incarnation.0;
             let role = recorded.role.as_ref().map(|(role, _)| role);
-            let role = role.filter(|role| role.active == Some(own));
+            let role = role.filter(|role| is_active(role));
             let role = role.ok_or("the record names another active controller")?;
             if !state.standing().is_valid(role) {
                 return Err("what is held here is not the recorded log".to_owned());
             }
             if state.is_joined() {
                 return Err("the peer is back".to_owned());
+            }
+            if let Some(solo) = &role.solo {
+                state.solo.part = 1 - solo.part.min(1);
             }
             state.hold_slots(role);
             let session = state.plan_session()?;
@@ -347,6 +360,7 @@ impl State {
         let unheard = std::mem::replace(&mut self.unheard, false);
         if unheard && role.solo.is_none() && !is_planted(Planted::FreeUnderALateWrite) {
             self.append_control(&Control::HoldSlots);
+            self.solo.holds = true;
         }
     }
 }

@@ -195,7 +195,9 @@ impl Meeting {
         peer.joined = true;
         state.advance_effects(next_before(next));
         // Whoever meets has no I/O on its way (C15).
-        if state.active.as_ref().is_some_and(|active| active.grants.held() > 0) {
+        let held = state.active.as_ref().is_some_and(|active| active.grants.held() > 0);
+        // Also what is to be held only once the peer has the record.
+        if std::mem::take(&mut state.solo.holds) | held {
             state.append_control(&Control::FreeHeld);
         }
         state.divide_quota();

@@ -341,6 +341,28 @@ fn slots_of_a_controller_that_is_not_heard_of_are_given_to_nobody() {
     assert!(!more.is_empty(), "they are free, now that the other one is known to be idle");
 }
 
+/// The peer comes back before anything came of going on alone: what is held by a record that only one of them has is free again.
+#[test]
+fn slots_that_were_held_in_vain_are_free_again() {
+    let (mut rig, mut host) = begin(375);
+    append_some(&mut host, 10);
+    host.settle(&rig);
+    host.grant(&rig, 2);
+    let a = rig.controllers[0].as_ref().unwrap().process.clone();
+    // With two drives it cannot go on alone.
+    rig.pool[2..].iter().for_each(|drive| drive.lose());
+    rig.world.run_for(2 * SECOND);
+    a.pause();
+    let b = Rc::clone(rig.node(1));
+    let tried = rig.world.run_until(|| !b.status().hindrance.is_empty(), 30 * SECOND);
+    assert!(tried && rig.status(1).serving, "{:?}", rig.status(1));
+    a.resume();
+    rig.run_until_mirrored();
+    settle(&rig, &mut host);
+    rig.world.run_for(2 * SECOND);
+    assert_eq!((rig.status(0).slots_held, rig.status(1).slots_held), (0, 0));
+}
+
 /// Deaths, pauses, cuts and lost answers of the store in any order, also of the last one left: whatever was acknowledged stays.
 #[test]
 fn whoever_is_left_goes_on_and_nothing_is_lost() {
@@ -423,7 +445,10 @@ fn whoever_is_left_goes_on_and_nothing_is_lost() {
                 }
             }
             settle(&rig, &mut host);
-            if next(2) == 0 {
+            // This host does not send again what a full log refused.
+            let bytes = (0..2).filter(|one| rig.controllers[*one].is_some());
+            let full = bytes.map(|one| rig.status(one).record_bytes).max() > Some(2 << 20);
+            if next(2) == 0 || full {
                 destage(&rig, &mut host);
             }
             rig.run_until_mirrored();
