@@ -344,7 +344,7 @@ fn slots_of_a_controller_that_is_not_heard_of_are_given_to_nobody() {
 /// The peer comes back before anything came of going on alone: what is held by a record that only one of them has is free again.
 #[test]
 fn slots_that_were_held_in_vain_are_free_again() {
-    let (mut rig, mut host) = begin(375);
+    let (rig, mut host) = begin(375);
     append_some(&mut host, 10);
     host.settle(&rig);
     host.grant(&rig, 2);
