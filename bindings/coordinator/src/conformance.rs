@@ -24,6 +24,7 @@ macro_rules! store_conformance {
             swaps_several_keys_or_none,
             lists_by_prefix_in_order,
             watches_whole_transactions_in_order,
+            a_watch_that_begins_is_told_before_the_answer,
             watches_resume_over_a_restart,
             a_watch_from_zero_begins_with_a_resync,
             a_dropped_watch_is_silent,
@@ -136,6 +137,25 @@ pub fn watches_whole_transactions_in_order(world: &World) {
         let own = writer.watch("v/", 5);
         writer.transact(put("v/c", "5")).await.unwrap();
         assert_eq!(own.try_next(), Some(changed(5, &[("v/c", Some("5"))])));
+    });
+}
+
+/// A writer's own watch is told before the answer, also when both are asked for at once.
+pub fn a_watch_that_begins_is_told_before_the_answer(world: &World) {
+    let writer = world.client();
+    world.run(async move {
+        for revision in 1..=60 {
+            let from = [revision, 0, revision + 9][revision as usize % 3];
+            let own = writer.watch("v/", from);
+            writer.transact(put("v/a", "1")).await.unwrap();
+            let told = own.try_next();
+            // One that cannot begin where it should may begin before the transaction or after it.
+            let resync = matches!(told, Some(WatchEvent::Resync { .. })) && from != revision;
+            let before = told == Some(WatchEvent::Resync { revision: revision - 1 });
+            let told = if resync && before { own.try_next() } else { told };
+            let change = Some(changed(revision, &[("v/a", Some("1"))]));
+            assert!(told == change || (resync && !before), "{revision}: {told:?}");
+        }
     });
 }
 

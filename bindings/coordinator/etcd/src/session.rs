@@ -2,7 +2,7 @@
 //!
 //! All watches share one stream, which is open from the beginning: its end is how a dead connection is noticed
 //! while nothing else is asked. The contract tells a writer's own watch of a transaction before its answer, so an
-//! answer is held back until the watches that its changes match have reported it.
+//! answer is held back until the watches that its changes match have reported it, also those that are beginning.
 //!
 //! Whatever etcd answers that is not about the operation itself (no leader, time over, a broken connection) ends
 //! the session: reads are [`StoreError::Unavailable`] then, transactions [`StoreError::Unknown`].
@@ -164,8 +164,8 @@ impl Session {
             }
             Operation::Unwatch { watch } => {
                 self.beginning.remove(&watch);
+                self.release(watch, u64::MAX, report);
                 if let Some(ended) = self.watches.remove(&watch) {
-                    self.release(watch, u64::MAX, report);
                     self.cancel(ended.number).await?;
                 }
                 report.answer(token, Ok(Answer::Unwatched));
@@ -282,11 +282,17 @@ impl Session {
             Ok(Done::Answer(answer)) => answer,
             Ok(Done::Committed(outcome, changed)) => {
                 if let Outcome::Committed(revision) = outcome {
-                    let waits = |(token, watch): (&Token, &Watch)| {
-                        let matches = changed.iter().any(|key| key.starts_with(&watch.prefix));
-                        (matches && watch.next <= revision).then_some(*token)
-                    };
-                    let watches: BTreeSet<Token> = self.watches.iter().filter_map(waits).collect();
+                    let matches = |prefix: &str| changed.iter().any(|key| key.starts_with(prefix));
+                    let begun = self.watches.iter().filter(|(_, watch)| {
+                        watch.next <= revision && matches(&watch.prefix)
+                    });
+                    // Where one that is beginning will begin is not known: it says so when it does.
+                    let beginning =
+                        self.beginning.iter().filter(|(_, (prefix, _))| matches(prefix));
+                    let watches: BTreeSet<Token> = begun
+                        .map(|(token, _)| *token)
+                        .chain(beginning.map(|(token, _)| *token))
+                        .collect();
                     if !watches.is_empty() {
                         self.held.push(Held { token, outcome, revision, watches });
                         return Ok(());
@@ -300,6 +306,7 @@ impl Session {
             }
             Err(Error::GRpcStatus(status)) if concerns_operation(status.code() as i32) => {
                 self.beginning.remove(&token);
+                self.release(token, u64::MAX, report);
                 Err(StoreError::Failed(format!("etcd says: {}", status.message())))
             }
             Err(error) => return Err(error.to_string()),
@@ -326,6 +333,7 @@ impl Session {
         } else {
             from
         };
+        self.release(token, next - 1, report);
         self.watch(token, prefix, next).await
     }
 
