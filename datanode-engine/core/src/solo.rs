@@ -19,7 +19,7 @@ use bytes::Bytes;
 use cleave_format::FormatError;
 use cleave_format::control::DriveState;
 use cleave_format::ids::{DriveId, Position};
-use cleave_format::solo::{SOLO_DRIVES, SegmentHead, SegmentWriter, SessionIdentity};
+use cleave_format::solo::{SEGMENT_MAX, SOLO_DRIVES, SegmentHead, SegmentWriter, SessionIdentity};
 use cleave_format::vault::VaultKind;
 use cleave_runtime::buffer::PAGE;
 use cleave_runtime::drives::DriveIo;
@@ -279,6 +279,13 @@ pub(crate) async fn load(
     if number == 0 {
         return Err("none of them has its beginning".to_owned());
     }
+    for (io, area) in sources {
+        if goes_on(io, area.start + at..area.end, identity, number).await {
+            return Err(format!(
+                "none of them has its segment {number} intact, which has successors"
+            ));
+        }
+    }
     log.finish_copy(next, catalog).map_err(|error| error.to_string())?;
     Ok(log)
 }
@@ -307,6 +314,30 @@ async fn read_segment(
     // The head is read again with the rest.
     let whole = SegmentHead::decode(&bytes).is_ok_and(|again| again == head);
     (whole && head.check(&bytes).is_ok()).then(|| (head, bytes.to_vec()))
+}
+
+/// Whether a drive has the successor of the segment that should be there and that no drive has intact. No segment is begun before the
+/// one before it is durable on all drives: it is not one that a crash cut off, but one that was acknowledged (C12).
+async fn goes_on(io: &DriveIo, place: Range<u64>, identity: &SessionIdentity, number: u64) -> bool {
+    const PIECE: usize = 256 << 10;
+    let end = place.end.min(place.start + (SEGMENT_MAX + PAGE) as u64);
+    let mut at = place.start + PAGE as u64;
+    while at < end {
+        let length = PIECE.min((end - at) as usize);
+        let pages = io.read(at, length).await;
+        for (index, page) in pages.iter().flat_map(|bytes| bytes.chunks(PAGE)).enumerate() {
+            let successor =
+                |head: SegmentHead| head.identity == *identity && head.number == number + 1;
+            let start = at + (index * PAGE) as u64;
+            if SegmentHead::decode(page).is_ok_and(successor)
+                && read_segment(io, start..place.end, identity, number + 1).await.is_some()
+            {
+                return true;
+            }
+        }
+        at += length as u64;
+    }
+    false
 }
 
 fn take_segment(log: &mut Log, head: &SegmentHead, bytes: &[u8]) -> Result<(), FormatError> {

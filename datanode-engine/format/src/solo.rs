@@ -5,7 +5,7 @@
 //! drives: segments, one after the other, the first at the part's first byte, each in whole pages. All three have the same bytes.
 //!
 //! ```text
-//! segment:  0 magic "CLEAVESL" | 8 version u8 | 9 0 | 10 data node u16 | 12 crc32c u32 of [0..12] and [16..96 + length]
+//! segment:  0 magic "CLEAVEAL" | 8 version u8 | 9 0 | 10 data node u16 | 12 crc32c u32 of [0..12] and [16..96 + length]
 //!           16 cluster [16] | 32 log id u64 | 40 controller incarnation u64 | 48 session u64
 //!           56 number u64 (0, 1, 2, ... in the session) | 64 next position u64 | 72 length u32 of the entries
 //!           76 entries u32 | 80 0 | 96 entries, to their length; then zeros to the end of the page
@@ -34,9 +34,12 @@ pub const SEGMENT_FULL: usize = 1 << 20;
 /// Drives that a session is on.
 pub const SOLO_DRIVES: usize = 3;
 
+/// Bytes of the longest segment on a drive.
+pub const SEGMENT_MAX: usize = (SEGMENT_HEAD + LENGTH_MAX).next_multiple_of(PAGE);
+
 const LENGTH_MAX: usize = SEGMENT_FULL + ENTRY_HEAD + ENTRY_LENGTH_MAX + 1;
 const ENTRY_HEAD: usize = 16;
-const MAGIC: [u8; 8] = *b"CLEAVESL";
+const MAGIC: [u8; 8] = *b"CLEAVEAL";
 const VERSION: u8 = 1;
 const WHAT: &str = "solo segment";
 

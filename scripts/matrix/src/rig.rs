@@ -50,7 +50,8 @@ pub const DATANODE: DatanodeId = DatanodeId(1);
 pub const DRIVES: u16 = 4;
 /// Names of the controllers' processes.
 pub const CONTROLLERS: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
-const DRIVE_SIZE: u64 = 40 << 20;
+/// Of which an eighth is for the logs of controllers that are alone: enough for four short ones.
+const DRIVE_SIZE: u64 = 96 << 20;
 const LOG: LogSettings = LogSettings { record_bytes_max: 8 << 20, control_bytes_max: 1 << 20 };
 /// What anything may take once everything has power, in virtual time.
 const LIMIT: Duration = Duration::from_secs(400);

@@ -283,9 +283,10 @@ impl Session {
             Ok(Done::Committed(outcome, changed)) => {
                 if let Outcome::Committed(revision) = outcome {
                     let matches = |prefix: &str| changed.iter().any(|key| key.starts_with(prefix));
-                    let begun = self.watches.iter().filter(|(_, watch)| {
-                        watch.next <= revision && matches(&watch.prefix)
-                    });
+                    let begun = self
+                        .watches
+                        .iter()
+                        .filter(|(_, watch)| watch.next <= revision && matches(&watch.prefix));
                     // Where one that is beginning will begin is not known: it says so when it does.
                     let beginning =
                         self.beginning.iter().filter(|(_, (prefix, _))| matches(prefix));

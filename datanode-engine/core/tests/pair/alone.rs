@@ -5,6 +5,7 @@ use crate::rig::{FakeHost, NAMES, Rig, SECOND};
 use crate::{append_some, begin_on, destage};
 use cleave_datanode_core::Phase;
 use cleave_format::ids::DriveId;
+use cleave_format::solo::SegmentHead;
 use std::rc::Rc;
 
 /// Both run, reach the drives, are joined and may go on alone; a host has sealed its vdisk.
@@ -152,6 +153,52 @@ fn rot_in_two_copies_of_the_log_is_made_up_for_by_the_third() {
         let area = superblock.solo_area(0, solo.part);
         drive.flip_bit(area.start + 8192 * (1 + 40 * index as u64) + 200, 3);
     }
+    rig.start(0);
+    run_until_alone(&rig, 0);
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+    rig.start(1);
+    whole(&mut rig, &mut host);
+}
+
+/// Rot beyond redundancy is told: a log with a hole is not taken for one that ends there (C12).
+#[test]
+fn rot_in_all_copies_of_the_log_is_no_shorter_log() {
+    let (mut rig, mut host) = begin(321);
+    append_some(&mut host, 100);
+    host.settle(&rig);
+    rig.kill(1);
+    for _ in 0..6 {
+        append_some(&mut host, 20);
+        host.settle(&rig);
+    }
+    let drives = rig.status(0).alone_on;
+    rig.kill(0);
+    let solo = rig.role().unwrap().solo.unwrap();
+    let pool = rig.pool.clone();
+    let starts: Vec<u64> =
+        pool.iter().map(|drive| rig.superblock(drive).solo_area(0, solo.part).start).collect();
+    let place =
+        |DriveId(drive): &DriveId| (&pool[usize::from(*drive)], starts[usize::from(*drive)]);
+    // The second segment: what it had was acknowledged, and what comes after it is there.
+    let (first, start) = place(&drives[0]);
+    let head = SegmentHead::decode(&first.peek(start, 4096)).unwrap();
+    for (drive, start) in drives.iter().map(place) {
+        drive.flip_bit(start + head.size() as u64 + 90, 3);
+    }
+    rig.start(0);
+    rig.start(1);
+    let node = Rc::clone(rig.node(0));
+    let told = rig.world.run_until(|| matches!(node.status().phase, Phase::NoLog(_)), 30 * SECOND);
+    assert!(told, "{:?}", node.status());
+    rig.world.run_for(10 * SECOND);
+    assert!(!rig.status(0).serving && rig.role().unwrap().solo.is_some());
+    // It is damage, not loss: a copy that is mended counts again.
+    let (drive, start) = place(&drives[1]);
+    drive.flip_bit(start + head.size() as u64 + 90, 3);
+    rig.kill(1);
+    rig.kill(0);
     rig.start(0);
     run_until_alone(&rig, 0);
     host.connect(&rig);

@@ -25,7 +25,7 @@ fn segment(number: u64, entries: &[(u64, Vec<u8>)], next: u64) -> Vec<u8> {
 fn golden_vector() {
     let bytes = segment(5, &[(3, vec![0xaa; 5]), (4, vec![0xbb; 16])], 6);
     assert_eq!(bytes.len(), PAGE);
-    assert_eq!(&bytes[..12], b"CLEAVESL\x01\x00\x02\x01");
+    assert_eq!(&bytes[..12], b"CLEAVEAL\x01\x00\x02\x01");
     assert_eq!(&bytes[16..32], &[7; 16]);
     let words = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     assert_eq!([32, 40, 48, 56, 64].map(words), [9, 12, 3, 5, 6]);

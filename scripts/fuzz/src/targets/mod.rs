@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "format-record", run: format::record, seeds: format::record_seeds },
     Target { name: "format-slot", run: format::slot, seeds: format::slot_seeds },
     Target { name: "format-superblock", run: format::superblock, seeds: format::superblock_seeds },
+    Target { name: "solo-segment", run: vault::segment, seeds: vault::segment_seeds },
     Target { name: "vault-body", run: vault::body, seeds: vault::body_seeds },
     Target { name: "vault-header", run: vault::header, seeds: vault::header_seeds },
     Target { name: "vault-log", run: vault::log, seeds: vault::log_seeds },

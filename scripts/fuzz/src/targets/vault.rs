@@ -1,4 +1,4 @@
-//! The log's image on a controller's disk.
+//! The log's image on a controller's disk, and the log of one that is alone on drives.
 
 use super::format::{controls, page, put, record_seeds, seal_record, unpaged};
 use crate::input::Input;
@@ -8,6 +8,7 @@ use cleave_datanode_core::log::{Log, LogEntryKind, LogSettings};
 use cleave_datanode_core::resident::Resident;
 use cleave_format::control::Control;
 use cleave_format::ids::*;
+use cleave_format::solo::{SEGMENT_HEAD, SegmentHead, SegmentWriter, SessionIdentity};
 use cleave_format::vault::{
     VaultHeader, VaultIdentity, VaultKind, VaultReader, VaultState, VaultWriter, body_offset,
     choose, next_generation,
@@ -258,4 +259,64 @@ pub(super) fn log_seeds() -> Vec<Vec<u8>> {
         records.iter().map(|record| all(std::slice::from_ref(record), &controls[..1])).collect();
     seeds.extend(controls.chunks(4).map(|controls| all(&records[..1], controls)));
     seeds
+}
+
+fn session() -> SessionIdentity {
+    SessionIdentity {
+        cluster: ClusterId([1; 16]),
+        datanode: DatanodeId(1),
+        log: 5,
+        incarnation: Incarnation(9),
+        session: 3,
+    }
+}
+
+/// A segment, as it is and with its checksum made right, as a controller loads it.
+pub(super) fn segment(data: &[u8]) {
+    let mut sealed = data.to_vec();
+    if data.len() >= SEGMENT_HEAD {
+        let end = SEGMENT_HEAD.saturating_add(Input(&data[72..]).word() as usize);
+        let covered = &data[..end.min(data.len())];
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&covered[..12]), &covered[16..]);
+        put(&mut sealed, 12, crc);
+    }
+    for bytes in [data, &sealed] {
+        let Ok(head) = SegmentHead::decode(bytes) else { continue };
+        assert!(head.size() >= SEGMENT_HEAD + head.length as usize);
+        // Of bytes that fail their check nothing may be made that is believed, but nothing may panic either.
+        let (sound, entries) = (head.check(bytes).is_ok(), head.entries(bytes));
+        let (true, Ok(entries)) = (sound, entries) else { continue };
+        let mut writer = SegmentWriter::new(head.identity, head.number, Vec::new());
+        for entry in &entries {
+            writer.append(entry.position, entry.kind, entry.check, entry.bytes);
+        }
+        if entries.last().is_none_or(|last| last.position < head.next) {
+            let again = writer.finish(head.next);
+            let length = SEGMENT_HEAD + head.length as usize;
+            assert_eq!(again[..length], bytes[..length], "there is one way to write a segment");
+        }
+    }
+}
+
+/// Segments of no entries, and of records and control records.
+pub(super) fn segment_seeds() -> Vec<Vec<u8>> {
+    let mut all = SegmentWriter::new(session(), 4, Vec::new());
+    let mut position = Position(7);
+    for record in record_seeds().iter().take(2) {
+        all.append(position, VaultKind::Record, 0, record);
+        position.0 += 2;
+    }
+    for control in controls().iter().take(4) {
+        let bytes = cleave_format::encode(control);
+        let check = cleave_format::control::check(position, &bytes);
+        all.append(position, VaultKind::Control, check, &bytes);
+        position.0 += 1;
+    }
+    let none = SegmentWriter::new(session(), 0, Vec::new());
+    let segments = [none.finish(Position(1)), all.finish(position)];
+    segments.map(|segment| segment[..unpadded(&segment)].to_vec()).to_vec()
+}
+
+fn unpadded(segment: &[u8]) -> usize {
+    SegmentHead::decode(segment).map_or(0, |head| SEGMENT_HEAD + head.length as usize)
 }

@@ -9,6 +9,7 @@ use super::judge::judge;
 use crate::rig::{Machine, Rig};
 use crate::tally::{Extent, Tally};
 use crate::units::Unit;
+use cleave_datanode_core::Phase;
 use cleave_format::control::DriveState;
 use cleave_format::ids::DriveId;
 use cleave_runtime_sim::Remains;
@@ -189,7 +190,67 @@ pub const SCENES: &[Scene] = &[
             rig.settle();
         },
     },
+    Scene {
+        name: "going on alone, and the peer's return",
+        machines: &[Active, Store],
+        begin: some_content,
+        act: |rig| {
+            rig.kill_controller(1);
+            alone(rig);
+            // Until one session is worn, and another is filled beside it.
+            let session =
+                |rig: &Rig| rig.role().and_then(|role| role.solo).map(|solo| solo.session);
+            let first = session(rig);
+            for round in 0..40 {
+                rig.write((0..60).map(|block| (60 * round + block) * 7 % 1000));
+            }
+            let cut = rig.was_cut();
+            assert!(cut || session(rig) != first, "no session was worn: the scene shows less");
+            rig.start_controller(1);
+            rig.until("copied", |rig| rig.is_mirrored());
+            rig.settle();
+        },
+    },
+    Scene {
+        name: "start of a controller that was alone",
+        machines: &[Active, Store],
+        begin: |shared| {
+            let mut rig = some_content(shared);
+            rig.kill_controller(1);
+            alone(&mut rig);
+            (0..4).for_each(|round| rig.write(100 * round..100 * round + 20));
+            rig.kill_controller(0);
+            rig
+        },
+        act: |rig| {
+            rig.start_controller(0);
+            alone(rig);
+            rig.write(30..40);
+            rig.start_controller(1);
+            rig.until("copied", |rig| rig.is_mirrored());
+            rig.settle();
+        },
+    },
 ];
+
+/// Waits until the first controller goes on alone (C12). A cut before that is recorded takes the last memory that had the
+/// log, in which nothing is: then the operator gives their word, and it is killed again.
+fn alone(rig: &mut Rig) {
+    let alone = |rig: &Rig| rig.status(0).is_some_and(|status| status.phase == Phase::Alone);
+    let gone = |rig: &Rig| {
+        let recorded = rig.role().is_some_and(|role| role.solo.is_some());
+        let held = rig.status(0).is_some_and(|status| status.log.is_some());
+        rig.was_cut() && !recorded && !held
+    };
+    rig.until("alone, or the log is lost", |rig| alone(rig) || gone(rig));
+    if gone(rig) {
+        rig.start_controller(1);
+        all_started_anew(rig);
+        rig.settle();
+        rig.kill_controller(1);
+        rig.until("alone with another log", alone);
+    }
+}
 
 fn one_stripe(shared: bool) -> Rig {
     let mut rig = Rig::running(shared);
@@ -231,6 +292,13 @@ fn all_started(rig: &mut Rig, forgiven: bool) {
         rig.order_empty_log();
     }
     rig.until("everything runs", started);
+}
+
+/// Both memories are gone: the operator gives their word.
+fn all_started_anew(rig: &mut Rig) {
+    rig.until("nobody has the log", |rig| rig.has_no_log());
+    rig.order_empty_log();
+    rig.until("everything runs", |rig| rig.is_mirrored() && rig.serves());
 }
 
 /// Each machine of each scene.

@@ -19,6 +19,7 @@ use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLICE_BLOCKS, SLOT_HEADER};
 use cleave_format::map_piece::{Leaf, MapPiece};
 use cleave_format::record::{Entry, EntryKind, Record, RecordIdentity, encode_head};
 use cleave_format::slot::{SlotHeader, column_checksums};
+use cleave_format::solo::{SegmentHead, SegmentWriter, SessionIdentity};
 use cleave_format::superblock::{self, Superblock};
 use cleave_format::vault::{self, VaultHeader, VaultIdentity, VaultKind, VaultReader, VaultWriter};
 
@@ -51,6 +52,7 @@ pub fn run(extent: Extent, only: &str, tally: &mut Tally) {
         map_piece(),
         vault_header(),
         vault_body(),
+        solo_segment(),
     ];
     for structure in structures {
         let subject = format!("rot: {}, as bytes", structure.name);
@@ -376,6 +378,45 @@ fn vault_body() -> Structure {
             reader.feed(bytes);
             while reader.next_entry()?.is_some() {}
             reader.finish()
+        }),
+    }
+}
+
+fn solo_segment() -> Structure {
+    let session = |log, session| SessionIdentity {
+        cluster: CLUSTER,
+        datanode: DatanodeId(1),
+        log,
+        incarnation: Incarnation(6),
+        session,
+    };
+    let of = move |log, of, number| {
+        let mut writer = SegmentWriter::new(session(log, of), number, Vec::new());
+        for position in 1..=6 {
+            let bytes = noise(300 * position as usize, position + number);
+            let (kind, check) = match position % 3 {
+                0 => (VaultKind::Control, position as u32),
+                _ => (VaultKind::Record, 0),
+            };
+            writer.append(Position(position), kind, check, &bytes);
+        }
+        let mut segment = writer.finish(Position(7));
+        // Zeros up to the end of its page belong to nothing.
+        let head = SegmentHead::decode(&segment).expect("it was just written");
+        segment.truncate(cleave_format::solo::SEGMENT_HEAD + head.length as usize);
+        segment
+    };
+    Structure {
+        name: "solo segment",
+        good: of(5, 3, 2),
+        others: vec![of(4, 3, 2), of(5, 2, 2), of(5, 3, 1)],
+        read: Box::new(move |bytes| {
+            let head = SegmentHead::decode(bytes)?;
+            if head.identity != session(5, 3) || head.number != 2 {
+                return Err(FormatError::Identity("solo segment"));
+            }
+            head.check(bytes)?;
+            head.entries(bytes).map(drop)
         }),
     }
 }
