@@ -107,10 +107,16 @@ impl Host {
     }
 
     fn submit(&self, token: u64, operation: Operation) {
-        let core = self.shared.core.borrow().clone().expect("it serves");
         let request = GuestRequest { token, vdisk: self.shared.vdisk.get(), operation };
-        core.submit(request).expect("the write buffer has room for a few blocks");
+        self.try_submit(request).expect("the write buffer has room for a few blocks");
+    }
+
+    /// Gives the request back when the write buffer has no room.
+    fn try_submit(&self, request: GuestRequest) -> Result<(), GuestRequest> {
+        let core = self.shared.core.borrow().clone().expect("it serves");
+        let taken = core.submit(request);
         self.process.wake();
+        taken
     }
 
     /// Completed requests of those that were asked for.
@@ -248,7 +254,8 @@ impl Rig {
                 true => Operation::WriteZeroes { offset, length: BLOCK as u64, unmap: true },
                 false => Operation::Write { offset, data: content(block, version) },
             };
-            self.host().submit(token, operation);
+            let request = GuestRequest { token, vdisk: self.host().shared.vdisk.get(), operation };
+            self.submit_when_there_is_room(request);
         }
         let count = begun.len();
         self.until("writes are acknowledged", |rig| rig.host().completed() == count);
@@ -256,6 +263,16 @@ impl Rig {
             assert_eq!(completion.result, Ok(()), "a write");
             let (block, version) = begun[&completion.token];
             self.guest.acknowledge(block, version);
+        }
+    }
+
+    /// As a front end does: keeps the request, and tries again.
+    fn submit_when_there_is_room(&mut self, mut request: GuestRequest) {
+        let end = self.world.now() + super::LIMIT;
+        while let Err(refused) = self.host().try_submit(request) {
+            assert!(self.world.now() < end, "the write buffer gets no room; {}", self.standing());
+            request = refused;
+            self.pass(Duration::from_millis(1));
         }
     }
 
