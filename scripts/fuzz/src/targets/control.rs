@@ -140,7 +140,24 @@ certificate = "/c/own.pem"
 key = "/c/own.key"
 "#;
 
-/// A whole file, and one with tables written otherwise.
+const ETCD: &str = r#"
+[etcd]
+endpoints = ["https://10.0.0.1:2379", "https://[fd00::2]:2379"]
+prefix = "/cleave/one/"
+ca = "/c/etcd-ca.pem"
+server_name = "etcd.example"
+certificate = "/c/etcd.pem"
+key = "/c/etcd.key"
+user = "cleave"
+password_file = "/c/password"
+"#;
+
+/// Cleave's own store gives its place to etcd.
+fn with_etcd(file: &str) -> Vec<u8> {
+    [&file.replace("store_socket = \"/c/store.sock\"\n", ""), ETCD].concat().into_bytes()
+}
+
+/// A whole file, one with tables written otherwise, and one over etcd.
 pub(super) fn host_config_seeds() -> Vec<Vec<u8>> {
     let head = r#"name = "host-1"
 id = 1
@@ -165,10 +182,11 @@ controllers = [
     { name = "datanode-1b", address = "[::1]:4002" },
 ]
 "#;
-    vec![[head, TLS, tail].concat().into_bytes(), [head, tail].concat().into_bytes()]
+    let all = [head, TLS, tail].concat();
+    vec![all.clone().into_bytes(), [head, tail].concat().into_bytes(), with_etcd(&all)]
 }
 
-/// A whole file.
+/// A whole file, and one over etcd.
 pub(super) fn datanode_config_seeds() -> Vec<Vec<u8>> {
     let head = r#"name = "datanode-1a"
 controller = 0
@@ -189,7 +207,8 @@ drives = [
     { id = 2, uuid = "00000000000000000000000000000003", path = "/dev/nvme0n1" },
 ]
 "#;
-    vec![[head, TLS].concat().into_bytes()]
+    let all = [head, TLS].concat();
+    vec![all.clone().into_bytes(), with_etcd(&all)]
 }
 
 /// Sizes, names, vdisks.
