@@ -110,8 +110,8 @@ pub struct OpenOrder {
     pub epoch: Epoch,
     /// Its keys, when it is encrypted.
     pub keys: Option<Keys>,
-    /// The previous owner's process is known dead by its kernel lock (C25).
-    pub predecessor_dead: bool,
+    /// Epochs whose owners served it, and are gone (C9, C25).
+    pub gone: Vec<Epoch>,
     /// Its device; the capacity is the vdisk's size.
     pub device: DiskConfig,
     /// The device itself, when it comes from another core.

@@ -47,7 +47,7 @@ pub async fn answer(engine: &Rc<Engine>, request: Request, stop: &Stop) -> Respo
         Request::AddFlash { device, .. } => {
             done(flash::add_online(Rc::clone(engine), device).await)
         }
-        Request::RetireFlash { device } => done(flash::retire(Rc::clone(engine), device).await),
+        Request::RetireFlash { device, .. } => done(flash::retire(Rc::clone(engine), device).await),
         _ => Response::error("a host engine does not do this; ask the cluster's supervisor"),
     }
 }

@@ -11,19 +11,21 @@
 //! serving ─ epoch of the next core in the store ─▶ first core: drained, closed, device detached ─▶ next core: opened (C8)
 //! ```
 //! The namespace says what is wanted; this task brings it about, one step after another. The lock is held
-//! from before the first epoch until nothing of the vdisk runs here any more. A crash leaves the owner
-//! record as it was: the successor on this host takes the lock, and so knows that nobody runs.
+//! from before the first epoch until nothing of the vdisk runs here any more. An epoch is taken only while the vdisk's
+//! record names this host, in one transaction: a host that was slow takes nothing back that another one was given. A crash
+//! leaves the owner record as it was: the successor on this host takes the lock, and so knows that nobody runs.
 
 use crate::core::CoreHandle;
 use crate::engine::Engine;
 use crate::messages::{Answer, OpenError, OpenOrder, Order};
 use cleave_control::names::vhost_socket;
-use cleave_control::records::{VdiskRecord, VdiskState};
+use cleave_control::records::{VdiskRecord, VdiskState, from_value, vdisk_key};
 use cleave_control::status::VdiskServing;
+use cleave_coordinator::encoding::encode;
 use cleave_coordinator::records::owner_key;
-use cleave_coordinator::{Outcome, StoreError, VdiskOwner};
+use cleave_coordinator::{Outcome, StoreError, Transaction, VdiskOwner};
 use cleave_format::ids::{Epoch, VdiskId};
-use cleave_host_core::HostError;
+use cleave_host_core::{HostError, OwnerBefore, Tenure};
 use cleave_process::lock::{KernelLock, holder};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::sync::Signal;
@@ -82,6 +84,8 @@ enum Failure {
     Name(#[from] cleave_control::names::NameError),
     #[error("a newer owner has it")]
     Fenced,
+    #[error("its record does not name this host any more")]
+    Elsewhere,
 }
 
 impl Vdisk {
@@ -147,6 +151,43 @@ impl Vdisk {
     fn lock_path(&self, engine: &Engine) -> PathBuf {
         engine.config.lock_dir.join(format!("vdisk-{}.lock", self.id))
     }
+
+    fn epochs_path(&self, engine: &Engine) -> PathBuf {
+        engine.config.lock_dir.join(format!("vdisk-{}.epochs", self.id))
+    }
+
+    /// The epochs of this host, as it remembers them.
+    fn remembered(&self, engine: &Engine) -> Option<Tenure> {
+        let text = std::fs::read_to_string(self.epochs_path(engine)).ok()?;
+        Tenure::from_text(&text)
+    }
+
+    /// Remembers them, for the next owner here; `None`: nothing can be relied on. Where that fails, or a crash leaves less,
+    /// the next owner waits for a lease that nobody has.
+    fn remember(&self, engine: &Engine, tenure: Option<Tenure>) {
+        let path = self.epochs_path(engine);
+        let written = match tenure {
+            Some(tenure) => {
+                let next = path.with_extension("epochs-next");
+                std::fs::write(&next, tenure.to_text()).and_then(|()| std::fs::rename(&next, &path))
+            }
+            None => std::fs::remove_file(&path),
+        };
+        match written {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(vdisk = self.name, path = %path.display(), "not remembered: {error}");
+                // What it says must not be of other epochs.
+                drop(std::fs::remove_file(&path));
+            }
+            _ => {}
+        }
+    }
+
+    /// This host took an epoch, and knows that of those before.
+    fn took(&self, engine: &Engine, epoch: u64, known: Option<Tenure>) -> (Epoch, Vec<Epoch>) {
+        self.remember(engine, known.map(Tenure::taken));
+        (Epoch(epoch), known.map_or_else(Vec::new, Tenure::gone))
+    }
 }
 
 /// Brings about what is wanted of a vdisk, until nothing is any more.
@@ -201,13 +242,13 @@ async fn step(
     vdisk.serving.set(VdiskServing::Recovering);
     vdisk.fenced.set(false);
     reached(Point::HostLocked);
-    let (epoch, predecessor_dead) = take_ownership(engine, vdisk.id).await?;
+    let (epoch, gone) = take_ownership(engine, vdisk).await?;
     reached(Point::HostEpochTaken);
     let order = OpenOrder {
         vdisk: vdisk.id,
         epoch,
         keys,
-        predecessor_dead,
+        gone,
         device: device(engine, vdisk, record.size)?,
         handed: None,
         without_device: deleting,
@@ -230,6 +271,7 @@ async fn step(
         _ => return Err(OpenError::Stopping.into()),
     }
     vdisk.epoch.set(epoch.0);
+    vdisk.remember(engine, Some(Tenure::served(epoch)));
     let outcome = match deleting {
         true => Ok(()),
         false => serve(engine, vdisk, record.size).await,
@@ -242,6 +284,7 @@ async fn step(
         return match deleted {
             Some(Answer::Deleted(Ok(()))) => {
                 reached(Point::HostDeleted);
+                vdisk.remember(engine, None);
                 tracing::info!(vdisk = vdisk.name, "deleted");
                 Ok(true)
             }
@@ -331,7 +374,7 @@ async fn change_core(
     let device = device(engine, vdisk, size)?;
     // Before the first core lets go, so that nothing but the log is needed then. Until the log is sealed under it, the
     // first core serves under the epoch before.
-    let (epoch, predecessor_dead) = match take_ownership(engine, vdisk.id).await {
+    let (epoch, gone) = match take_ownership(engine, vdisk).await {
         Ok(taken) => taken,
         Err(error) => {
             tracing::warn!(vdisk = vdisk.name, "stays on its core: {error}");
@@ -351,19 +394,13 @@ async fn change_core(
     };
     vdisk.core.replace(Rc::clone(target));
     let keys = if record.encrypted { engine.keys.clone() } else { None };
-    let order = OpenOrder {
-        vdisk: vdisk.id,
-        epoch,
-        keys,
-        predecessor_dead,
-        device,
-        handed,
-        without_device: false,
-    };
+    let order =
+        OpenOrder { vdisk: vdisk.id, epoch, keys, gone, device, handed, without_device: false };
     match target.ask(Order::Open(Box::new(order))).wait().await {
         Some(Answer::Opened(opened)) => opened?,
         _ => return Err(OpenError::Stopping.into()),
     }
+    vdisk.remember(engine, Some(Tenure::served(epoch)));
     let took = engine.executor.now().since(since);
     engine.cpu.moves.set(engine.cpu.moves.get() + 1);
     let (from, to) = (from.core, target.core);
@@ -389,10 +426,19 @@ async fn take_lock(engine: &Engine, vdisk: &Vdisk) -> Result<Option<KernelLock>,
     Ok(None)
 }
 
-/// A new ownership epoch, and whether the owner before is known dead, because it was on this host, whose
-/// lock is held now, or has let go.
-async fn take_ownership(engine: &Engine, vdisk: VdiskId) -> Result<(Epoch, bool), StoreError> {
-    let key = owner_key(vdisk.0);
+/// The revision of the vdisk's record while it names this host.
+async fn named_here(engine: &Engine, vdisk: &Vdisk) -> Result<u64, Failure> {
+    let key = vdisk_key(&vdisk.name);
+    let found = engine.store.get(&key).await?.ok_or(Failure::Elsewhere)?;
+    let record: VdiskRecord = from_value(&key, &found.value)
+        .map_err(|error| StoreError::Malformed { key, reason: error.to_string() })?;
+    let here = record.id == vdisk.id.0 && record.host == Some(engine.config.id);
+    here.then_some(found.revision).ok_or(Failure::Elsewhere)
+}
+
+/// A new ownership epoch, and owners before that are known to be gone; the lock is held.
+async fn take_ownership(engine: &Engine, vdisk: &Vdisk) -> Result<(Epoch, Vec<Epoch>), Failure> {
+    let key = owner_key(vdisk.id.0);
     let host = u64::from(engine.config.id);
     let incarnation = engine.incarnation.get().0;
     let mut tried = None;
@@ -403,21 +449,29 @@ async fn take_ownership(engine: &Engine, vdisk: VdiskId) -> Result<(Epoch, bool)
             None => (None, 0),
         };
         // An attempt whose fate was open did succeed.
-        if let (Some((owner, dead)), Some(before)) = (&tried, &before)
+        if let (Some((owner, known)), Some(before)) = (&tried, &before)
             && owner == before
         {
-            return Ok((Epoch(before.epoch), *dead));
+            return Ok(vdisk.took(engine, before.epoch, *known));
         }
-        let dead = before
-            .as_ref()
-            .is_none_or(|before| before.host == host || before.incarnation.is_none());
+        let named = named_here(engine, vdisk).await?;
+        let owner_before = before.as_ref().map(|before| OwnerBefore {
+            epoch: Epoch(before.epoch),
+            own: before.host == host,
+            released: before.incarnation.is_none(),
+        });
+        let known = Tenure::before(vdisk.remembered(engine), owner_before);
         let epoch = before.map_or(0, |before| before.epoch) + 1;
         let owner = VdiskOwner { epoch, host, incarnation: Some(incarnation) };
-        match engine.store.put_record(&key, revision, &owner).await {
-            Ok(Outcome::Committed(_)) => return Ok((Epoch(epoch), dead)),
+        let taking = Transaction::new()
+            .require(vdisk_key(&vdisk.name), named)
+            .require(key.clone(), revision)
+            .put(key.clone(), encode(&owner));
+        match engine.store.transact(taking).await {
+            Ok(Outcome::Committed(_)) => return Ok(vdisk.took(engine, epoch, known)),
             Ok(Outcome::Conflict) => tried = None,
-            Err(StoreError::Unknown) => tried = Some((owner, dead)),
-            Err(error) => return Err(error),
+            Err(StoreError::Unknown) => tried = Some((owner, known)),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -161,9 +161,10 @@ class Cluster:
 
         until(named, 10, lambda: f"not just drives {numbers} are lost: {self.status()['warnings']}")
 
-    def socket(self, vdisk):
-        """Where a vdisk is served."""
-        return os.path.join(self.dir, "vhost", vdisk + ".sock")
+    def socket(self, vdisk, host=1):
+        """Where a vdisk is served by a host."""
+        folder = ["vhost"] if host == 1 else ["vhost", f"host-{host}"]
+        return os.path.join(self.dir, *folder, vdisk + ".sock")
 
     def drive(self, number):
         """A drive's file."""

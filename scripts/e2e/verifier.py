@@ -15,7 +15,7 @@ class Verifier:
         seed = str(context.options.seed)
         line = [context.options.program("cleave-verify"), "--socket", cluster.socket(vdisk)]
         line += ["--bytes", str(write), "--seed", seed, *arguments]
-        if until_told:
+        if until_told and "--probe" not in line:
             line.append("--until-input-ends")
         number = len([name for name in _files(context) if name.startswith("verify-")])
         self._output = context.path(f"verify-{number}.log")
@@ -61,19 +61,42 @@ class Verifier:
 
     def finish(self, seconds):
         """Waits for its end, which must be a success; the figures of its last line."""
+        return self._figures(seconds, "verified ")
+
+    def _figures(self, seconds, begin):
         try:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise Failure(f"cleave-verify did not end in {seconds} s: {self.output()[-2000:]}") from None
         check(status == 0, f"cleave-verify ended with {status}: {self.output()[-2000:]}")
         last = self.output().splitlines()[-1]
-        check(last.startswith("verified "), f"cleave-verify said {last!r}")
+        check(last.startswith(begin), f"cleave-verify said {last!r}")
         return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last)}
 
     def _end(self):
         if self.is_running():
             self._process.kill()
             self._process.wait()
+
+
+class Probe(Verifier):
+    """A front end that the engine must refuse by the time that it asks: `ask` puts reads and writes into its ring."""
+
+    def __init__(self, context, cluster, vdisk):
+        super().__init__(context, cluster, vdisk, 0, ["--probe"], until_told=True)
+        self._until_said("connected")
+
+    def ask(self):
+        """Reads and writes, which nobody takes while the engine is stopped."""
+        self._process.stdin.close()
+        self._until_said("asked")
+
+    def finish(self, seconds):
+        """Waits until all of it was refused; the figures."""
+        return self._figures(seconds, "refused ")
+
+    def _until_said(self, word):
+        until(lambda: word in self.output().splitlines(), 60, lambda: f"it said {self.output()!r}")
 
 
 def _files(context):

@@ -154,7 +154,11 @@ pub struct DevOptions {
     /// Start no engines: something else does, with the configurations in DIR/run, which are kept as they are.
     #[arg(long, conflicts_with = "restart")]
     pub no_engines: bool,
-    /// Memory that the host engine may use [default: 512M]
+    /// Hosts, each with an engine, flash and sockets of its own (DIR/vhost/host-N from the second on), at most 8. Hosts can be
+    /// added at a later start [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub hosts: Option<u16>,
+    /// Memory that each host engine may use [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = host_memory)]
     pub host_memory: Option<u64>,
     /// Size of the mirrored log, in each controller [default: 256M]
@@ -212,18 +216,24 @@ pub enum PoolCommand {
 /// What to do with flash, while guests go on.
 #[derive(Debug, Subcommand)]
 pub enum FlashCommand {
-    /// Give the host another device.
+    /// Give a host another device.
     Add {
         /// A block device, a file, or memory:SIZE. It must be empty, or flash of this cluster.
         device: String,
         /// Make the file, sparse and of this size.
         #[arg(long, value_name = "SIZE", value_parser = flash_size)]
         size: Option<u64>,
+        /// Which host, a number from 1.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        host: u32,
     },
-    /// Take a device from the host; its reads go to the pool, or to the other devices once they have warmed up.
+    /// Take a device from a host; its reads go to the pool, or to the other devices once they have warmed up.
     Retire {
         /// As `cleave flash status` shows it.
         device: String,
+        /// Which host, a number from 1.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        host: u32,
     },
     /// Show the devices.
     Status {
@@ -270,9 +280,18 @@ pub enum VdiskCommand {
         name: String,
     },
     /// Print QEMU arguments and libvirt XML that attach a vdisk to a guest.
+    ///
+    /// With --host that host serves it first: the one that does lets go. One that does not answer (dead, stopped, cut off) is
+    /// fenced: it can write no more, and after at most 13 seconds it can answer no read either; then the new one serves.
     Attach {
         /// Its name.
         name: String,
+        /// Have this host serve it, a number from 1.
+        #[arg(long, value_name = "N")]
+        host: Option<u32>,
+        /// With --host: also when a guest uses it on the host that serves it now.
+        #[arg(long, requires = "host")]
+        take_over: bool,
         /// Queues for the guest.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
         queues: u16,

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::image::{self, Export, Import};
 use cleave_control::names::check_name;
 use cleave_control::protocol::{Reply, Request, call};
-use cleave_control::status::{HostFlashStatus, PoolStatus, VdiskEntry};
+use cleave_control::status::{HostStatus, PoolStatus, VdiskEntry};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -62,9 +62,13 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             };
             let program = program.map(absolute).transpose()?;
             match ask(&dir, &Request::UpgradeHost { program })? {
-                Reply::Upgraded { version, stall_milliseconds } => print(&format!(
-                    "host-1 runs {version}; guests waited at most {stall_milliseconds} ms\n"
-                )),
+                Reply::Upgraded { hosts, version, stall_milliseconds } => {
+                    let run = if hosts.len() == 1 { "runs" } else { "run" };
+                    let hosts = hosts.join(", ");
+                    print(&format!(
+                        "{hosts} {run} {version}; guests waited at most {stall_milliseconds} ms\n"
+                    ))
+                }
                 _ => Err(Error::UnknownAnswer),
             }
         }
@@ -122,24 +126,28 @@ fn flash(dir: &Path, command: FlashCommand) -> Result<()> {
         crate::dev::flash::named(text)?.ok_or_else(none)
     };
     match command {
-        FlashCommand::Add { device, size } => {
-            done(dir, &Request::AddFlash { device: named(&device)?, size })
+        FlashCommand::Add { device, size, host } => {
+            let (device, host) = (named(&device)?, Some(host));
+            done(dir, &Request::AddFlash { device, size, host })
         }
-        FlashCommand::Retire { device } => {
-            done(dir, &Request::RetireFlash { device: named(&device)? })
+        FlashCommand::Retire { device, host } => {
+            let (device, host) = (named(&device)?, Some(host));
+            done(dir, &Request::RetireFlash { device, host })
         }
         FlashCommand::Status { json } => {
             let Reply::Status(status) = ask(dir, &Request::Status {})? else {
                 return Err(Error::UnknownAnswer);
             };
-            let flash = status.hosts.into_iter().map(|host| host.flash);
+            let several = status.hosts.len() > 1;
+            let shown = |host: &HostStatus| {
+                let name = if several { format!("{}\n", host.process.name) } else { String::new() };
+                name + &text::flash(&host.flash) + &text::flash_events(&host.flash)
+            };
             match json {
-                true => print_json(&flash.collect::<Vec<_>>()),
-                false => {
-                    let shown =
-                        |flash: HostFlashStatus| text::flash(&flash) + &text::flash_events(&flash);
-                    print(&flash.map(shown).collect::<String>())
+                true => {
+                    print_json(&status.hosts.iter().map(|host| &host.flash).collect::<Vec<_>>())
                 }
+                false => print(&status.hosts.iter().map(shown).collect::<String>()),
             }
         }
     }
@@ -160,7 +168,11 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
             done(dir, &Request::ResizeVdisk { name, size, accept_data_loss })
         }
         VdiskCommand::Delete { name } => done(dir, &Request::DeleteVdisk { name }),
-        VdiskCommand::Attach { name, queues, memory } => {
+        VdiskCommand::Attach { name, host, take_over, queues, memory } => {
+            if let Some(host) = host {
+                let name = name.clone();
+                done(dir, &Request::MoveVdisk { name, host, take_over })?;
+            }
             let socket = existing(dir, &name)?.socket.ok_or_else(|| {
                 let reason = "it is not served; look at `cleave status`".to_owned();
                 Error::Vdisk { name: name.clone(), reason }

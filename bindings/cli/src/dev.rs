@@ -48,7 +48,7 @@ use std::path::PathBuf;
 pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
     let directory = Directory::create(&dir.ok_or(Error::NoDirectory)?)?;
     for (name, _) in &options.vdisks {
-        directory.vhost_socket(name)?;
+        directory.vhost_socket(settings::HOST_ID, name)?;
     }
     let held = directory::hold(&directory)?;
     let asked = Asked {
@@ -59,6 +59,7 @@ pub fn run(dir: Option<PathBuf>, options: &DevOptions) -> Result<()> {
         erase: options.erase_drives,
         encrypted: options.encrypt,
         key_file: options.key_file.as_deref().map(absolute).transpose()?,
+        hosts: options.hosts,
         host_memory: options.host_memory,
         log_size: options.log_size,
         flash: flash_of(&options.flash)?,

@@ -58,6 +58,17 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Have another host serve a vdisk; answered when it does. The one that serves it lets go first, or is fenced when it does
+    /// not answer.
+    MoveVdisk {
+        /// Its name.
+        name: String,
+        /// The host's number.
+        host: u32,
+        /// Also while a guest uses it where it is served now.
+        #[serde(default)]
+        take_over: bool,
+    },
     /// Start an engine that has ended, or end and start one that runs.
     RestartChild {
         /// The engine's name.
@@ -85,11 +96,17 @@ pub enum Request {
         /// Make it first: a sparse file of so many bytes. Not for engines.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<u64>,
+        /// Which host's; without it the first one's. Not for engines.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<u32>,
     },
     /// Take flash from a host. Answered when nothing of it is in use any more.
     RetireFlash {
         /// As in the host's status.
         device: String,
+        /// Which host's; without it the first one's. Not for engines.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<u32>,
     },
     /// Start a data node with an empty log although no controller holds the old one (C7).
     StartEmptyLog {
@@ -145,6 +162,8 @@ pub enum Reply {
     ControllerStatistics(ControllerStatistics),
     /// The successor serves what its predecessor served.
     Upgraded {
+        /// The hosts.
+        hosts: Vec<String>,
         /// What it is.
         version: String,
         /// Milliseconds from the predecessor's end to that: guests waited at most so long.

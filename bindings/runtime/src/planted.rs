@@ -84,11 +84,15 @@ bugs! {
     LoadOldImage breaks "C7";
     /// Owners of older epochs may append and commit.
     AcceptOldOwners breaks "C8";
-    /// Appends are taken after a newer owner's seal.
+    /// Appends are taken after a newer owner's seal; nor is the older one told of it when it asks for its lease.
     AppendAfterSeal breaks "C8";
     /// A map is opened from the catalog before it has every commit that released records: a seal is answered once it
     /// is mirrored, and what waits for the catalog is not applied before the question.
     OpenStaleMap breaks "C8";
+    /// A seal is acknowledged while an owner before may hold a read lease.
+    AcknowledgeSealEarly breaks "C9";
+    /// A host answers reads although its lease has run out.
+    ReadPastLease breaks "C9";
     /// Shards count as written before the drive is flushed.
     CommitBeforeFlush breaks "C10";
     /// A controller that stops says that its vault is written before it is durable.

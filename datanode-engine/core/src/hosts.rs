@@ -233,6 +233,7 @@ impl State {
                 | HostMessage::Delete { .. }
                 | HostMessage::Grant { .. }
                 | HostMessage::ReturnGrant { .. }
+                | HostMessage::Renew { .. }
         );
         if on_log && session.class != Class::Log {
             return Err("an append or commit outside of the log connection".to_owned());
@@ -255,6 +256,10 @@ impl State {
                 session.requests += 1;
                 if session.requests > REQUESTS_MAX {
                     return Err("too many requests at a time".to_owned());
+                }
+                if let HostMessage::Renew { request, vdisks } = other {
+                    self.renew(connection, who.incarnation, request, vdisks);
+                    return Ok(());
                 }
                 if on_log {
                     return self.control(connection, who, other, length);
@@ -535,8 +540,15 @@ impl State {
         any
     }
 
+    /// So many requests of a session will not be answered.
+    pub(crate) fn unanswered(&mut self, connection: ConnectionId, requests: u32) {
+        if let Some(session) = self.sessions.get_mut(&connection) {
+            session.requests = session.requests.saturating_sub(requests);
+        }
+    }
+
     /// Answers a request.
-    fn reply(
+    pub(crate) fn reply(
         &mut self,
         connection: ConnectionId,
         lane: u8,

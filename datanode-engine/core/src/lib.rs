@@ -28,6 +28,7 @@ pub mod drives;
 pub mod grants;
 mod hosts;
 mod join;
+pub mod leases;
 pub mod log;
 mod mend;
 pub mod mirror;

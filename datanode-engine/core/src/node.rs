@@ -441,6 +441,15 @@ impl Node {
                     Ok(())
                 }
                 (PeerMessage::Lent { position, check }, _) => state.lent(position, check, payload),
+                (PeerMessage::Vouch { number }, false) => {
+                    // C9: only while it is joined it gets here, and the role is not taken meanwhile.
+                    let _ = state.send_peer(&PeerMessage::Vouched { number }, &[]);
+                    Ok(())
+                }
+                (PeerMessage::Vouched { number }, true) => {
+                    state.vouched(connection, number);
+                    Ok(())
+                }
                 _ => Err("a message out of place".to_owned()),
             }
         };

@@ -154,13 +154,13 @@ impl Resident {
         seal.deleted.then_some(seal.position)
     }
 
-    /// Whether a vdisk may be sealed. `Ok(Some(_))`: it is already, just so, since that position.
+    /// Whether a vdisk may be sealed. `Ok(Some(_))`: it is already, just so, since that position. When that is
+    /// acknowledged the [leases](crate::leases) say (C9).
     pub fn check_seal(
         &self,
         vdisk: VdiskId,
         epoch: Epoch,
         incarnation: Incarnation,
-        predecessor_dead: bool,
     ) -> Result<Option<Position>, Refusal> {
         let Some(seal) = self.seals.get(&vdisk) else { return Ok(None) };
         if seal.deleted || seal.epoch > epoch {
@@ -169,10 +169,6 @@ impl Resident {
         if seal.epoch == epoch {
             let same = seal.incarnation == incarnation;
             return if same { Ok(Some(seal.position)) } else { Err(Refusal::Sealed) };
-        }
-        // C9: without read leases only the kernel's word ends an owner that may be alive.
-        if seal.incarnation != incarnation && !predecessor_dead {
-            return Err(Refusal::OwnerAlive);
         }
         Ok(None)
     }
@@ -198,20 +194,19 @@ mod tests {
         }
     }
 
-    /// C8, C9, C28.
+    /// C8, C28.
     #[test]
     fn only_the_sealed_epoch_is_accepted() {
         let mut resident = Resident::default();
-        let check = |resident: &Resident, epoch, incarnation, dead| {
-            resident.check_seal(VDISK, Epoch(epoch), Incarnation(incarnation), dead)
+        let check = |resident: &Resident, epoch, incarnation| {
+            resident.check_seal(VDISK, Epoch(epoch), Incarnation(incarnation))
         };
-        assert_eq!(check(&resident, 1, 5, false), Ok(None));
+        assert_eq!(check(&resident, 1, 5), Ok(None));
         resident.apply(Position(9), &seal(1, 5));
-        assert_eq!(check(&resident, 1, 5, false), Ok(Some(Position(9))));
-        assert_eq!(check(&resident, 1, 6, true), Err(Refusal::Sealed));
-        assert_eq!(check(&resident, 2, 6, false), Err(Refusal::OwnerAlive));
-        assert_eq!(check(&resident, 2, 6, true), Ok(None));
-        assert_eq!(check(&resident, 2, 5, false), Ok(None));
+        assert_eq!(check(&resident, 1, 5), Ok(Some(Position(9))));
+        assert_eq!(check(&resident, 1, 6), Err(Refusal::Sealed));
+        assert_eq!(check(&resident, 2, 6), Ok(None));
+        assert_eq!(check(&resident, 2, 5), Ok(None));
         resident.apply(Position(12), &seal(2, 6));
         let owner = |epoch, incarnation| {
             resident.check_owner(VDISK, Epoch(epoch), Incarnation(incarnation)).is_ok()
@@ -219,7 +214,7 @@ mod tests {
         assert!(owner(2, 6) && !owner(1, 5) && !owner(2, 5) && !owner(3, 6));
         resident.apply(Position(13), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
         assert!(resident.check_owner(VDISK, Epoch(2), Incarnation(6)).is_err());
-        assert_eq!(check(&resident, 3, 6, true), Err(Refusal::Sealed));
+        assert_eq!(check(&resident, 3, 6), Err(Refusal::Sealed));
     }
 
     /// C19: what a run leaves, or a delete ends, is not certain from the record's own position on.

@@ -11,6 +11,7 @@ use crate::catalog_queue::{CatalogQueue, Waiter};
 use crate::drives::Drives;
 use crate::grants::{Grants, Issued};
 use crate::hosts::{HostRequest, Session};
+use crate::leases::Leases;
 use crate::log::{Log, LogSettings};
 use crate::log::{LogEntry, LogEntryKind, Rotted};
 use crate::mend::Mending;
@@ -220,6 +221,8 @@ pub(crate) struct Active {
     pub quota: u64,
     /// What holds slots is known from the catalog and the log, up to here, since it became active.
     pub holds_known: Position,
+    /// Read leases of hosts (C9).
+    pub leases: Leases,
     /// Host incarnations with grants and without a log connection, and since when (C15).
     pub absent: BTreeMap<Incarnation, Moment>,
 }
@@ -446,6 +449,7 @@ impl State {
             any |= self.forward();
             self.solo.wake_for(self.held.as_ref().map(|held| held.log.next()));
             any |= self.acknowledge();
+            any |= self.look_after_leases();
             self.trim();
         } else {
             self.answer();

@@ -10,9 +10,19 @@ use cleave_format::control::{CommitVdisk, GrantedStripe, InlineEntry, PiecePlace
 use cleave_format::ids::{
     ClusterId, DriveId, Epoch, HostId, Incarnation, Position, StripeId, VdiskId,
 };
+use std::time::Duration;
 
 /// Number of a request on its connection.
 pub type RequestNumber = u64;
+
+/// How long a host may answer reads of a vdisk, by its own clock, from the moment when it asked for the lease (C9). Longer
+/// than a controller takes to take the active role over, so that reads go on meanwhile.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// How long a lease counts for the controllers, by their clocks, from the moment when they were asked: clocks of two
+/// machines may differ in rate by a tenth each.
+pub const LEASE_COUNTED: Duration = Duration::from_millis(12_500);
+/// A host asks again after this.
+pub const LEASE_RENEWED: Duration = Duration::from_secs(2);
 
 /// From a host core to a controller.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -29,8 +39,9 @@ pub enum HostMessage {
         vdisk: VdiskId,
         /// Its new ownership epoch, from the store.
         epoch: Epoch,
-        /// The previous owner's process is known dead by its kernel lock (C9, C25).
-        predecessor_dead: bool,
+        /// Epochs whose owners served the vdisk and do so no more: they let go of it, as the store says, or were
+        /// processes of this host, whose kernel lock it holds (C9, C25). Only of the last owner it matters.
+        gone: Vec<Epoch>,
     },
     /// Log class, lane 0. Commit (C4).
     Commit {
@@ -68,6 +79,13 @@ pub enum HostMessage {
     ReturnGrant {
         /// Which.
         stripes: Vec<StripeId>,
+    },
+    /// Log class, lane 0. Renew the read leases of vdisks that this core has sealed (C9).
+    Renew {
+        /// Request number.
+        request: RequestNumber,
+        /// Which, each with the host's ownership epoch.
+        vdisks: Vec<(VdiskId, Epoch)>,
     },
     /// Read class. Unreleased records of a sealed vdisk, from a log position on.
     Fetch {
@@ -293,6 +311,13 @@ pub enum ControllerMessage {
         /// Or why not.
         result: Result<(), ShardFault>,
     },
+    /// Result of [`HostMessage::Renew`]: the leases last for [`LEASE`] from when the host asked.
+    Renewed {
+        /// Request number.
+        request: RequestNumber,
+        /// Vdisks that the host does not own any more: their leases are not renewed.
+        lost: Vec<VdiskId>,
+    },
     /// Sent when it changes: the host's share of the log, in bytes of records.
     Quota {
         /// Bytes.
@@ -354,8 +379,9 @@ pub enum Refusal {
     /// A stripe that the commit refers to may be freed by now (C19): plan its content anew, without it.
     #[error("a stripe that it refers to may be freed")]
     NoReference,
-    /// The previous owner may still be alive.
-    #[error("the previous owner may still be alive")]
+    /// The vdisk is sealed, so that older owners can write no more, but one of them may serve reads for as long as its
+    /// lease may last (C9): ask again.
+    #[error("an owner before may still hold a read lease")]
     OwnerAlive,
     /// The message contradicts itself.
     #[error("malformed request")]

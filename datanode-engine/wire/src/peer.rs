@@ -75,6 +75,17 @@ pub enum PeerMessage {
         /// Of a control record, its [`check`](cleave_format::control::check) there.
         check: Option<u32>,
     },
+    /// Active to standby, once joined: is it still the standby, and this one active? Hosts' read leases wait for
+    /// that (C9).
+    Vouch {
+        /// Grows with each question on this connection.
+        number: u64,
+    },
+    /// It is, or was when it was asked.
+    Vouched {
+        /// Of the question.
+        number: u64,
+    },
 }
 
 /// Who a controller is and what it has.

@@ -114,6 +114,7 @@ impl Shared {
             let state = self.state.borrow();
             let busy = state.writes.of(vdisk) > 0
                 || state.reads.values().any(|read| read.vdisk == vdisk)
+                || state.leases.holds(vdisk)
                 || state.vdisks.get(&vdisk).is_some_and(|open| open.in_stripes > 0);
             (!busy).then_some(())
         };

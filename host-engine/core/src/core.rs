@@ -97,6 +97,8 @@ impl HostCore {
             let task = Rc::clone(&shared);
             shared.executor.spawn(Priority::Foreground, async move { task.connect(class).await });
         }
+        let leases = Rc::clone(&shared);
+        shared.executor.spawn(Priority::Foreground, leases.keep_leases());
         crate::destage::start(&shared);
         HostCore(shared)
     }
@@ -196,9 +198,18 @@ impl HostCore {
         }
     }
 
-    /// Appends what was completed, in the order in which guests must be told (C23).
+    /// Whether anything was completed that guests were not told of.
+    pub fn has_completions(&self) -> bool {
+        let state = self.0.state.borrow();
+        !state.completions.is_empty() || state.leases.len() > 0
+    }
+
+    /// Appends what was completed, in the order in which guests must be told (C23). The executor's clock must have been
+    /// read since the last request was taken: by it reads are held that nobody may be told of any more (C9).
     pub fn completions(&self, completions: &mut Vec<GuestCompletion>) {
-        completions.append(&mut self.0.state.borrow_mut().completions);
+        let mut state = self.0.state.borrow_mut();
+        completions.append(&mut state.completions);
+        state.answer_reads(self.0.executor.now(), completions);
     }
 
     /// The next thing that the owner should know.
@@ -262,7 +273,7 @@ impl HostCore {
     pub fn in_flight(&self) -> usize {
         let state = self.0.state.borrow();
         let writes: usize = state.vdisks.keys().map(|vdisk| state.writes.of(*vdisk)).sum();
-        writes + state.reads.len()
+        writes + state.reads.len() + state.leases.len()
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `dedupe` | where content lies already (C19, C30) |
 //! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
+//! | `leases`, `tenure` | until when reads may be answered; which owners before are gone (C9) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
 //!
 //! A core is one thread and shares nothing. Its owner calls [`HostCore::turn`], runs the tasks of the
@@ -30,6 +31,7 @@ mod destage;
 mod error;
 mod handles;
 mod hash;
+mod leases;
 mod liveness;
 mod log_client;
 pub mod map;
@@ -44,6 +46,7 @@ mod sequence;
 mod solve;
 mod state;
 mod stats;
+mod tenure;
 mod write;
 
 pub use config::{CoreShare, DestageConfig, HostCoreConfig};
@@ -54,3 +57,4 @@ pub use request::{
     GuestCompletion, GuestError, GuestRequest, Operation, RANGE_MAX, SECTOR, TRANSFER_MAX,
 };
 pub use stats::{CoreStats, Event, VdiskStats};
+pub use tenure::{OwnerBefore, Tenure};

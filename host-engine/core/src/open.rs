@@ -48,8 +48,9 @@ pub struct OpenRequest {
     pub keys: Option<Keys>,
     /// Its new ownership epoch, from a compare-and-swap in the coordinator store.
     pub epoch: Epoch,
-    /// The previous owner's process is known dead by its kernel lock (C25).
-    pub predecessor_dead: bool,
+    /// Epochs whose owners served the vdisk, and do so no more: they let go of it, as the store says, or their
+    /// processes are known dead by the kernel lock (C9, C25).
+    pub gone: Vec<Epoch>,
 }
 
 impl HostCore {
@@ -106,6 +107,7 @@ impl State {
             epoch: request.epoch,
             codec,
             serving: false,
+            lease: None,
             deleting: false,
             commits: VecDeque::new(),
             committed_bytes: 0,
@@ -172,6 +174,7 @@ impl Shared {
     async fn open(self: &Rc<Shared>, request: &OpenRequest) -> Result<(), HostError> {
         let OpenRequest { vdisk, epoch, .. } = *request;
         let sealed = self.seal(request).await?;
+        self.state.borrow_mut().want_lease(vdisk);
         reached(Point::HostSealed);
         let (pieces, commits) = self.durable_map(vdisk, epoch).await?;
         self.list_pieces(vdisk, &pieces).await?;
@@ -202,9 +205,10 @@ impl Shared {
 
     /// Returns the position of the seal.
     async fn seal(&self, request: &OpenRequest) -> Result<Position, HostError> {
-        let OpenRequest { vdisk, epoch, predecessor_dead, .. } = *request;
+        let OpenRequest { vdisk, epoch, .. } = *request;
         loop {
-            let ask = |request| HostMessage::Seal { request, vdisk, epoch, predecessor_dead };
+            let gone = || request.gone.clone();
+            let ask = |request| HostMessage::Seal { request, vdisk, epoch, gone: gone() };
             match self.request(Class::Log, 0, ask, &[]).await.message {
                 ControllerMessage::Done { result: Ok(position), .. } => return Ok(position),
                 ControllerMessage::Done {

@@ -171,10 +171,7 @@ impl State {
         };
         if let Some(vdisk) = self.vdisks.get_mut(&read.vdisk) {
             vdisk.stats.errors += u64::from(result.is_err());
-            if !vdisk.serving {
-                self.progress.notify();
-            }
         }
-        self.completions.push(GuestCompletion { token: read.token, result, data });
+        self.leases.read(read.vdisk, GuestCompletion { token: read.token, result, data });
     }
 }

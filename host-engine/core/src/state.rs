@@ -8,6 +8,7 @@ use crate::buffer::{Memory, RecordKey, WriteBuffer};
 use crate::config::HostCoreConfig;
 use crate::dedupe::Index;
 use crate::hash::Map as HashMap;
+use crate::leases::Leases;
 use crate::log_client::LogClient;
 use crate::map::Map;
 use crate::paging::Fetches;
@@ -48,6 +49,8 @@ pub(crate) struct Vdisk {
     pub codec: usize,
     /// Requests are taken: it is open, and neither closing nor fenced.
     pub serving: bool,
+    /// Until when its reads may be answered (C9); `None`: it is not sealed yet.
+    pub lease: Option<Moment>,
     /// Its end was ordered here: that the log refuses it from then on is no surprise (C28).
     pub deleting: bool,
     /// Commits after the frontier, in order.
@@ -152,6 +155,7 @@ pub(crate) struct State {
     pub ended: bool,
 
     pub completions: Vec<GuestCompletion>,
+    pub leases: Leases,
     pub events: VecDeque<Event>,
     pub stats: CoreStats,
     /// Something changed that destage or a closing vdisk may wait for.
@@ -213,6 +217,7 @@ impl State {
             ending: false,
             ended: false,
             completions: Vec::new(),
+            leases: Leases::default(),
             events: VecDeque::new(),
             stats: CoreStats::default(),
             progress: Signal::new(),
@@ -353,6 +358,7 @@ impl State {
         | ControllerMessage::Map { request, .. }
         | ControllerMessage::Listed { request, .. }
         | ControllerMessage::Located { request, .. }
+        | ControllerMessage::Renewed { request, .. }
         | ControllerMessage::Read { request, .. }
         | ControllerMessage::ShardWritten { request, .. }) = &answer
         else {
@@ -507,6 +513,7 @@ impl State {
                 self.completions.push(GuestCompletion { token: read.token, result, data: None });
             }
         }
+        self.forget_reads(vdisk);
         self.buffer.forget(vdisk);
         self.map.forget(vdisk);
         self.fetches.forget(vdisk);

@@ -80,6 +80,8 @@ pub struct CoreStats {
     pub reads_pool: u64,
     /// See [`reads_buffer`](CoreStats::reads_buffer).
     pub reads_zero: u64,
+    /// Reads that were held when they were last looked at, because the lease had run out (C9).
+    pub reads_held: u64,
     /// Bytes of ranges that the pool gave.
     pub pool_bytes: u64,
     /// Frames from flash whose check failed (C3); the pool had them.

@@ -260,11 +260,15 @@ impl Core<'_> {
 
     /// Tells guests what is done.
     fn answer(&mut self) -> bool {
+        if !self.core.has_completions() {
+            return false;
+        }
+        // C9: later than every request that is answered was taken.
+        let now = self.reactor.clock().refresh();
         self.core.completions(&mut self.completions);
         if self.completions.is_empty() {
             return false;
         }
-        let now = self.reactor.clock().refresh();
         let mut completions = std::mem::take(&mut self.completions);
         for GuestCompletion { token, result, data } in completions.drain(..) {
             let name = usize::try_from(token).expect("a token given here");
@@ -400,7 +404,7 @@ impl Core<'_> {
             size: order.device.capacity,
             keys: order.keys.clone(),
             epoch: order.epoch,
-            predecessor_dead: order.predecessor_dead,
+            gone: order.gone.clone(),
         };
         let opening = self.core.open(request);
         let finished = self.finished.clone();

@@ -176,7 +176,7 @@ fn a_vdisk_is_owned_opened_and_served() {
     let bench = Bench::new();
     bench.record("data", Some(&vdisk(5)));
     let order = bench.open();
-    assert_eq!((order.vdisk, order.epoch, order.predecessor_dead), (VdiskId(5), Epoch(1), true));
+    assert_eq!((order.vdisk, order.epoch, order.gone), (VdiskId(5), Epoch(1), vec![Epoch(0)]));
     assert_eq!(order.device.capacity, 8 * MIB);
     assert_eq!(order.device.socket, bench.folder.path().join("data.sock"));
     assert!(!order.without_device);
@@ -189,19 +189,61 @@ fn a_vdisk_is_owned_opened_and_served() {
     assert_eq!(bench.serving(6), None);
 }
 
-// C9, C25: only a predecessor whose lock is held here, or that let go, is known dead.
+// C9, C25: only predecessors that served and whose lock is held here, or that let go, are known to be gone.
 #[test]
 fn a_predecessor_elsewhere_may_be_alive() {
-    for (before, dead) in [
-        (VdiskOwner { epoch: 4, host: 2, incarnation: Some(9) }, false),
-        (VdiskOwner { epoch: 4, host: 2, incarnation: None }, true),
-        (VdiskOwner { epoch: 4, host: HOST.into(), incarnation: Some(9) }, true),
+    let own = VdiskOwner { epoch: 4, host: HOST.into(), incarnation: Some(9) };
+    for (before, remembered, gone) in [
+        (VdiskOwner { host: 2, ..own.clone() }, "4 4\n", vec![]),
+        (VdiskOwner { host: 2, incarnation: None, ..own.clone() }, "", vec![Epoch(4)]),
+        (own.clone(), "3 4\n", vec![Epoch(3), Epoch(4)]),
+        (own.clone(), "3 3\n", vec![]),
+        (own.clone(), "", vec![]),
     ] {
         let bench = Bench::new();
+        let path = bench.folder.path().join("vdisk-5.epochs");
+        std::fs::write(&path, remembered).unwrap();
         bench.own(5, &before);
         bench.record("data", Some(&vdisk(5)));
         let order = bench.open();
-        assert_eq!((order.epoch, order.predecessor_dead), (Epoch(5), dead), "{before:?}");
+        assert_eq!((order.epoch, order.gone), (Epoch(5), gone), "{before:?} {remembered:?}");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "5 5\n", "it serves");
+    }
+}
+
+/// C8: also when the record changes after it was looked at. Each turn of the store brings the answer to one question.
+#[test]
+fn nothing_is_taken_back_that_was_given_to_another_host() {
+    for turns in 0..4 {
+        let bench = Bench::new();
+        bench.record("data", Some(&VdiskRecord { host: None, ..vdisk(5) }));
+        let stale = Rc::new(Vdisk::new("data", &vdisk(5), bench.engine.least_loaded()));
+        let ours =
+            Operation::Transact(Transaction::new().put(vdisk_key("data"), to_value(&vdisk(5))));
+        bench.server.execute(ours).unwrap();
+        let (engine, taken) = (Rc::clone(&bench.engine), Rc::new(RefCell::new(None)));
+        let result = Rc::clone(&taken);
+        bench.engine.executor.spawn(Priority::Foreground, async move {
+            let outcome = take_ownership(&engine, &stale).await;
+            result.replace(Some(outcome));
+        });
+        for _ in 0..turns {
+            bench.engine.executor.run_until_idle();
+            bench.engine.store.turn();
+        }
+        bench.record("data", Some(&VdiskRecord { host: Some(2), ..vdisk(5) }));
+        let was_first = turns == 3;
+        match taken.borrow_mut().take().expect("it came to an end") {
+            Ok((epoch, _)) => assert!(was_first && epoch == Epoch(1), "after {turns} turns"),
+            Err(error) => {
+                assert!(
+                    !was_first && matches!(error, Failure::Elsewhere),
+                    "{turns} turns: {error}"
+                );
+                assert_eq!(bench.owner(5), None);
+            }
+        }
+        bench.idle();
     }
 }
 
@@ -269,7 +311,7 @@ fn a_vdisk_moves_to_another_core_under_a_new_epoch() {
     let Some(Command { number, order: Order::Open(order) }) = bench.other.commands.pop() else {
         panic!("an order to open")
     };
-    assert_eq!((order.epoch, order.predecessor_dead), (Epoch(2), true));
+    assert_eq!((order.epoch, order.gone), (Epoch(2), vec![Epoch(1)]));
     let answer = Answer::Opened(Ok(()));
     bench.other.reports.push(Report::Answer { number, answer }).ok().unwrap();
     bench.settle();

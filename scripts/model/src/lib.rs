@@ -10,11 +10,12 @@
 //! | Model | Rules | What happens |
 //! | --- | --- | --- |
 //! | [`Roles`] | C7-C9 | two controllers crash, stop, meet, copy; the role moves beside an active one that lives; replies of the store are lost, or its requests late; two hosts take the vdisk |
-//! | [`Owners`] | C8, C9 | two hosts take a vdisk from each other; an old owner is paused; the log is lost |
+//! | [`Owners`] | C8, C9 | two hosts take a vdisk from each other; an old owner is paused, leases run out; the log is lost |
 //! | [`Catalogs`] | C11 | two catalogs take over control entries, which are then trimmed; one is lost |
 //! | [`Slots`] | C15 | incarnations of a host write under grants that end |
 //!
-//! Read leases (C9) do not exist yet: an owner that lives keeps its vdisk, by the kernel's lock.
+//! A lease (C9) is two flags: the host may answer reads, and the controllers count it. The first ends before the second,
+//! whenever that is.
 #![forbid(unsafe_code)]
 
 mod catalogs;

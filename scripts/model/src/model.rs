@@ -148,7 +148,7 @@ impl Roles {
             let epoch = Epoch(u64::from(host.epoch));
             let incarnation = host_incarnation(index as u8);
             // That the old owner lives, paused, is the point: nobody but the log stops it.
-            let sealed = resident(entries).check_seal(VDISK, epoch, incarnation, true);
+            let sealed = resident(entries).check_seal(VDISK, epoch, incarnation);
             if sealed == Ok(None) {
                 actions.push(Action::Seal(index, controller));
             }

@@ -1,5 +1,5 @@
-//! Two hosts that take a vdisk from each other (C8, C9): seal, open the map, fetch, append, commit; a paused old
-//! owner whose messages still arrive; and a log that is lost where an operator orders an empty one.
+//! Two hosts that take a vdisk from each other (C8, C9): seal, open the map, fetch, append, commit, read under leases; a
+//! paused old owner whose messages still arrive; and a log that is lost where an operator orders an empty one.
 //!
 //! The decisions are production's [`Resident`]. The log is one here: what the two controllers do for it is the
 //! model of the roles. A step is the arrival of a message, so that whatever a host sent before it lost the vdisk may
@@ -36,6 +36,12 @@ pub enum OwnerFault {
     SealNotSynced,
     /// An owner counts as dead while its process lives.
     OwnerCountsAsDead,
+    /// A seal is acknowledged while an owner before may answer reads.
+    SealBeforeLease,
+    /// Reads are answered without a lease.
+    ReadPastLease,
+    /// An owner that is gone says that those before it are, although it never served.
+    GoneWithoutServing,
 }
 
 /// The model.
@@ -43,8 +49,8 @@ pub enum OwnerFault {
 pub struct Owners {
     /// How much may happen.
     pub bounds: OwnerBounds,
-    /// Hosts know by the kernel's lock whether their predecessor lives (C25). Otherwise it is taken for dead, and
-    /// may be paused: nobody but the log stops it.
+    /// Hosts know by the kernel's lock whether their predecessor lives (C25). Otherwise nobody knows that, and the seal
+    /// waits for its lease.
     pub locks: bool,
     /// What is wrong with it.
     pub fault: Option<OwnerFault>,
@@ -59,12 +65,18 @@ pub struct Owner {
     epoch: u8,
     /// Its seal was appended, and it was told so.
     sealed: bool,
+    /// The last epoch of which it was told that.
+    served: u8,
     /// Records whose commits its map has.
     map: Option<u8>,
     /// Records that it fetched: it serves from then on, and never learns that it lost the vdisk.
     fetched: Option<u8>,
     /// Its own records that are mirrored.
     told: u8,
+    /// It may answer reads: its lease has not run out.
+    lease: bool,
+    /// By the controllers' clocks its lease may last.
+    counted: bool,
 }
 
 /// Everything.
@@ -77,6 +89,8 @@ pub struct OwnerWorld {
     hosts: [Owner; 2],
     commits: u8,
     losses: u8,
+    /// Hosts whose leases the newest seal waits for.
+    waits: [bool; 2],
     /// The epoch of each record.
     epochs: Vec<u8>,
     /// Ghost: records that were acknowledged, and not lost with a log.
@@ -104,6 +118,12 @@ pub enum OwnerAction {
     Append(usize),
     /// Its commit of a record arrives.
     Commit(usize, u8),
+    /// It is given the lease, or keeps it.
+    Renew(usize),
+    /// Its lease runs out by its own clock.
+    Expire(usize),
+    /// And by those of the controllers, which is later.
+    Elapse(usize),
     /// Its process dies.
     Die(usize),
     /// One more entry is held by both controllers.
@@ -148,15 +168,36 @@ impl Owners {
 
     fn may_seal(&self, world: &OwnerWorld, host: usize) -> bool {
         let epoch = Epoch(u64::from(world.hosts[host].epoch));
-        let other = &world.hosts[1 - host];
-        let ignored = !self.locks || self.fault == Some(OwnerFault::OwnerCountsAsDead);
-        let dead = ignored || !other.alive;
         let incarnation = host_incarnation(host as u8);
-        world.resident().check_seal(VDISK, epoch, incarnation, dead) == Ok(None)
+        world.resident().check_seal(VDISK, epoch, incarnation) == Ok(None)
+    }
+
+    /// Whose leases a seal of this host waits for.
+    fn waits(&self, world: &OwnerWorld, host: usize) -> [bool; 2] {
+        let last = world.log.iter().rev().find_map(|entry| match entry {
+            Entry::Seal { epoch, host } => Some((*epoch, usize::from(*host))),
+            _ => None,
+        });
+        let Some((epoch, owner)) = last else { return [false; 2] };
+        let before = &world.hosts[owner];
+        let ignored = self.fault == Some(OwnerFault::OwnerCountsAsDead);
+        // Its own process does not serve under two epochs.
+        let over = owner == host || ignored || (self.locks && !before.alive);
+        let served = owner_served(world, owner, epoch);
+        if over && (served || self.fault == Some(OwnerFault::GoneWithoutServing)) {
+            return [false; 2];
+        }
+        let mut waits = world.waits;
+        waits[owner] |= before.counted && owner != host;
+        waits
     }
 
     /// Whether the host hears now that its seal holds.
     fn hears(&self, world: &OwnerWorld, host: usize) -> bool {
+        let waits = world.waits != [false; 2] && self.fault != Some(OwnerFault::SealBeforeLease);
+        if waits {
+            return false;
+        }
         let through = match self.fault {
             Some(OwnerFault::SealNotSynced) => world.mirrored,
             _ => world.synced,
@@ -174,19 +215,34 @@ impl Owners {
         owner.sealed && mirrored && self.owns(world, host)
     }
 
+    /// Whether its reads are answered.
+    fn serves(&self, host: &Owner) -> bool {
+        let lease = host.lease || self.fault == Some(OwnerFault::ReadPastLease);
+        host.alive && host.sealed && host.fetched.is_some() && lease
+    }
+
     fn host_actions(&self, world: &OwnerWorld, index: usize, actions: &mut Vec<OwnerAction>) {
         let host = &world.hosts[index];
+        if host.lease {
+            actions.push(OwnerAction::Expire(index));
+        } else if host.counted {
+            actions.push(OwnerAction::Elapse(index));
+        }
         if !host.alive {
             return;
+        }
+        if host.sealed && !host.lease && self.owns(world, index) {
+            actions.push(OwnerAction::Renew(index));
         }
         if self.locks && world.hosts[1 - index].alive {
             actions.push(OwnerAction::Die(index));
         }
-        if host.epoch < world.owner || world.owner == 0 {
-            if world.owner < self.bounds.takes {
-                actions.push(OwnerAction::Take(index));
-            }
-        } else if world.seal_position(host.epoch).is_none() && self.may_seal(world, index) {
+        let newest = host.epoch != 0 && host.epoch == world.owner;
+        // An owner that was not told that its seal holds may try under another epoch.
+        if (!newest || !host.sealed) && world.owner < self.bounds.takes {
+            actions.push(OwnerAction::Take(index));
+        }
+        if newest && world.seal_position(host.epoch).is_none() && self.may_seal(world, index) {
             actions.push(OwnerAction::Seal(index));
         }
         if !host.sealed && host.epoch != 0 && self.hears(world, index) {
@@ -225,13 +281,27 @@ impl Owners {
     }
 }
 
+/// Whether the owner of an epoch was told that its seal holds.
+fn owner_served(world: &OwnerWorld, owner: usize, epoch: u8) -> bool {
+    world.hosts[owner].served == epoch
+}
+
 impl Model for Owners {
     type State = OwnerWorld;
     type Action = OwnerAction;
 
     fn init_states(&self) -> Vec<OwnerWorld> {
-        let owner =
-            Owner { alive: true, epoch: 0, sealed: false, map: None, fetched: None, told: 0 };
+        let owner = Owner {
+            alive: true,
+            epoch: 0,
+            sealed: false,
+            served: 0,
+            map: None,
+            fetched: None,
+            told: 0,
+            lease: false,
+            counted: false,
+        };
         vec![OwnerWorld {
             log: Vec::new(),
             mirrored: 0,
@@ -240,6 +310,7 @@ impl Model for Owners {
             hosts: [owner; 2],
             commits: 0,
             losses: 0,
+            waits: [false; 2],
             epochs: Vec::new(),
             acknowledged: 0,
             sealed: 0,
@@ -267,21 +338,32 @@ impl Model for Owners {
         match action {
             OwnerAction::Take(host) => {
                 world.owner += 1;
-                let alive = world.hosts[host].alive;
+                // What it served before it closes; the controllers do not hear of that.
                 world.hosts[host] = Owner {
-                    alive,
                     epoch: world.owner,
                     sealed: false,
                     map: None,
                     fetched: None,
                     told: 0,
+                    lease: false,
+                    ..world.hosts[host]
                 };
             }
+            OwnerAction::Renew(host) => {
+                (world.hosts[host].lease, world.hosts[host].counted) = (true, true);
+            }
+            OwnerAction::Expire(host) => world.hosts[host].lease = false,
+            OwnerAction::Elapse(host) => {
+                world.hosts[host].counted = false;
+                world.waits[host] = false;
+            }
             OwnerAction::Seal(host) => {
+                world.waits = self.waits(world, host);
                 world.log.push(Entry::Seal { epoch: world.hosts[host].epoch, host: host as u8 });
             }
             OwnerAction::Sealed(host) => {
                 world.hosts[host].sealed = true;
+                world.hosts[host].served = world.hosts[host].epoch;
                 world.sealed = world.sealed.max(world.hosts[host].epoch);
             }
             OwnerAction::Open(host) => {
@@ -346,8 +428,18 @@ impl Model for Owners {
             Property::always(
                 "C9: no two hosts serve at a time",
                 |model: &Owners, world: &OwnerWorld| {
-                    let serves = |host: &Owner| host.alive && host.sealed && host.fetched.is_some();
-                    !model.locks || !world.hosts.iter().all(serves)
+                    !world.hosts.iter().all(|host| model.serves(host))
+                },
+            ),
+            Property::always(
+                "C9: no host serves once a newer one was told that something is written",
+                |model: &Owners, world: &OwnerWorld| {
+                    let told = |host: &Owner| {
+                        let newer = |record: &u8| world.epochs[usize::from(*record)] > host.epoch;
+                        let acknowledged = |record: &u8| world.acknowledged & 1 << record != 0;
+                        (0..world.epochs.len() as u8).any(|it| newer(&it) && acknowledged(&it))
+                    };
+                    !world.hosts.iter().any(|host| model.serves(host) && told(host))
                 },
             ),
             Property::sometimes(

@@ -11,15 +11,15 @@ fn broken(bounds: OwnerBounds, locks: bool, fault: Option<OwnerFault>) -> Vec<&'
     common::broken(&format!("{bounds:?}"), Owners { bounds, locks, fault })
 }
 
-/// C8: nobody but the log stops an old owner.
+/// C8: nobody but the log stops an old owner from writing; C9: its lease ends before another one serves.
 #[test]
 fn a_paused_owner_is_stopped_by_the_log() {
     assert_eq!(broken(BOUNDS, false, None), NONE);
 }
 
-/// C9, as far as it exists: an owner that lives keeps its vdisk.
+/// C9: nor reads anything once another one has written; one that is known to be dead is not waited for.
 #[test]
-fn an_owner_that_lives_keeps_its_vdisk() {
+fn an_owner_before_is_known_to_be_dead_or_waited_for() {
     assert_eq!(broken(BOUNDS, true, None), NONE);
 }
 
@@ -31,6 +31,9 @@ fn planted_faults_are_found() {
         (OwnerFault::FetchUnsealed, false),
         (OwnerFault::SealNotSynced, false),
         (OwnerFault::OwnerCountsAsDead, true),
+        (OwnerFault::SealBeforeLease, false),
+        (OwnerFault::ReadPastLease, false),
+        (OwnerFault::GoneWithoutServing, false),
     ];
     for (fault, locks) in faults {
         assert_ne!(broken(BOUNDS, locks, Some(fault)), NONE, "{fault:?} is not found");

@@ -7,7 +7,7 @@
 use crate::controller::ControllerEngine;
 use crate::flash::Flash;
 use crate::guest::Guest;
-use crate::host::{HOSTS, HostEngine};
+use crate::host::{HOSTS, HostEngine, Tenures};
 use crate::journal::Journal;
 use crate::kinds::Kind;
 use crate::nvme::Nvme;
@@ -51,8 +51,12 @@ pub struct Cluster {
     pub alone: Rc<dyn Random>,
     /// Randomness of what is arranged.
     pub arranged: Rc<dyn Random>,
+    /// Randomness of what comes after moves of guests.
+    pub moves: Rc<dyn Random>,
     /// One guest a vdisk.
     pub guests: Rc<Vec<RefCell<Guest>>>,
+    /// What the hosts remember of the vdisks that they served.
+    pub tenures: Rc<Tenures>,
     /// The pool, in the order of drive identities.
     pub drives: Vec<SimDrive>,
     /// Each controller's vault.
@@ -96,6 +100,7 @@ impl Cluster {
         let rewrites = draws(plan.rewrites, "strikes on rewritten regions");
         let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
         let alone = Rc::new(stream(plan.seed, "a controller alone"));
+        let moves = Rc::new(stream(plan.seed, "moves of guests"));
         let store = SimStore::new(&world);
         let random = world.random();
         let guest = |vdisk: &crate::plan::VdiskPlan| {
@@ -133,7 +138,9 @@ impl Cluster {
             rot,
             alone,
             arranged,
+            moves,
             guests: Rc::new(guests),
+            tenures: Rc::default(),
             drives,
             vaults,
             catalogs: Default::default(),
@@ -160,6 +167,7 @@ impl Cluster {
             &self.plan,
             &self.guests,
             journal,
+            &self.tenures,
             self.host_number,
             self.flash.as_ref().map(|flash| flash.of(self.host_number)),
             self.nvme.as_ref().and_then(|nvme| nvme.of_flash(self.host_number)),
@@ -197,7 +205,7 @@ impl Cluster {
         self.end_abandoned();
         let Some(host) = self.host.take() else { return };
         host.abandon();
-        self.guests.iter().for_each(|guest| guest.borrow_mut().engine_died(false));
+        self.guests.iter().for_each(|guest| guest.borrow_mut().moved());
         self.abandoned = Some(host);
         std::mem::swap(&mut self.host_number, &mut self.other_host);
         self.start_host();
@@ -208,9 +216,10 @@ impl Cluster {
         self.journal.at(&self.world);
         self.end_abandoned();
         let (world, nobody) = (&self.world, Rc::new(Vec::new()));
-        let (number, journal) = (self.other_host, &self.journal);
+        let (number, journal, tenures) = (self.other_host, &self.journal, &self.tenures);
+        let (store, plan) = (&self.store, &self.plan);
         let host =
-            HostEngine::start(world, &self.store, &self.plan, &nobody, journal, number, None, None);
+            HostEngine::start(world, store, plan, &nobody, journal, tenures, number, None, None);
         host.abandon();
         self.abandoned = Some(host);
     }
@@ -240,6 +249,7 @@ impl Cluster {
         if let Some(old) = self.abandoned.take() {
             old.count();
             old.process().kill();
+            self.guests.iter().for_each(|guest| guest.borrow_mut().end_spying());
         }
     }
 

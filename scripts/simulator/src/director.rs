@@ -381,6 +381,13 @@ fn move_host(cluster: &mut Cluster) {
     cluster.pass(some_time(cluster, Duration::from_secs(5)));
     cluster.move_host();
     cluster.pass(some_time(cluster, Duration::from_secs(5)));
+    if cluster.moves.below(2) == 0 && cluster.reaches(RECOVERY, Cluster::serves) {
+        // What the old one knows is not what the guests have written meanwhile.
+        strikes::keep_busy(cluster);
+        cluster.pass(time_of(&*cluster.moves, Duration::from_secs(20)));
+        strikes::keep_busy(cluster);
+        cluster.journal.fault(Kind::HostOutlived, format!("{name} comes to"));
+    }
     process.resume();
     CONTROLLERS.iter().for_each(|other| cluster.world.heal(name, other));
     cluster.pass(some_time(cluster, Duration::from_secs(5)));

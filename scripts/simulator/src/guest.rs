@@ -24,6 +24,18 @@ use std::time::Duration;
 const CHECK_SECTORS: u64 = 256;
 /// Sectors of a write of a region from beginning to end.
 const REWRITE_SECTORS: u64 = 128;
+/// Marks the tokens of reads that an engine is asked for that does not serve the disk any more.
+const SPIED: Token = 1 << 63;
+/// Reads of this kind in flight at most, and sectors of one.
+const SPIED_MAX: usize = 4;
+/// See [`SPIED_MAX`].
+const SPIED_SECTORS: u64 = 16;
+/// What is written so: no content of a guest's.
+const SPY_CONTENT: Content = Content(u32::MAX);
+/// One of so many is a write.
+const SPY_WRITES_ONE_IN: u64 = 8;
+/// Changes that are remembered to be read so.
+const CHANGED_MAX: usize = 32;
 /// The judge forgets what is settled after so many completions.
 const SWEEP_EVERY: u64 = 512;
 
@@ -78,6 +90,21 @@ pub struct Guest {
     /// What is left of a region that it writes from beginning to end.
     rewriting: Sectors,
     completed: u64,
+    /// What it changed last.
+    changed: VecDeque<Sectors>,
+    /// Reads and a write asked of an engine that does not serve the disk any more.
+    spied: BTreeMap<Token, Spied>,
+    next_spied: u64,
+    /// The next engine has served the disk since it moved: what the one before is asked to write now it must refuse.
+    served_elsewhere: bool,
+    /// Changes that were in flight when it moved, and may take effect until the next engine serves.
+    left: BTreeMap<Token, (Change, Sectors)>,
+}
+
+/// A request for an engine that does not serve the disk any more.
+enum Spied {
+    Read(Sectors, Moment),
+    Write,
 }
 
 impl Guest {
@@ -107,6 +134,11 @@ impl Guest {
             check: None,
             rewriting: 0..0,
             completed: 0,
+            changed: VecDeque::new(),
+            spied: BTreeMap::new(),
+            next_spied: 0,
+            served_elsewhere: false,
+            left: BTreeMap::new(),
             random,
             journal,
         }
@@ -119,6 +151,7 @@ impl Guest {
 
     /// All blocks but these are durable as they are; nothing is in flight.
     pub fn durable_but(&mut self, unreleased: &BTreeSet<u64>) {
+        self.lose_left();
         let Some(history) = &mut self.history else { return };
         for (sector, contents) in (0..).zip(history) {
             if !unreleased.contains(&(sector / BLOCK_SECTORS)) {
@@ -129,6 +162,7 @@ impl Guest {
 
     /// What these blocks hold was not durable, and nobody has it any more; the guest has died.
     pub fn doubt(&mut self, unreleased: &BTreeSet<u64>) {
+        self.lose_left();
         let history = self.history.as_ref().expect("older contents are remembered");
         for block in unreleased {
             for sector in block * BLOCK_SECTORS..(block + 1) * BLOCK_SECTORS {
@@ -244,6 +278,10 @@ impl Guest {
         }
         self.check = None;
         self.rewriting = 0..0;
+        // They are of the other disk.
+        self.spied.clear();
+        self.changed.clear();
+        self.left.clear();
     }
 
     /// The engine died or gave the vdisk up. `resumes`: the guest lives on.
@@ -263,28 +301,70 @@ impl Guest {
             self.resume.extend(writes.into_iter().chain(reads).map(|(token, _)| *token));
             return;
         }
+        for (_, change, sectors) in self.leave() {
+            self.model.lose(change, sectors);
+        }
+        self.model.sweep();
+    }
+
+    /// Gives up what is in flight; gives the changes, with their tokens.
+    fn leave(&mut self) -> Vec<(Token, Change, Sectors)> {
+        self.resumed = 0;
+        self.resumed_changes = 0;
+        self.resume.clear();
         self.held = None;
         self.rewriting = 0..0;
+        // A pass over everything begins anew: its reads are gone.
+        self.check = self.check.map(|_| 0);
         self.journal.given_up(self.in_flight.len() as u64);
-        for (_, lost) in std::mem::take(&mut self.in_flight) {
+        let mut changes = Vec::new();
+        for (token, lost) in std::mem::take(&mut self.in_flight) {
             match lost.judged {
                 Judged::Change(change) => {
                     let sectors = lost.request.changes().expect("a change has sectors");
-                    self.model.lose(change, sectors);
+                    changes.push((token, change, sectors));
                 }
                 Judged::Read(begun) => self.model.lose_read(begun),
                 Judged::Nothing => {}
             }
         }
-        self.model.sweep();
-        // A pass over everything begins anew: its reads are gone.
-        self.check = self.check.map(|_| 0);
+        changes
+    }
+
+    /// It dies, and starts again where another engine is to serve its disk; the engine that it leaves may be alive, and
+    /// go on with what it took until then.
+    pub fn moved(&mut self) {
+        self.served_elsewhere = false;
+        let changes = self.leave();
+        self.left.extend(changes.into_iter().map(|(token, change, of)| (token, (change, of))));
+    }
+
+    /// The engine that it left completed a change.
+    pub fn completed_behind(&mut self, completion: &GuestCompletion) {
+        if completion.result.is_err() {
+            return;
+        }
+        if let Some((change, sectors)) = self.left.remove(&completion.token)
+            && let Err(violation) = self.model.complete(change, sectors)
+        {
+            let vdisk = self.vdisk;
+            self.journal.fail(format!("vdisk {vdisk}: by the engine that it left: {violation}"));
+        }
+    }
+
+    /// The next engine serves: what was left behind happened by now, or never will.
+    fn lose_left(&mut self) {
+        for (_, (change, sectors)) in std::mem::take(&mut self.left) {
+            self.model.lose(change, sectors);
+        }
     }
 
     /// Sends what may be sent. True when something was sent. `now` is virtual time; the second result
     /// says when to look again.
     pub fn send(&mut self, core: &HostCore, now: Duration) -> (bool, Option<Duration>) {
         let mut any = false;
+        self.served_elsewhere = true;
+        self.lose_left();
         // C24: what was in flight goes first, and is over before anything new begins.
         let late = is_planted(Planted::ReexecuteLate) && (self.budget > 0 || self.held.is_some());
         while let Some(token) = self.resume.front().copied().filter(|_| !late) {
@@ -434,6 +514,8 @@ impl Guest {
         let verdict = match over.judged {
             Judged::Change(change) => {
                 let sectors = over.request.changes().expect("a change has sectors");
+                self.changed.truncate(CHANGED_MAX - 1);
+                self.changed.push_front(sectors.clone());
                 self.model.complete(change, sectors).map_err(|violation| violation.to_string())
             }
             Judged::Read(begun) => self.judge_read(begun, &over.request, data),
@@ -445,6 +527,73 @@ impl Guest {
         }
         if self.completed.is_multiple_of(SWEEP_EVERY) {
             self.model.sweep();
+        }
+    }
+
+    /// A read for an engine that may have lost the disk to another one: whatever it answers must be true (C9). It
+    /// is of what was changed last, or anywhere. Or a write, which it must not take (C8).
+    pub fn spy(&mut self) -> Option<GuestRequest> {
+        if self.spied.len() >= SPIED_MAX {
+            return None;
+        }
+        self.next_spied += 1;
+        let number = self.next_spied;
+        let place = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let recent = self.changed.len().max(1) as u64;
+        let start = match self.changed.get((number / 2 % recent) as usize) {
+            Some(sectors) if number.is_multiple_of(2) => sectors.start,
+            _ => place % self.sectors,
+        };
+        let sectors = start..(start + SPIED_SECTORS).min(self.sectors);
+        let token = SPIED | self.vdisk.0 << 40 | number;
+        let writes = self.spied.values().any(|spied| matches!(spied, Spied::Write));
+        if self.served_elsewhere && !writes && number.is_multiple_of(SPY_WRITES_ONE_IN) {
+            self.spied.insert(token, Spied::Write);
+            return Some(self.request(token, &Request::Write(sectors), SPY_CONTENT));
+        }
+        let request = self.request(token, &Request::Read(sectors.clone()), ZEROS);
+        self.spied.insert(token, Spied::Read(sectors, self.model.begin_read()));
+        Some(request)
+    }
+
+    /// Whether a completion is of one of these.
+    pub fn has_spied(&self, token: Token) -> bool {
+        self.spied.contains_key(&token)
+    }
+
+    /// Is told the end of such a request, and judges it. True when it was a read that had an answer.
+    pub fn spied(&mut self, completion: GuestCompletion) -> bool {
+        let GuestCompletion { token, result, data } = completion;
+        let (sectors, begun) = match self.spied.remove(&token) {
+            Some(Spied::Read(sectors, begun)) => (sectors, begun),
+            Some(Spied::Write) if result.is_ok() => {
+                let vdisk = self.vdisk;
+                self.journal.fail(format!("vdisk {vdisk}: a host that lost it completed a write"));
+                return false;
+            }
+            _ => return false,
+        };
+        if result.is_err() {
+            self.model.lose_read(begun);
+            return false;
+        }
+        let verdict = self.judge_read(begun, &Request::Read(sectors.clone()), data);
+        if let Err(what) = verdict {
+            let vdisk = self.vdisk;
+            let failed = format!(
+                "vdisk {vdisk}: a host that lost it answered a read of {sectors:?}: {what}"
+            );
+            self.journal.fail(failed);
+        }
+        true
+    }
+
+    /// The engine that was asked for them is dead.
+    pub fn end_spying(&mut self) {
+        for (_, spied) in std::mem::take(&mut self.spied) {
+            if let Spied::Read(_, begun) = spied {
+                self.model.lose_read(begun);
+            }
         }
     }
 

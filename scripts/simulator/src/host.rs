@@ -16,12 +16,14 @@ use cleave_coordinator::{
 use cleave_format::flash::FlashId;
 use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
 use cleave_format::layout::BLOCK;
-use cleave_host_core::{CoreStats, Event, HostCore, HostCoreConfig, KnownStripes, OpenRequest};
+use cleave_host_core::{
+    CoreStats, Event, HostCore, HostCoreConfig, KnownStripes, OpenRequest, OwnerBefore, Tenure,
+};
 use cleave_nvme::place::Place;
 use cleave_runtime::executor::Priority;
 use cleave_runtime_sim::{Process, SimDrive, World};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,8 +37,31 @@ const REQUEST_MAX: u64 = 1 << 20;
 /// A clean stop gives up waiting after this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
+/// An engine whose guests have moved is asked for reads this often, and so many times.
+const SPY: Duration = Duration::from_millis(20);
+/// See [`SPY`].
+const SPY_ROUNDS: u32 = 5_000;
+
 /// Flash behind an NVMe controller may take this long to describe what it holds.
 const FLASH_CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
+/// What the hosts' disks remember of the vdisks that they served, by host and vdisk (C9).
+#[derive(Default)]
+pub struct Tenures(RefCell<BTreeMap<(u32, VdiskId), Tenure>>);
+
+impl Tenures {
+    fn remembered(&self, host: u32, vdisk: VdiskId) -> Option<Tenure> {
+        self.0.borrow().get(&(host, vdisk)).copied()
+    }
+
+    fn remember(&self, host: u32, vdisk: VdiskId, tenure: Option<Tenure>) {
+        let mut all = self.0.borrow_mut();
+        match tenure {
+            Some(tenure) => drop(all.insert((host, vdisk), tenure)),
+            None => drop(all.remove(&(host, vdisk))),
+        }
+    }
+}
 
 /// A running host engine.
 pub struct HostEngine {
@@ -50,6 +75,7 @@ struct Shared {
     plan: Rc<Plan>,
     guests: Rc<Vec<RefCell<Guest>>>,
     journal: Journal,
+    tenures: Rc<Tenures>,
     core: RefCell<Option<HostCore>>,
     /// Guests whose vdisk is served, one flag each.
     serving: Vec<Cell<bool>>,
@@ -83,6 +109,7 @@ impl HostEngine {
         plan: &Rc<Plan>,
         guests: &Rc<Vec<RefCell<Guest>>>,
         journal: &Journal,
+        tenures: &Rc<Tenures>,
         number: u32,
         flash: Option<SimDrive>,
         controller: Option<Rc<Controller>>,
@@ -94,6 +121,7 @@ impl HostEngine {
             plan: Rc::clone(plan),
             guests: Rc::clone(guests),
             journal: journal.clone(),
+            tenures: Rc::clone(tenures),
             core: RefCell::new(None),
             serving: guests.iter().map(|_| Cell::new(false)).collect(),
             closed: Cell::new(false),
@@ -155,10 +183,29 @@ impl HostEngine {
         self.shared.core.borrow().as_ref().and_then(|core| core.known_stripes(vdisk))
     }
 
-    /// Its guests are started elsewhere.
+    /// Its guests are started elsewhere. Somebody goes on reading from it, for as long as it answers (C9).
     pub fn abandon(&self) {
         self.shared.abandoned.set(true);
         self.shared.serving.iter().for_each(|serving| serving.set(false));
+        let (shared, executor) = (Rc::clone(&self.shared), self.process.executor());
+        let sleeping = executor.clone();
+        executor.spawn(Priority::Foreground, async move {
+            for _ in 0..SPY_ROUNDS {
+                sleeping.sleep(SPY).await;
+                let Some(core) = shared.core.borrow().clone() else { continue };
+                if core.stats().reads_held > 0 {
+                    shared.journal.reach("looks at reads that are held", 1);
+                }
+                for guest in shared.guests.iter() {
+                    // A core that has not opened it, or has lost it, says so.
+                    let read = guest.borrow_mut().spy();
+                    if read.is_some_and(|read| core.submit(read).is_err()) {
+                        shared.journal.fail("a read was given back");
+                    }
+                }
+            }
+        });
+        self.process.wake();
     }
 
     /// Counts what the core did.
@@ -344,14 +391,15 @@ async fn serve(
         let guest = shared.guests[number].borrow();
         (guest.vdisk(), guest.size())
     };
-    let epoch = match take(client, vdisk, shared.number, incarnation).await {
-        Ok(epoch) => epoch,
+    let (epoch, gone) = match take(client, shared, vdisk, incarnation).await {
+        Ok(taken) => taken,
         Err(error) => return shared.journal.fail(format!("vdisk {vdisk} not taken: {error}")),
     };
     let keys = shared.plan.vdisks[number].keys.clone();
-    let request = OpenRequest { vdisk, size, keys, epoch, predecessor_dead: true };
+    let request = OpenRequest { vdisk, size, keys, epoch, gone };
     match core.open(request).await {
         Ok(()) => {
+            shared.tenures.remember(shared.number, vdisk, Some(Tenure::served(epoch)));
             shared.journal.note(format!("vdisk {vdisk} is served at epoch {epoch}"));
             shared.serving[number].set(true);
             process.wake();
@@ -360,24 +408,30 @@ async fn serve(
     }
 }
 
-/// C8: the next ownership epoch, by compare-and-swap.
+/// C8: the next ownership epoch, by compare-and-swap; and owners before that are gone, as the shell knows it (C9).
 async fn take(
     client: &StoreClient,
+    shared: &Shared,
     vdisk: VdiskId,
-    host: u32,
     incarnation: Incarnation,
-) -> Result<Epoch, StoreError> {
+) -> Result<(Epoch, Vec<Epoch>), StoreError> {
     let key = owner_key(vdisk.0);
+    let (host, tenures) = (u64::from(shared.number), &shared.tenures);
     loop {
         let record = client.get_record::<VdiskOwner>(&key).await?;
+        let before = record.as_ref().map(|(owner, _)| OwnerBefore {
+            epoch: Epoch(owner.epoch),
+            own: owner.host == host,
+            released: owner.incarnation.is_none(),
+        });
+        let known = Tenure::before(tenures.remembered(shared.number, vdisk), before);
         let (epoch, revision) = record.map_or((0, 0), |(owner, revision)| (owner.epoch, revision));
-        let owner = VdiskOwner {
-            epoch: epoch + 1,
-            host: u64::from(host),
-            incarnation: Some(incarnation.0),
-        };
+        let owner = VdiskOwner { epoch: epoch + 1, host, incarnation: Some(incarnation.0) };
         match client.put_record(&key, revision, &owner).await {
-            Ok(Outcome::Committed(_)) => return Ok(Epoch(owner.epoch)),
+            Ok(Outcome::Committed(_)) => {
+                tenures.remember(shared.number, vdisk, known.map(Tenure::taken));
+                return Ok((Epoch(owner.epoch), known.map_or_else(Vec::new, Tenure::gone)));
+            }
             // An unknown one may have been written: its epoch is then passed over.
             Ok(Outcome::Conflict) | Err(StoreError::Unknown) => {}
             Err(error) => return Err(error),
@@ -413,6 +467,14 @@ impl Shared {
         for completion in completions {
             any = true;
             if self.abandoned.get() {
+                let token = completion.token;
+                if let Some(guest) = self.guests.iter().find(|guest| guest.borrow().owns(token)) {
+                    guest.borrow_mut().completed_behind(&completion);
+                    continue;
+                }
+                let asker = self.guests.iter().find(|guest| guest.borrow().has_spied(token));
+                let answered = asker.is_some_and(|guest| guest.borrow_mut().spied(completion));
+                self.journal.reach("reads answered by a host whose guests moved", answered.into());
                 continue;
             }
             match self.guests.iter().find(|guest| guest.borrow().owns(completion.token)) {

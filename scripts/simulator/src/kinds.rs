@@ -35,6 +35,8 @@ kinds! {
     HostLost = "lost hosts",
     /// A host cannot be reached, its guests move, and it comes to later (C8).
     HostMoved = "moves from a host that comes to",
+    /// A host comes to after another one has served its vdisks for a while (C9).
+    HostOutlived = "hosts that come to after their read lease",
     /// A controller's process dies.
     ControllerCrash = "controller crashes",
     /// The machine of a controller loses its power.

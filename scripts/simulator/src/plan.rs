@@ -123,7 +123,7 @@ impl Plan {
         };
         let later = stream(seed, "idling, clocks and second strikes");
         let pick_later = |from: &[u64]| from[later.below(from.len() as u64) as usize];
-        let clock_drift_ppm_max = pick_later(&[100, 100, 3_000, 50_000, 200_000]);
+        let clock_drift_ppm_max = pick_later(&[100, 100, 3_000, 50_000, 100_000]);
         let (idle_one_in, idle_minutes) = match scale {
             Scale::Small => (8, 20),
             Scale::Usual => (4, pick_later(&[10, 30, 60, 180])),

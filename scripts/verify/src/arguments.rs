@@ -46,6 +46,10 @@ pub struct Arguments {
     /// The disk holds what this file describes.
     #[arg(long)]
     pub load: Option<PathBuf>,
+    /// Verify nothing: connect, and read and write when standard input ends, by when the engine must have lost the disk to
+    /// another one; no request may succeed then.
+    #[arg(long, conflicts_with_all = ["until_input_ends", "save", "load"])]
+    pub probe: bool,
 }
 
 /// A number of bytes with an optional K, M, G or T.

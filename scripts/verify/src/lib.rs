@@ -6,6 +6,7 @@
 //! | [`content`] | what a sector holds after a write: recognisable, reproducible bytes |
 //! | [`model`] | for every sector, which contents a read may return |
 //! | [`workload`] | which request comes next: a function of the seed |
+//! | [`probe`] | requests to an engine that has lost the disk: none may succeed |
 //! | [`run`] | requests in flight, checking, connecting anew after the engine died, the final pass over everything |
 //!
 //! It knows nothing of Cleave: only the protocol, through an independent front-end crate. It keeps
@@ -14,6 +15,7 @@
 pub mod arguments;
 pub mod content;
 pub mod model;
+pub mod probe;
 pub mod random;
 pub mod run;
 pub mod workload;

@@ -453,7 +453,7 @@ impl Run<'_> {
     }
 }
 
-fn connect(arguments: &Arguments, buffers: &Buffers) -> Result<Connection, RunError> {
+pub(crate) fn connect(arguments: &Arguments, buffers: &Buffers) -> Result<Connection, RunError> {
     let (queues, depth) = (usize::from(arguments.queues), usize::from(arguments.depth));
     let deadline = Instant::now() + Duration::from_secs(arguments.patience);
     loop {
@@ -480,7 +480,7 @@ fn whole_blocks(sectors: &Sectors) -> Sectors {
 }
 
 /// A line for whoever drives the run; losing the reader does not matter.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -8,7 +8,7 @@ use crate::dev::directory::{Directory, sync_folder, write_private};
 use crate::dev::drives::{self, Drive, Owner};
 use crate::dev::etcd;
 use crate::dev::namespace::Namespace;
-use crate::dev::settings::{Asked, CONTROLLERS, DATANODE_ID, ENGINES, HOST, Settings};
+use crate::dev::settings::{Asked, CONTROLLERS, DATANODE_ID, ENGINES, Settings, host_number};
 use crate::dev::store::{ClusterStore, StoreKind};
 use crate::error::{Error, Result, file, system};
 use cleave_codec::{Keys, key_check_value};
@@ -112,7 +112,7 @@ impl Cluster {
             fs::remove_file(directory.settings()).map_err(file("remove", &directory.settings()))?;
         }
         directory.clear()?;
-        for folder in ["drives", "keys", "log", "run"].iter().chain(&ENGINES) {
+        for folder in ["drives", "keys", "log", "run"].into_iter().chain(settings.engines()) {
             directory.folder(&directory.path().join(folder))?;
         }
         directory.open_folder(&directory.vhost())?;
@@ -341,7 +341,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
 
 /// The program of an engine.
 pub fn program_of(engine: &str) -> &'static str {
-    if engine == HOST { "cleave-host" } else { "cleave-datanode" }
+    if host_number(engine).is_some() { "cleave-host" } else { "cleave-datanode" }
 }
 
 #[cfg(test)]

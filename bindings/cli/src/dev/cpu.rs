@@ -1,8 +1,8 @@
-//! What the host engine may use of the machine's processors, kept in the settings and in the engine's configuration, so
-//! that its next start finds what was decided while it ran.
+//! What the hosts' engines may use of the machine's processors, kept in the settings and in the engines' configurations, so
+//! that their next start finds what was decided while they ran.
 
 use crate::dev::directory::{Directory, write_private};
-use crate::dev::settings::{HOST, Settings};
+use crate::dev::settings::Settings;
 use crate::error::{Result, file};
 use cleave_control::config::HostConfig;
 use std::io;
@@ -15,8 +15,11 @@ pub fn keep(directory: &Directory, insane: Option<bool>, cores: Option<u16>) -> 
     settings.insane = insane.unwrap_or(settings.insane);
     settings.cores = cores.unwrap_or(settings.cores);
     settings.save(directory)?;
-    let path = directory.engine_config(HOST);
-    let mut config = HostConfig::load(&path)?;
-    (config.insane, config.cores) = (settings.insane, settings.cores);
-    write_private(&path, config.to_toml().as_bytes())
+    for host in settings.host_names() {
+        let path = directory.engine_config(host);
+        let mut config = HostConfig::load(&path)?;
+        (config.insane, config.cores) = (settings.insane, settings.cores);
+        write_private(&path, config.to_toml().as_bytes())?;
+    }
+    Ok(())
 }

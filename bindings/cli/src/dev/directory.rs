@@ -123,9 +123,17 @@ impl Directory {
         vhost(&self.0)
     }
 
-    /// Where one vdisk is served.
-    pub fn vhost_socket(&self, vdisk: &str) -> Result<PathBuf> {
-        Ok(vhost_socket(&self.vhost(), vdisk)?)
+    /// Where vdisks of a host are served: the first host's in `vhost`, the others' in folders there.
+    pub fn vhost_of(&self, host: u32) -> PathBuf {
+        match host {
+            0 | 1 => self.vhost(),
+            host => self.vhost().join(format!("host-{host}")),
+        }
+    }
+
+    /// Where one vdisk is served by a host.
+    pub fn vhost_socket(&self, host: u32, vdisk: &str) -> Result<PathBuf> {
+        Ok(vhost_socket(&self.vhost_of(host), vdisk)?)
     }
 
     /// Makes a folder in it, readable by its owner only.

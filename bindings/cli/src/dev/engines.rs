@@ -4,7 +4,7 @@ use crate::dev::cluster::Cluster;
 use crate::dev::directory::write_private;
 use crate::dev::etcd;
 use crate::dev::flash;
-use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
+use crate::dev::settings::{CONTROLLERS, DATANODE_ID, host_number};
 use crate::dev::store::StoreKind;
 use crate::error::{Result, system};
 use cleave_control::config::{
@@ -21,21 +21,31 @@ const VHOST_GROUP: &str = "kvm";
 /// Chooses ports and writes all configurations. `keep`: unless they are there already, because whoever
 /// starts the engines may have changed them.
 pub fn configure(cluster: &mut Cluster, keep: bool) -> Result<()> {
-    if keep && ENGINES.iter().all(|name| cluster.directory.engine_config(name).exists()) {
+    let engines = cluster.settings.engines();
+    if keep && engines.iter().all(|name| cluster.directory.engine_config(name).exists()) {
         return Ok(());
     }
-    choose_ports(&mut cluster.settings.ports)?;
+    let mut ports: Vec<u16> = cluster.settings.ports.to_vec();
+    ports.append(&mut cluster.settings.host_ports);
+    ports.resize(engines.len(), 0);
+    choose_ports(&mut ports)?;
+    cluster.settings.host_ports = ports.split_off(3);
+    cluster.settings.ports.copy_from_slice(&ports);
     cluster.settings.save(&cluster.directory)?;
     flash::create_missing(&cluster.directory, &cluster.settings)?;
     let directory = &cluster.directory;
-    let host = host(cluster);
-    write_private(&directory.engine_config(HOST), host.to_toml().as_bytes())?;
+    for name in cluster.settings.host_names() {
+        let config = host(cluster, name);
+        directory.folder(&config.dir)?;
+        directory.open_folder(&config.vhost_dir)?;
+        write_private(&directory.engine_config(name), config.to_toml().as_bytes())?;
+        // What engines would refuse is our own mistake, but a file that cannot be read back is not.
+        HostConfig::load(&directory.engine_config(name))?;
+    }
     for (controller, name) in (0..).zip(CONTROLLERS) {
         let config = datanode(cluster, controller);
         write_private(&directory.engine_config(name), config.to_toml().as_bytes())?;
     }
-    // What engines would refuse is our own mistake, but a file that cannot be read back is not.
-    HostConfig::load(&directory.engine_config(HOST))?;
     for name in CONTROLLERS {
         DatanodeConfig::load(&directory.engine_config(name))?;
     }
@@ -43,7 +53,7 @@ pub fn configure(cluster: &mut Cluster, keep: bool) -> Result<()> {
 }
 
 /// Keeps ports that are free; replaces others. All are held at once, so that they differ.
-fn choose_ports(ports: &mut [u16; 3]) -> Result<()> {
+fn choose_ports(ports: &mut [u16]) -> Result<()> {
     let mut held = Vec::new();
     for port in ports {
         let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
@@ -84,33 +94,39 @@ fn controllers(cluster: &Cluster) -> Vec<PeerAddress> {
     CONTROLLERS.into_iter().zip(&cluster.settings.ports).map(peer).collect()
 }
 
-fn host(cluster: &Cluster) -> HostConfig {
+fn host(cluster: &Cluster, name: &str) -> HostConfig {
     let (directory, settings) = (&cluster.directory, &cluster.settings);
+    let number = host_number(name).expect("it is one of the names");
+    let port = match number {
+        1 => settings.ports[2],
+        number => settings.host_ports[number as usize - 2],
+    };
     // What waits for destage takes part of the budget; the rest is maps, requests, links.
     let write_buffer = settings.host_memory / 8 * 3;
     // A host fills its quota to destage well, and leaves the log room for control entries.
     let quota = (settings.log_size / 4 * 3).min(write_buffer);
     HostConfig {
-        name: HOST.to_owned(),
-        id: HOST_ID,
+        name: name.to_owned(),
+        id: number,
         cluster: cluster.record.uuid.clone(),
-        dir: directory.engine(HOST),
+        dir: directory.engine(name),
         store_socket: socket(cluster),
-        control_socket: directory.engine_socket(HOST),
-        listen: address(settings.ports[2]),
+        control_socket: directory.engine_socket(name),
+        listen: address(port),
         cores: settings.cores,
         insane: settings.insane,
         memory_budget: settings.host_memory,
         map: 0,
         write_buffer,
         quota,
-        vhost_dir: directory.vhost(),
+        vhost_dir: directory.vhost_of(number),
         vhost_group: vhost_group(),
         key_file: settings.key_file.clone(),
-        flash: flash::devices(directory, settings),
-        lock_dir: directory.engine(HOST),
+        flash: flash::devices(directory, settings, name),
+        // Of its own, as if it were another machine: what a stopped engine holds keeps no other host from a vdisk.
+        lock_dir: directory.engine(name),
         mtu: MTU,
-        tls: tls(cluster, HOST),
+        tls: tls(cluster, name),
         etcd: etcd_access(cluster),
         datanodes: vec![DatanodeAddresses { id: DATANODE_ID, controllers: controllers(cluster) }],
     }

@@ -20,22 +20,32 @@ pub const FLASH_SIZE: u64 = 4 << 30;
 /// Bytes of flash in memory unless told otherwise.
 const MEMORY_SIZE: u64 = 512 << 20;
 
-/// The devices as the host engine gets them.
-pub fn devices(directory: &Directory, settings: &Settings) -> Vec<String> {
+/// The devices as a host's engine gets them. Those that a start names are the first host's; the others have files, or
+/// memory, of their own, until that is changed.
+pub fn devices(directory: &Directory, settings: &Settings, host: &str) -> Vec<String> {
+    let file = || directory.engine(host).join("flash.img").display().to_string();
+    let is_memory = |device: &String| matches!(device.parse(), Ok(FlashPlace::Memory(_)));
+    if let Some(devices) = settings.host_flash.get(host) {
+        return devices.clone();
+    }
     match &settings.flash {
-        Some(devices) => devices.clone(),
+        Some(devices) if host == HOST || devices.iter().all(is_memory) => devices.clone(),
+        Some(_) => vec![file()],
         None if settings.memory_drives => vec![FlashPlace::Memory(MEMORY_SIZE).to_string()],
-        None => vec![directory.engine(HOST).join("flash.img").display().to_string()],
+        None => vec![file()],
     }
 }
 
 /// Makes the files that are not there.
 pub fn create_missing(directory: &Directory, settings: &Settings) -> Result<()> {
-    for device in devices(directory, settings) {
-        if let Ok(FlashPlace::Path(path)) = device.parse()
-            && !path.exists()
-        {
-            create(&path, settings.flash_size)?;
+    for host in settings.host_names() {
+        directory.folder(&directory.engine(host))?;
+        for device in devices(directory, settings, host) {
+            if let Ok(FlashPlace::Path(path)) = device.parse()
+                && !path.exists()
+            {
+                create(&path, settings.flash_size)?;
+            }
         }
     }
     Ok(())
@@ -49,19 +59,38 @@ pub fn create(path: &Path, size: u64) -> Result<()> {
     created.set_len(size).map_err(file("give its size to", path))
 }
 
-/// Changes what the host engine's next start finds.
-pub fn keep(directory: &Directory, change: impl Fn(&mut Vec<String>)) -> Result<()> {
+/// Changes what the next start of a host's engine finds.
+pub fn keep(directory: &Directory, host: &str, change: impl Fn(&mut Vec<String>)) -> Result<()> {
     let path = directory.settings();
     let missing = || file("read", &path)(io::Error::from(io::ErrorKind::NotFound));
     let mut settings = Settings::load(directory)?.ok_or_else(missing)?;
-    let mut list = devices(directory, &settings);
-    change(&mut list);
-    settings.flash = Some(list.clone());
+    let list = changed(directory, &mut settings, host, change);
     settings.save(directory)?;
-    let path = directory.engine_config(HOST);
+    let path = directory.engine_config(host);
     let mut config = HostConfig::load(&path)?;
     config.flash = list;
     write_private(&path, config.to_toml().as_bytes())
+}
+
+/// Changes one host's devices in the settings, and those of no other; gives them.
+fn changed(
+    directory: &Directory,
+    settings: &mut Settings,
+    host: &str,
+    change: impl Fn(&mut Vec<String>),
+) -> Vec<String> {
+    let mut list = devices(directory, settings, host);
+    change(&mut list);
+    if host == HOST {
+        for other in settings.host_names().iter().filter(|other| **other != HOST) {
+            let theirs = devices(directory, settings, other);
+            settings.host_flash.insert((*other).to_owned(), theirs);
+        }
+        settings.flash = Some(list.clone());
+    } else {
+        settings.host_flash.insert(host.to_owned(), list.clone());
+    }
+    list
 }
 
 /// A device as a person names it on a command line: paths may be relative, `none` is none at all.
@@ -95,16 +124,46 @@ mod tests {
         directory.folder(&directory.engine(HOST)).unwrap();
         let asked = Asked { flash_size: Some(32 << 20), ..Asked::default() };
         let mut settings = Settings::new(&asked);
-        let path = PathBuf::from(&devices(&directory, &settings)[0]);
+        let path = PathBuf::from(&devices(&directory, &settings, HOST)[0]);
         create_missing(&directory, &settings).unwrap();
         assert_eq!(path.metadata().unwrap().len(), 32 << 20);
         std::fs::write(&path, "kept").unwrap();
         create_missing(&directory, &settings).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"kept");
         settings.memory_drives = true;
-        assert_eq!(devices(&directory, &settings), ["memory:512M"]);
+        assert_eq!(devices(&directory, &settings, HOST), ["memory:512M"]);
         settings.flash = Some(Vec::new());
-        assert!(devices(&directory, &settings).is_empty());
+        assert!(devices(&directory, &settings, HOST).is_empty());
+    }
+
+    #[test]
+    fn each_host_has_flash_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::create(folder.path()).unwrap();
+        let asked = Asked { hosts: Some(3), ..Asked::default() };
+        let settings = Settings { flash_size: 32 << 20, ..Settings::new(&asked) };
+        create_missing(&directory, &settings).unwrap();
+        let of = |settings: &Settings| -> Vec<Vec<String>> {
+            let hosts = settings.host_names().iter();
+            hosts.map(|host| devices(&directory, settings, host)).collect()
+        };
+        let begun = of(&settings);
+        assert!(begun[0] != begun[1] && begun[1] != begun[2], "{begun:?}");
+        // Those of the first host that are named are not the others' too; memory is everybody's own.
+        let named = Settings { flash: Some(vec!["/dev/x".to_owned()]), ..settings.clone() };
+        assert_eq!(of(&named), [vec!["/dev/x".to_owned()], begun[1].clone(), begun[2].clone()]);
+        let mut memory = Settings { flash: Some(vec!["memory:1G".to_owned()]), ..settings.clone() };
+        assert_eq!(of(&memory), vec![vec!["memory:1G".to_owned()]; 3]);
+        // What is added is one host's, and the next start finds it.
+        let mut add = |host, device: &str| {
+            changed(&directory, &mut memory, host, |list| list.push(device.to_owned()))
+        };
+        assert_eq!(add("host-2", "/dev/y"), ["memory:1G", "/dev/y"]);
+        assert_eq!(add(HOST, "/dev/z"), ["memory:1G", "/dev/z"]);
+        memory.save(&directory).unwrap();
+        let of_each: [&[&str]; 3] =
+            [&["memory:1G", "/dev/z"], &["memory:1G", "/dev/y"], &["memory:1G"]];
+        assert_eq!(of(&Settings::load(&directory).unwrap().unwrap()), of_each);
     }
 
     #[test]

@@ -13,7 +13,9 @@ use cleave_control::records::{
 use cleave_control::size::{check_vdisk_size, format_size};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::{Counter, counter_key, owner_key};
-use cleave_coordinator::{Answer, Operation, Outcome, StoreError, Transaction, Versioned};
+use cleave_coordinator::{
+    Answer, Operation, Outcome, StoreError, Transaction, VdiskOwner, Versioned,
+};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A vdisk's record.
@@ -121,6 +123,25 @@ impl Namespace<'_> {
             record.size = size;
             Ok(())
         })
+    }
+
+    /// Gives a vdisk to a host; or to none, which takes it from the one that serves it.
+    pub fn assign(self, name: &str, host: Option<u32>) -> Result<Found> {
+        self.change(name, |record| {
+            record.host = host;
+            Ok(())
+        })
+    }
+
+    /// Whether nobody runs under the newest ownership epoch of a vdisk: its last owner has let go, or there was none.
+    pub fn is_let_go(self, id: u64) -> Result<bool> {
+        let key = owner_key(id);
+        let Some(Versioned { value, .. }) = self.get(&key)? else { return Ok(true) };
+        let owner: VdiskOwner = decode(&value).map_err(|error| {
+            let reason = error.to_string();
+            StoreError::Malformed { key: key.clone(), reason }
+        })?;
+        Ok(owner.incarnation.is_none())
     }
 
     /// Marks a vdisk: it is not served any more.

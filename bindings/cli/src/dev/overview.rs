@@ -6,7 +6,7 @@
 use crate::dev::cluster::Cluster;
 use crate::dev::etcd::ETCD;
 use crate::dev::namespace::Found;
-use crate::dev::settings::{CONTROLLERS, DATANODE_ID, ENGINES, HOST, HOST_ID};
+use crate::dev::settings::{CONTROLLERS, DATANODE_ID, host_number};
 use crate::dev::store::{StoreKind, or_known};
 use crate::error::Result;
 use cleave_control::protocol::{Reply, Request, call};
@@ -53,7 +53,8 @@ impl Overview {
     /// No child has been started yet.
     pub fn new(cluster: Cluster, engines_elsewhere: bool) -> Overview {
         let etcd = (cluster.settings.store == StoreKind::Etcd).then_some(ETCD);
-        let children = ENGINES.into_iter().chain(etcd).map(|name| (name, ChildView::default()));
+        let engines = cluster.settings.engines();
+        let children = engines.into_iter().chain(etcd).map(|name| (name, ChildView::default()));
         let children = Mutex::new(children.collect());
         let (known, since) = (Mutex::default(), Instant::now());
         Overview { cluster, children, engines_elsewhere, known, since }
@@ -89,12 +90,16 @@ impl Overview {
         self.child(name).running.map(|(pid, _)| pid)
     }
 
-    /// The host engine, if it answers.
-    pub fn host(&self) -> Option<HostStatus> {
-        match self.ask(HOST, &Request::Status {}) {
+    /// The hosts whose engines answer.
+    pub fn hosts(&self) -> Vec<HostStatus> {
+        let host = |(_, reply)| match reply {
             Some(Reply::Host(status)) => Some(status),
             _ => None,
-        }
+        };
+        self.ask_these(self.cluster.settings.host_names(), &Request::Status {})
+            .into_iter()
+            .filter_map(host)
+            .collect()
     }
 
     /// Everything.
@@ -105,25 +110,25 @@ impl Overview {
         for (name, reply) in self.ask_all(&Request::Status {}) {
             let known = self.process(name, reply.is_some());
             match (name, reply) {
-                (HOST, Some(Reply::Host(mut status))) => {
+                (_, Some(Reply::Host(mut status))) => {
                     status.process = merged(known, status.process);
-                    hosts.push(status);
-                }
-                (HOST, _) => {
-                    let status =
-                        HostStatus { host: HOST_ID, process: known, ..HostStatus::default() };
                     hosts.push(status);
                 }
                 (_, Some(Reply::Controller(mut status))) => {
                     status.process = merged(known, status.process);
                     controllers.push(status);
                 }
-                (name, _) => controllers.push(ControllerStatus {
-                    datanode: DATANODE_ID,
-                    controller: u8::from(name == CONTROLLERS[1]),
-                    process: known,
-                    ..ControllerStatus::default()
-                }),
+                (name, _) => match host_number(name) {
+                    Some(host) => {
+                        hosts.push(HostStatus { host, process: known, ..HostStatus::default() });
+                    }
+                    None => controllers.push(ControllerStatus {
+                        datanode: DATANODE_ID,
+                        controller: u8::from(name == CONTROLLERS[1]),
+                        process: known,
+                        ..ControllerStatus::default()
+                    }),
+                },
             }
         }
         let missing = missing(&vdisks, &hosts, &controllers);
@@ -164,18 +169,20 @@ impl Overview {
 
     /// All vdisks as lists show them.
     pub fn vdisks(&self) -> Result<Vec<VdiskEntry>> {
-        let host = self.host();
+        let hosts = self.hosts();
         let vdisks = self.listed()?;
-        Ok(vdisks.iter().map(|found| self.entry(found, host.as_ref())).collect())
+        Ok(vdisks.iter().map(|found| self.entry(found, &hosts)).collect())
     }
 
     /// A vdisk as lists show it.
-    pub fn entry(&self, found: &Found, host: Option<&HostStatus>) -> VdiskEntry {
+    pub fn entry(&self, found: &Found, hosts: &[HostStatus]) -> VdiskEntry {
         let record = &found.record;
+        let host = hosts.iter().find(|host| Some(host.host) == record.host);
         let served = host.and_then(|host| {
             host.vdisks.iter().find(|vdisk| vdisk.vdisk.id == record.id).map(|vdisk| &vdisk.vdisk)
         });
-        let socket = self.cluster.directory.vhost_socket(&found.name).ok();
+        let socket_of = |host| self.cluster.directory.vhost_socket(host, &found.name).ok();
+        let socket = record.host.and_then(socket_of);
         VdiskEntry {
             name: found.name.clone(),
             id: record.id,
@@ -189,8 +196,17 @@ impl Overview {
     }
 
     fn ask_all(&self, request: &Request) -> Vec<(&'static str, Option<Reply>)> {
+        self.ask_these(&self.cluster.settings.engines(), request)
+    }
+
+    fn ask_these(
+        &self,
+        names: &[&'static str],
+        request: &Request,
+    ) -> Vec<(&'static str, Option<Reply>)> {
         std::thread::scope(|scope| {
-            let asked = ENGINES.map(|name| (name, scope.spawn(move || self.ask(name, request))));
+            let ask = |name: &'static str| (name, scope.spawn(move || self.ask(name, request)));
+            let asked: Vec<_> = names.iter().copied().map(ask).collect();
             let answer = |(name, thread): (_, std::thread::ScopedJoinHandle<'_, _>)| {
                 (name, thread.join().expect("asking an engine does not panic"))
             };
@@ -374,10 +390,16 @@ fn missing(
     hosts: &[HostStatus],
     controllers: &[ControllerStatus],
 ) -> Vec<String> {
-    let Some(host) = hosts.iter().find(|host| host.process.state == ProcessState::Running) else {
-        return vec![format!("{HOST} does not answer")];
-    };
+    let runs = |host: &&HostStatus| host.process.state == ProcessState::Running;
     let mut missing: Vec<String> = Vec::new();
+    for host in hosts.iter().filter(|host| !runs(host)) {
+        // One that has ended, and has no vdisk, keeps nothing from being served.
+        let serves = vdisks.iter().any(|found| found.record.host == Some(host.host));
+        let only = hosts.len() == 1;
+        if serves || only || host.process.state != ProcessState::Down {
+            missing.push(format!("{} does not answer", host.process.name));
+        }
+    }
     for controller in controllers {
         let name = &controller.process.name;
         if controller.process.state != ProcessState::Running {
@@ -386,10 +408,18 @@ fn missing(
             missing.push(format!("{name} has no copy of the log yet"));
         }
     }
-    for log in host.logs.iter().filter(|log| !log.writable) {
-        missing.push(format!("the log of data node {} cannot be written", log.datanode));
+    for host in hosts.iter().filter(runs) {
+        for log in host.logs.iter().filter(|log| !log.writable) {
+            let (name, datanode) = (&host.process.name, log.datanode);
+            missing.push(format!("the log of data node {datanode} cannot be written by {name}"));
+        }
     }
     for found in vdisks.iter().filter(|found| found.record.state == VdiskState::Ready) {
+        let Some(number) = found.record.host else { continue };
+        let Some(host) = hosts.iter().filter(runs).find(|host| host.host == number) else {
+            missing.push(format!("vdisk {} is not served", found.name));
+            continue;
+        };
         let serving = host.vdisks.iter().find(|vdisk| vdisk.vdisk.id == found.record.id);
         match serving.map(|vdisk| vdisk.state) {
             Some(VdiskServing::Serving) => {}

@@ -8,13 +8,13 @@ use crate::dev::cluster::{program, program_of};
 use crate::dev::cpu;
 use crate::dev::flash;
 use crate::dev::overview::Overview;
-use crate::dev::settings::{DATANODE_ID, HOST};
+use crate::dev::settings::{DATANODE_ID, HOST, HOST_ID};
 use crate::dev::supervisor::Event;
 use crate::error::{Error, Result, file};
 use cleave_control::flash::FlashPlace;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
-use cleave_control::status::{ProcessState, VdiskEntry};
+use cleave_control::status::{ProcessState, VdiskEntry, VdiskServing, VdiskStatus};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{Answer, LogRole, Operation, Outcome, Transaction};
@@ -72,12 +72,13 @@ impl Requests {
             Request::ResizeVdisk { name, size, accept_data_loss } => {
                 self.resize(&name, size, accept_data_loss)
             }
+            Request::MoveVdisk { name, host, take_over } => self.move_vdisk(&name, host, take_over),
             Request::DeleteVdisk { name } => self.delete(&name),
             Request::RestartChild { name } => self.restart(&name),
             Request::UpgradeHost { program } => self.upgrade(program),
             Request::SetCpu { insane, cores } => self.set_cpu(insane, cores),
-            Request::AddFlash { device, size } => self.add_flash(device, size),
-            Request::RetireFlash { device } => self.retire_flash(device),
+            Request::AddFlash { device, size, host } => self.add_flash(device, size, host),
+            Request::RetireFlash { device, host } => self.retire_flash(device, host),
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss)
             }
@@ -86,14 +87,14 @@ impl Requests {
 
     fn create(&self, name: &str, size: u64, encrypted: Option<bool>) -> Result<VdiskEntry> {
         let cluster = &self.overview.cluster;
-        cluster.directory.vhost_socket(name)?;
+        cluster.directory.vhost_socket(HOST_ID, name)?;
         let encrypted = encrypted.unwrap_or(cluster.record.encrypted);
         if encrypted && cluster.record.key_check.is_none() {
             let reason = "it cannot be encrypted, because the cluster was created without a key";
             return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
         }
         let found = cluster.namespace().create(name, size, encrypted)?;
-        Ok(self.overview.entry(&found, None))
+        Ok(self.overview.entry(&found, &[]))
     }
 
     fn resize(&self, name: &str, size: u64, accept_data_loss: bool) -> Result<Reply> {
@@ -131,16 +132,81 @@ impl Requests {
     }
 
     fn is_served(&self, id: u64) -> bool {
-        let host = self.overview.host();
-        host.is_some_and(|host| host.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id))
+        let hosts = self.overview.hosts();
+        hosts.iter().flat_map(|host| &host.vdisks).any(|vdisk| vdisk.vdisk.id == id)
+    }
+
+    /// A host's name.
+    fn host_name(&self, host: u32) -> Result<&'static str> {
+        let hosts = self.overview.cluster.settings.host_names();
+        let found = (host as usize).checked_sub(1).and_then(|index| hosts.get(index));
+        found.copied().ok_or_else(|| {
+            let reason = format!("there is no such host; there are {}", hosts.join(", "));
+            Error::Option { option: "--host", value: host.to_string(), reason }
+        })
+    }
+
+    /// Has another host serve a vdisk. The one that serves it lets go first, if it answers; else the log fences it, and the
+    /// new one waits until it can answer no read any more (C8, C9). A crash in the middle leaves the vdisk with no host:
+    /// the request is made again.
+    fn move_vdisk(&self, name: &str, host: u32, take_over: bool) -> Result<Reply> {
+        let cluster = &self.overview.cluster;
+        let to = self.host_name(host)?;
+        let refuse = |reason: String| Err(Error::Vdisk { name: name.to_owned(), reason });
+        cluster.directory.vhost_socket(host, name)?;
+        let namespace = cluster.namespace();
+        let Some(found) = namespace.find(name)? else {
+            return refuse("there is none of that name".to_owned());
+        };
+        let id = found.record.id;
+        if let Some(from) = found.record.host.filter(|from| *from != host) {
+            let views = self.overview.hosts();
+            if !views.iter().any(|one| one.host == host) {
+                return refuse(format!("{to} does not answer; start it with: cleave restart {to}"));
+            }
+            let old = views.iter().find(|one| one.host == from);
+            let attached = old.is_some_and(|old| {
+                old.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached)
+            });
+            if attached && !take_over {
+                return refuse(format!(
+                    "a guest uses it on host-{from}; detach it first, or take it from under the guest with --take-over"
+                ));
+            }
+            if old.is_some() {
+                namespace.assign(name, None)?;
+                let deadline = Instant::now() + LET_GO;
+                while !namespace.is_let_go(id)? && Instant::now() < deadline {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+            }
+        }
+        namespace.assign(name, Some(host))?;
+        let deadline = Instant::now() + SERVED;
+        loop {
+            let views = self.overview.hosts();
+            let new = views.iter().find(|one| one.host == host);
+            let serves = new.is_some_and(|new| {
+                let of = |vdisk: &&VdiskStatus| vdisk.vdisk.id == id;
+                new.vdisks.iter().find(of).is_some_and(|one| one.state == VdiskServing::Serving)
+            });
+            if serves {
+                return Ok(Reply::Done {});
+            }
+            if Instant::now() > deadline {
+                let seconds = SERVED.as_secs();
+                return refuse(format!(
+                    "it is {to}'s now, which does not serve it after {seconds} s; look at its log"
+                ));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 
     fn refuse_attached(&self, name: &str, id: u64, reason: &str) -> Result<()> {
-        let host = self.overview.host();
-        let attached = host.is_some_and(|host| {
-            host.vdisks.iter().any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached)
-        });
-        if attached {
+        let hosts = self.overview.hosts();
+        let mut vdisks = hosts.iter().flat_map(|host| &host.vdisks);
+        if vdisks.any(|vdisk| vdisk.vdisk.id == id && vdisk.vdisk.attached) {
             return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
         }
         Ok(())
@@ -157,49 +223,74 @@ impl Requests {
         Ok(Reply::Done {})
     }
 
-    /// Replaces the host engine's program while guests wait, and says how long they did.
+    /// Replaces the program of the hosts' engines, one after the other, while guests wait, and says how long they did.
     fn upgrade(&self, path: Option<PathBuf>) -> Result<Reply> {
+        let names = self.overview.cluster.settings.host_names();
+        if !self.overview.engines_elsewhere
+            && let Some(down) = names.iter().find(|name| self.overview.pid(name).is_none())
+        {
+            // Before any of them is touched.
+            return Err(failed(down, "does not run; restart it".to_owned()));
+        }
+        let mut upgraded = (String::new(), 0);
+        for host in names {
+            let (version, stall) = self.upgrade_host(host, path.clone())?;
+            upgraded = (version, stall.max(upgraded.1));
+        }
+        let (version, stall_milliseconds) = upgraded;
+        let hosts = names.iter().map(|name| (*name).to_owned()).collect();
+        Ok(Reply::Upgraded { hosts, version, stall_milliseconds })
+    }
+
+    fn upgrade_host(&self, host: &'static str, path: Option<PathBuf>) -> Result<(String, u64)> {
         let path = match path {
             Some(path) => path,
             None => program(program_of(HOST))?,
         };
         let version = version_of(&path)?;
         let (answer, answered) = channel();
-        self.tell(Event::Upgrade { name: HOST, program: path, answer })?;
+        self.tell(Event::Upgrade { name: host, program: path, answer })?;
         let promoted = answered.recv().unwrap_or_else(|_| Err(stopping()))?;
         let deadline = Instant::now() + SERVED;
         while !self.overview.missing()?.is_empty() {
-            if self.overview.pid(HOST) != Some(promoted.pid) {
+            if self.overview.pid(host) != Some(promoted.pid) {
                 let what = format!("did not go on as {version}; look at its log");
-                return Err(failed(HOST, what));
+                return Err(failed(host, what));
             }
             if Instant::now() > deadline {
                 let seconds = SERVED.as_secs();
                 let what = format!("runs {version}, but serves not everything after {seconds} s");
-                return Err(failed(HOST, what));
+                return Err(failed(host, what));
             }
             std::thread::sleep(STALL_STEP);
         }
         let stall = promoted.since.elapsed();
-        if self.overview.pid(HOST) != Some(promoted.pid) {
-            return Err(failed(HOST, format!("did not go on as {version}; look at its log")));
+        if self.overview.pid(host) != Some(promoted.pid) {
+            return Err(failed(host, format!("did not go on as {version}; look at its log")));
         }
-        self.tell(Event::Proven { name: HOST, pid: promoted.pid })?;
+        self.tell(Event::Proven { name: host, pid: promoted.pid })?;
         let stall_milliseconds = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
-        Ok(Reply::Upgraded { version, stall_milliseconds })
+        Ok((version, stall_milliseconds))
     }
 
     /// An engine that does not run finds it in its configuration.
     fn set_cpu(&self, insane: Option<bool>, cores: Option<u16>) -> Result<Reply> {
         cpu::keep(&self.overview.cluster.directory, insane, cores)?;
-        // Somebody else may run it.
-        match self.overview.pid(HOST).is_some() || self.overview.host().is_some() {
-            true => self.overview.forward(HOST, &Request::SetCpu { insane, cores }, CPU),
-            false => Ok(Reply::Done {}),
+        let answer = self.overview.hosts();
+        let mut done = Ok(Reply::Done {});
+        for (number, name) in (1..).zip(self.overview.cluster.settings.host_names()) {
+            // Somebody else may run it.
+            let answers = answer.iter().any(|host| host.host == number);
+            if answers || self.overview.pid(name).is_some() {
+                let told = self.overview.forward(name, &Request::SetCpu { insane, cores }, CPU);
+                done = done.and(told);
+            }
         }
+        done
     }
 
-    fn add_flash(&self, device: String, size: Option<u64>) -> Result<Reply> {
+    fn add_flash(&self, device: String, size: Option<u64>, host: Option<u32>) -> Result<Reply> {
+        let name = self.host_name(host.unwrap_or(HOST_ID))?;
         let directory = &self.overview.cluster.directory;
         let wrong = |reason: &str| Error::Option {
             option: "flash",
@@ -219,9 +310,9 @@ impl Requests {
             (None, Some(_)) => return Err(wrong("only files are made")),
             _ => {}
         }
-        let request = Request::AddFlash { device: device.clone(), size: None };
-        let reply = self.overview.forward(HOST, &request, FLASH)?;
-        flash::keep(directory, |list| {
+        let request = Request::AddFlash { device: device.clone(), size: None, host: None };
+        let reply = self.overview.forward(name, &request, FLASH)?;
+        flash::keep(directory, name, |list| {
             if !list.contains(&device) {
                 list.push(device.clone());
             }
@@ -229,10 +320,12 @@ impl Requests {
         Ok(reply)
     }
 
-    fn retire_flash(&self, device: String) -> Result<Reply> {
-        let request = Request::RetireFlash { device: device.clone() };
-        let reply = self.overview.forward(HOST, &request, FLASH)?;
-        flash::keep(&self.overview.cluster.directory, |list| list.retain(|one| *one != device))?;
+    fn retire_flash(&self, device: String, host: Option<u32>) -> Result<Reply> {
+        let name = self.host_name(host.unwrap_or(HOST_ID))?;
+        let request = Request::RetireFlash { device: device.clone(), host: None };
+        let reply = self.overview.forward(name, &request, FLASH)?;
+        let directory = &self.overview.cluster.directory;
+        flash::keep(directory, name, |list| list.retain(|one| *one != device))?;
         Ok(reply)
     }
 

@@ -10,15 +10,31 @@ use crate::error::{Error, Result, file};
 use cleave_control::size::format_size;
 use cleave_nvme::place::Place;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The engines of a cluster: the host engine, then both controllers.
-pub const ENGINES: [&str; 3] = [HOST, CONTROLLERS[0], CONTROLLERS[1]];
-/// The host engine.
-pub const HOST: &str = "host-1";
+/// Every engine that a cluster may have: hosts, then both controllers.
+pub const ENGINES: [&str; HOSTS_MAX + 2] = {
+    let mut all = [""; HOSTS_MAX + 2];
+    let mut place = 0;
+    while place < HOSTS_MAX {
+        all[place] = HOSTS[place];
+        place += 1;
+    }
+    all[HOSTS_MAX] = CONTROLLERS[0];
+    all[HOSTS_MAX + 1] = CONTROLLERS[1];
+    all
+};
+/// Hosts at most.
+pub const HOSTS_MAX: usize = 8;
+/// The host engines, by number, from 1.
+pub const HOSTS: [&str; HOSTS_MAX] =
+    ["host-1", "host-2", "host-3", "host-4", "host-5", "host-6", "host-7", "host-8"];
+/// The first host's engine.
+pub const HOST: &str = HOSTS[0];
 /// The controllers, the one with the active role first.
 pub const CONTROLLERS: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
-/// Number of the host.
+/// Number of the first host.
 pub const HOST_ID: u32 = 1;
 /// Number of the data node.
 pub const DATANODE_ID: u16 = 1;
@@ -54,7 +70,10 @@ pub struct Settings {
     /// The data key's file; without it nothing can be encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// Bytes that the host engine may use.
+    /// Hosts, each with an engine of its own.
+    #[serde(default = "one_host")]
+    pub hosts: u16,
+    /// Bytes that each host engine may use.
     pub host_memory: u64,
     /// Insane Mode.
     #[serde(default)]
@@ -64,20 +83,26 @@ pub struct Settings {
     pub cores: u16,
     /// Bytes of the mirrored log.
     pub log_size: u64,
-    /// The host's flash; without it what is usual.
+    /// The first host's flash; without it what is usual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flash: Option<Vec<String>>,
     /// Bytes of a flash file that is made.
     #[serde(default = "flash_size")]
     pub flash_size: u64,
-    /// Loopback ports of the controllers, then of the host engine.
+    /// Loopback ports of the controllers, then of the first host's engine.
     pub ports: [u16; 3],
+    /// Loopback ports of the other hosts' engines.
+    #[serde(default)]
+    pub host_ports: Vec<u16>,
     /// The coordinator store.
     #[serde(default)]
     pub store: StoreKind,
     /// Loopback ports of etcd, for its clients and for other members; 0: none yet.
     #[serde(default)]
     pub etcd_ports: [u16; 2],
+    /// Flash of hosts from the second on, where it was changed, by their names. A table: the last of all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_flash: BTreeMap<String, Vec<String>>,
 }
 
 /// What the options of a start say; `None` where they say nothing.
@@ -97,7 +122,9 @@ pub struct Asked {
     pub encrypted: bool,
     /// The data key's file.
     pub key_file: Option<PathBuf>,
-    /// Bytes for the host engine.
+    /// Hosts.
+    pub hosts: Option<u16>,
+    /// Bytes for each host engine.
     pub host_memory: Option<u64>,
     /// Bytes of the log.
     pub log_size: Option<u64>,
@@ -115,6 +142,15 @@ fn flash_size() -> u64 {
     FLASH_SIZE
 }
 
+fn one_host() -> u16 {
+    1
+}
+
+/// The number of a host by its engine's name.
+pub fn host_number(name: &str) -> Option<u32> {
+    (1..).zip(HOSTS).find(|(_, host)| *host == name).map(|(number, _)| number)
+}
+
 impl Settings {
     /// For a new cluster.
     pub fn new(asked: &Asked) -> Settings {
@@ -130,6 +166,7 @@ impl Settings {
             places: asked.places.iter().map(Place::to_string).collect(),
             encrypted: asked.encrypted,
             key_file: asked.key_file.clone(),
+            hosts: asked.hosts.unwrap_or(1),
             host_memory: asked.host_memory.unwrap_or(HOST_MEMORY),
             insane: false,
             cores: 0,
@@ -137,8 +174,10 @@ impl Settings {
             flash: asked.flash.clone(),
             flash_size: asked.flash_size.unwrap_or(FLASH_SIZE),
             ports: [0; 3],
+            host_ports: Vec::new(),
             store: asked.store.unwrap_or_default(),
             etcd_ports: [0; 2],
+            host_flash: BTreeMap::new(),
         }
     }
 
@@ -160,6 +199,16 @@ impl Settings {
             )));
         }
         Ok(Some(settings))
+    }
+
+    /// The hosts' engines.
+    pub fn host_names(&self) -> &'static [&'static str] {
+        &HOSTS[..usize::from(self.hosts).clamp(1, HOSTS_MAX)]
+    }
+
+    /// All engines: the hosts', then the controllers'.
+    pub fn engines(&self) -> Vec<&'static str> {
+        self.host_names().iter().copied().chain(CONTROLLERS).collect()
     }
 
     /// Writes them; from then on the cluster is complete.
@@ -211,6 +260,18 @@ impl Settings {
                 return differs("no key".to_owned(), asked, ELSEWHERE);
             }
             self.key_file = Some(path.clone());
+        }
+        if let Some(hosts) = asked.hosts.filter(|&hosts| hosts < self.hosts) {
+            let created = format!("--hosts {}", self.hosts);
+            return differs(created, format!("--hosts {hosts}"), "hosts can only be added");
+        }
+        if let Some(hosts) = asked.hosts {
+            let last = HOSTS[usize::from(hosts).clamp(1, HOSTS_MAX) - 1];
+            if !directory.key(&format!("{last}.pem")).exists() {
+                let advice = "clusters of earlier versions have no keys for more hosts";
+                return differs("one host".to_owned(), format!("--hosts {hosts}"), advice);
+            }
+            self.hosts = hosts;
         }
         self.host_memory = asked.host_memory.unwrap_or(self.host_memory);
         self.log_size = asked.log_size.unwrap_or(self.log_size);

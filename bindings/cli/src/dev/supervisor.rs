@@ -1,10 +1,10 @@
 //! The supervisor's loop: children, signals, requests, readiness, and the order of a stop.
 //!
 //! ```text
-//! starting ──ready──▶ serving ──signal or request──▶ stopping the host engine ──▶ stopping controllers ──▶ stopping etcd ──▶ end
+//! starting ──ready──▶ serving ──signal or request──▶ stopping the hosts' engines ──▶ stopping controllers ──▶ stopping etcd ──▶ end
 //!     └── a child ends, or 30 s pass ────────────────────────▲
 //! ```
-//! The host engine goes first, so that controllers hold all that it had acknowledged; then both
+//! Hosts' engines go first, so that controllers hold all that they had acknowledged; then both
 //! controllers at once, which write the log to their vaults; etcd last, if it is the store. It is started again
 //! whenever it ends before. A child that does not end in time is
 //! killed, and the stop is reported as failed. While serving, the end of a child ends nothing else; it is
@@ -20,7 +20,7 @@ use crate::dev::engines;
 use crate::dev::etcd::{self, ETCD};
 use crate::dev::overview::Overview;
 use crate::dev::requests::Requests;
-use crate::dev::settings::{CONTROLLERS, ENGINES, HOST};
+use crate::dev::settings::CONTROLLERS;
 use crate::error::{Error, Result, system};
 use cleave_control::server::ControlServer;
 use cleave_runtime::crash_points::{Point, reached};
@@ -152,7 +152,7 @@ struct Supervisor {
 
 /// Runs the cluster until it is told to stop.
 pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<()> {
-    for name in ENGINES {
+    for name in cluster.settings.engines() {
         program(program_of(name))?;
     }
     for found in cluster.namespace().list()? {
@@ -236,7 +236,7 @@ fn watch_readiness(
 impl Supervisor {
     fn start_all(&mut self) {
         // Controllers first: the host engine has nothing to do without them.
-        for name in CONTROLLERS.into_iter().chain([HOST]) {
+        for name in CONTROLLERS.iter().chain(self.hosts()).copied() {
             if let Err(error) = self.start(name) {
                 self.fail(error);
                 return;
@@ -263,6 +263,10 @@ impl Supervisor {
 
     fn is_over(&self) -> bool {
         self.phase == Phase::StoppingStore && self.slots.values().all(|slot| slot.running.is_none())
+    }
+
+    fn hosts(&self) -> &'static [&'static str] {
+        self.overview.cluster.settings.host_names()
     }
 
     fn all_down(&self, names: &[&str]) -> bool {
@@ -527,13 +531,16 @@ impl Supervisor {
                 let _ = answer.send(outcome);
             }
         }
-        if self.phase == Phase::StoppingHost && self.all_down(&[HOST]) {
+        if self.phase == Phase::StoppingHost && self.all_down(self.hosts()) {
             self.phase = Phase::StoppingControllers;
             reached(Point::DevHostStopped);
             self.deadline = Some(now + STOP);
             self.end(&CONTROLLERS);
         }
-        if self.phase == Phase::StoppingControllers && self.all_down(&ENGINES) {
+        if self.phase == Phase::StoppingControllers
+            && self.all_down(self.hosts())
+            && self.all_down(&CONTROLLERS)
+        {
             self.phase = Phase::StoppingStore;
             self.deadline = Some(now + STOP);
             if let Some(etcd) = self.slots.get_mut(ETCD) {
@@ -554,7 +561,8 @@ impl Supervisor {
                     Ok(missing) => missing.join(", "),
                     Err(error) => error.to_string(),
                 };
-                let words = ENGINES.into_iter().filter_map(|name| {
+                let engines = self.overview.cluster.settings.engines();
+                let words = engines.into_iter().filter_map(|name| {
                     let words = self.slots[name].running.as_ref()?.last_words()?;
                     Some(format!("{name} says: {words}"))
                 });
@@ -564,7 +572,7 @@ impl Supervisor {
             Phase::StoppingHost | Phase::StoppingControllers | Phase::StoppingStore => {
                 self.deadline = None;
                 let names: &[&str] = match self.phase {
-                    Phase::StoppingHost => &[HOST],
+                    Phase::StoppingHost => self.hosts(),
                     Phase::StoppingStore => &[ETCD],
                     _ => &CONTROLLERS,
                 };
@@ -604,7 +612,7 @@ impl Supervisor {
                 eprintln!("cleave: {error}");
             }
         }
-        self.end(&[HOST]);
+        self.end(self.hosts());
         self.advance();
     }
 

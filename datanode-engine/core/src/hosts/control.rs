@@ -11,7 +11,7 @@ use crate::grants::UsableDrive;
 use crate::state::State;
 use cleave_format::control::{Commit, CommitVdisk, Control};
 use cleave_format::control::{REFERENCES_MAX, UNREFERENCED_MAX};
-use cleave_format::ids::{Position, StripeId, VdiskId};
+use cleave_format::ids::{Epoch, Position, StripeId, VdiskId};
 use cleave_format::layout::{PARITY_SHARDS, SLICE_BLOCKS};
 use cleave_runtime::links::ConnectionId;
 use cleave_runtime::planted::{Planted, is_planted};
@@ -61,16 +61,8 @@ impl State {
     fn perform(&mut self, connection: ConnectionId, who: Who, message: HostMessage) {
         let active = self.active.as_mut().expect("a session is good on a confirmed active only");
         match message {
-            HostMessage::Seal { request, vdisk, epoch, predecessor_dead } => {
-                let resident = &active.resident;
-                let result = resident.check_seal(vdisk, epoch, who.incarnation, predecessor_dead);
-                let result = result.map(|sealed| {
-                    sealed.unwrap_or_else(|| {
-                        self.counters.seals += 1;
-                        let (host, incarnation) = (who.host, who.incarnation);
-                        self.append_control(&Control::Seal { vdisk, epoch, host, incarnation })
-                    })
-                });
+            HostMessage::Seal { request, vdisk, epoch, gone } => {
+                let result = self.seal(who, vdisk, epoch, &gone);
                 let done = ControllerMessage::Done { request, result };
                 self.when_durable(result.ok(), connection, done);
             }
@@ -144,6 +136,40 @@ impl State {
                 ended.iter().for_each(|stripe| active.grants.end_when_idle(*stripe));
             }
             _ => unreachable!("only control requests come here"),
+        }
+    }
+
+    /// Seals a vdisk for a new owner (C8): from then on nothing of older ones is taken. The new one is told once no older
+    /// one answers reads any more (C9); until then it is refused, and asks again.
+    fn seal(
+        &mut self,
+        who: Who,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        gone: &[Epoch],
+    ) -> Result<Position, Refusal> {
+        let now = self.executor.now();
+        let active = self.active.as_mut().expect("a session is good on a confirmed active only");
+        let position = match active.resident.check_seal(vdisk, epoch, who.incarnation)? {
+            Some(position) => {
+                active.leases.seal_again(vdisk, position, now);
+                position
+            }
+            None => {
+                active.leases.seal(vdisk, active.resident.seal(vdisk), gone, now);
+                if active.leases.may_last(vdisk, now) {
+                    let host = who.host;
+                    tracing::info!(%vdisk, %epoch, %host, "sealed; waiting for the read lease of the owner before");
+                }
+                self.counters.seals += 1;
+                let (host, incarnation) = (who.host, who.incarnation);
+                self.append_control(&Control::Seal { vdisk, epoch, host, incarnation })
+            }
+        };
+        let active = self.active.as_ref().expect("as above");
+        match active.leases.may_last(vdisk, now) {
+            true => Err(Refusal::OwnerAlive),
+            false => Ok(position),
         }
     }
 

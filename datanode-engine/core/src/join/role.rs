@@ -12,6 +12,7 @@
 use super::next_before;
 use crate::catalog_port::{CatalogReply, CatalogRequest};
 use crate::grants::Grants;
+use crate::leases::Leases;
 use crate::node::Node;
 use crate::resident::Resident;
 use crate::roles;
@@ -53,10 +54,12 @@ pub(super) async fn watch(node: Node) {
             if state.stopping {
                 return;
             }
-            if state.is_joined() || matches!(state.phase, Phase::Copying) {
+            let serves = state.active.is_some();
+            // Hosts' leases need the store's word while the peer is copied to (C9).
+            if state.is_joined() || (matches!(state.phase, Phase::Copying) && !serves) {
                 continue;
             }
-            (node.executor().now(), state.active.is_some())
+            (node.executor().now(), serves)
         };
         let (store, datanode) = node.store();
         if serves {
@@ -205,6 +208,7 @@ impl Node {
             deferred: VecDeque::new(),
             quota: state.quota_of_all(),
             holds_known: catalog.applied,
+            leases: Leases::default(),
             absent: BTreeMap::new(),
         };
         let mut stripes = catalog.stripes;
@@ -274,6 +278,9 @@ impl State {
             self.stripes = stripes;
             let drives = self.pool.take().expect("the drives rest while there is no active");
             active.take_drives(drives);
+            // The record is made: whatever a controller before this one gave was asked for before now (C9).
+            let from = self.held.as_ref().map_or(Position(0), |held| held.log.next());
+            active.leases = Leases::begin(self.executor.now(), from);
             self.active = Some(active);
             self.damage_stale = true;
         }

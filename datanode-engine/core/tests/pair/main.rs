@@ -5,6 +5,7 @@ mod alone;
 mod drives;
 mod faults;
 mod hosts;
+mod leases;
 mod members;
 mod rig;
 mod rot;

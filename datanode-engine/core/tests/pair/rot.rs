@@ -94,7 +94,9 @@ fn rot_a_seal(rig: &Rig, host: &mut FakeHost, controllers: &[usize], bit: u64) -
     host.epoch += 1;
     let (vdisk, epoch) = (VdiskId(host.vdisk), Epoch(host.epoch));
     let from = rig.status(0).next;
-    let seal = |request| HostMessage::Seal { request, vdisk, epoch, predecessor_dead: true };
+    // Its predecessors are dead.
+    let gone: Vec<Epoch> = (0..epoch.0).map(Epoch).collect();
+    let seal = |request| HostMessage::Seal { request, vdisk, epoch, gone: gone.clone() };
     let asked = host.ask(Class::Log, None, seal);
     for controller in controllers {
         let node = Rc::clone(rig.node(*controller));

@@ -21,7 +21,7 @@ fn rig(seed: u64) -> Rig {
 fn open(rig: &Rig, vdisk: VdiskId) {
     let epoch = Epoch(rig.incarnation);
     let keys = rig.keys.clone();
-    let request = OpenRequest { vdisk, size: SIZE, keys, epoch, predecessor_dead: true };
+    let request = OpenRequest { vdisk, size: SIZE, keys, epoch, gone: Vec::new() };
     rig.run(rig.core().open(request)).expect("the disk opens");
 }
 

@@ -8,6 +8,7 @@ mod flash;
 mod freeing;
 mod full;
 mod large;
+mod leases;
 mod memory;
 mod order;
 mod paging;

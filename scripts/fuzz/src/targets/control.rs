@@ -85,8 +85,12 @@ pub(super) fn lines_seeds() -> Vec<Vec<u8>> {
         Request::ListVdisks {},
         Request::ResizeVdisk { name: name(), size: 1 << 30, accept_data_loss: false },
         Request::DeleteVdisk { name: name() },
+        Request::MoveVdisk { name: name(), host: 2, take_over: true },
         Request::RestartChild { name: name() },
         Request::UpgradeHost { program: Some("/usr/bin/cleave-host".into()) },
+        Request::SetCpu { insane: Some(true), cores: Some(2) },
+        Request::AddFlash { device: "memory:1G".to_owned(), size: None, host: Some(2) },
+        Request::RetireFlash { device: "memory:1G".to_owned(), host: Some(2) },
         Request::StartEmptyLog { datanode: 1, accept_data_loss: true },
     ];
     let line = |request: &Request| {

@@ -95,7 +95,8 @@ pub(super) fn host_seeds() -> Vec<Vec<u8>> {
     seeds(vec![
         HostMessage::Hello(hello),
         HostMessage::Append(Append { number: 1, records }),
-        HostMessage::Seal { request, vdisk, epoch, predecessor_dead: true },
+        HostMessage::Seal { request, vdisk, epoch, gone: vec![Epoch(1), epoch] },
+        HostMessage::Renew { request, vdisks: vec![(vdisk, epoch); 2] },
         HostMessage::Commit { request, stripe, shards_missing: 2, vdisks },
         HostMessage::Grant { request, told: StripeId(3), stripes: 4, identities: 2 },
         HostMessage::ReturnGrant { stripes: vec![stripe; 3] },
@@ -143,6 +144,7 @@ pub(super) fn controller_seeds() -> Vec<Vec<u8>> {
         },
         ControllerMessage::Located { request, stripes },
         ControllerMessage::Read { request, result: lost },
+        ControllerMessage::Renewed { request, lost: vec![VdiskId(3)] },
         ControllerMessage::Quota { bytes: 1 << 26 },
         ControllerMessage::LostDrives { drives: vec![DriveId(1), DriveId(2)] },
     ])
@@ -163,6 +165,8 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
         PeerMessage::Forward { entries, trimmed: Position(1) },
         PeerMessage::Held { through: Position(8), catalog: Position(4) },
         PeerMessage::Want { position: Position(3) },
+        PeerMessage::Vouch { number: 4 },
+        PeerMessage::Vouched { number: 4 },
         PeerMessage::Lent { position: Position(3), check: None },
         PeerMessage::Lent { position: Position(4), check: Some(9) },
     ])

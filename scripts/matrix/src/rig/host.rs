@@ -206,7 +206,8 @@ async fn serve(shared: &Shared, process: &Process, client: &StoreClient) -> Resu
     let grown = client.get_record::<Counter>(&size_key()).await.map_err(|e| e.to_string())?;
     let blocks = grown.map_or(BLOCKS, |(grown, _)| grown.newest);
     let size = blocks * BLOCK as u64;
-    let request = OpenRequest { vdisk, size, keys: None, epoch, predecessor_dead: true };
+    let request =
+        OpenRequest { vdisk, size, keys: None, epoch, gone: (0..epoch.0).map(Epoch).collect() };
     core.open(request).await.map_err(|error| error.to_string())?;
     shared.serves.set(true);
     Ok(())

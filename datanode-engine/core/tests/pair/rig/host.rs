@@ -316,10 +316,40 @@ impl FakeHost {
         self.epoch += 1;
         self.next.clear();
         let (vdisk, epoch) = (VdiskId(self.vdisk), Epoch(self.epoch));
-        let seal = |request| HostMessage::Seal { request, vdisk, epoch, predecessor_dead: true };
+        // Its predecessors are dead.
+        let gone: Vec<Epoch> = (0..epoch.0).map(Epoch).collect();
+        let seal = |request| HostMessage::Seal { request, vdisk, epoch, gone: gone.clone() };
         match self.call(rig, Class::Log, None, seal).0 {
             ControllerMessage::Done { result, .. } => result,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks once for the vdisk with this epoch, and is told what of it is so.
+    pub fn try_seal(&mut self, rig: &Rig, epoch: u64, gone: &[Epoch]) -> Result<Position, Refusal> {
+        let (vdisk, epoch) = (VdiskId(self.vdisk), Epoch(epoch));
+        let seal = |request| HostMessage::Seal { request, vdisk, epoch, gone: gone.to_vec() };
+        match self.call(rig, Class::Log, None, seal).0 {
+            ControllerMessage::Done { result, .. } => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks for the vdisk's read lease; gives the number of the question.
+    pub fn ask_lease(&mut self) -> u64 {
+        let vdisks = vec![(VdiskId(self.vdisk), Epoch(self.epoch))];
+        self.ask(Class::Log, None, |request| HostMessage::Renew { request, vdisks })
+    }
+
+    /// The answer, when one came within a second: vdisks that are lost.
+    pub fn lease(&mut self, rig: &Rig, question: u64) -> Option<Vec<VdiskId>> {
+        rig.world.run_for(SECOND);
+        let mut told = self.told.borrow_mut();
+        let is_it = |event: &Event| matches!(&event.2, ControllerMessage::Renewed { request, .. } if *request == question);
+        let index = told.events.iter().position(is_it)?;
+        match told.events.remove(index).2 {
+            ControllerMessage::Renewed { lost, .. } => Some(lost),
+            _ => None,
         }
     }
 

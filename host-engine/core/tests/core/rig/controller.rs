@@ -49,6 +49,8 @@ pub struct Pool {
     pub released: BTreeMap<Position, (RecordIdentity, Bytes)>,
     pub fail_writes: u32,
     pub no_space: bool,
+    /// Renewals of leases are answered.
+    pub gives_leases: bool,
     /// Gives what shards have that are not written.
     pub made_up: Option<MadeUp>,
 }
@@ -85,6 +87,7 @@ impl Pool {
             released: BTreeMap::new(),
             fail_writes: 0,
             no_space: false,
+            gives_leases: true,
             made_up: None,
         }))
     }
@@ -451,6 +454,12 @@ impl Controller {
                     .collect();
                 let shortage = pool.no_space.then(|| "full".to_owned());
                 ControllerMessage::Granted { request, stripes, identities, shortage }
+            }
+            HostMessage::Renew { .. } if !pool.gives_leases => return,
+            HostMessage::Renew { request, vdisks } => {
+                let lost = |(vdisk, epoch): &(VdiskId, Epoch)| pool.seals.get(vdisk) != Some(epoch);
+                let lost = vdisks.iter().filter(|one| lost(one)).map(|(vdisk, _)| *vdisk).collect();
+                ControllerMessage::Renewed { request, lost }
             }
             HostMessage::ReturnGrant { stripes } => {
                 stripes.iter().for_each(|stripe| drop(pool.grants.remove(stripe)));

@@ -143,7 +143,7 @@ impl Rig {
             size: self.size,
             keys: self.keys.clone(),
             epoch: Epoch(self.incarnation),
-            predecessor_dead: true,
+            gone: Vec::new(),
         };
         self.run(self.core().open(request))
     }
