@@ -61,7 +61,7 @@ crates() {
     fi
     while read -r name; do failures+=("$name"); done < <(awk '/^test .* \.\.\. FAILED$/{ print $2 }' "$log")
     if [ "$bad" != 0 ]; then
-        awk '/^failures:$/{ on = 1 } on { print } /^test result: /{ on = 0 }' "$log" | head -n 200
+        awk '/^failures:$/{ on = 1 } on { print } /^test result: /{ on = 0 }' "$log" | sed -n 1,200p
     fi
     passed=$((passed + good))
     failed=$((failed + bad))
