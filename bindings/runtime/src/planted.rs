@@ -109,6 +109,12 @@ bugs! {
     LeakSlots breaks "C15";
     /// A stripe is committed without several of its shards.
     CommitTooFewShards breaks "C16";
+    /// A shard that is rebuilt counts as written as soon as its write begins.
+    SwapBeforeWritten breaks "C10";
+    /// Shards are rebuilt from others whose content was not checked.
+    RebuildWithoutChecks breaks "C3";
+    /// A shard is rebuilt onto a drive that has another one of its stripe.
+    CrowdDrives breaks "C16";
     /// A commit may refer to a stripe that is freed, or that retires: nothing keeps it while the plan is on its way, and
     /// nobody looks whether its last holder leaves it.
     ReferToFreed breaks "C19";
