@@ -5,7 +5,7 @@
 //! damage on drives that may be harmed, and processes that the director brings back.
 
 use crate::cluster::Cluster;
-use crate::director::{RECOVERY, crash_controller, revive, stop_both, time_of};
+use crate::director::{RECOVERY, revive, time_of};
 use crate::kinds::Kind;
 use crate::plan::CONTROLLERS;
 use crate::strikes::keep_busy;
@@ -85,53 +85,6 @@ pub fn lose_drives(cluster: &mut Cluster) {
         drive.lose();
     }
     cluster.lost.set(cluster.plan.victims);
-}
-
-/// A drive is lost, and while its shards are written anew something else is: a controller, its power, the log's other copy
-/// for a while, another drive, or both controllers stop (C16).
-pub fn lose_in_rebuild(cluster: &mut Cluster) {
-    let next = usize::from(cluster.lost.get());
-    if next >= usize::from(cluster.plan.victims) || !well(cluster) {
-        return;
-    }
-    let second = std::rc::Rc::clone(&cluster.second);
-    let factor = [1, 20, 200][second.below(3) as usize];
-    cluster.drives.iter().for_each(|drive| drive.slow(factor));
-    cluster.journal.note(format!("drive-{next} is lost"));
-    cluster.drives[next].lose();
-    cluster.lost.set(cluster.lost.get() + 1);
-    let rebuilds = |c: &Cluster| {
-        let status = c.active().and_then(|active| active.status());
-        status.is_some_and(|status| status.rebuild.running && status.rebuild.waiting > 0)
-    };
-    let met = cluster.reaches(Duration::from_secs(5), rebuilds);
-    cluster.pass(time_of(&*second, Duration::from_millis(20 * u64::from(factor))));
-    if met && rebuilds(cluster) {
-        let serves = |number: &usize| {
-            let status = cluster.controllers[*number].as_ref().and_then(|one| one.status());
-            status.is_some_and(|status| status.serving)
-        };
-        let active = [0, 1].into_iter().find(serves).unwrap_or(0);
-        cluster.journal.fault(Kind::InRebuild, "shards are being written anew");
-        match second.below(6) {
-            0 => crash_controller(cluster, active, false),
-            1 => crash_controller(cluster, active, true),
-            2 => {
-                let process = cluster.world.process(CONTROLLERS[active]).expect("it serves");
-                process.pause();
-                cluster.pass(Duration::from_secs(4 + second.below(20)));
-                process.resume();
-            }
-            3 => crash_controller(cluster, 1 - active, false),
-            4 if next + 1 < usize::from(cluster.plan.victims) => {
-                cluster.journal.note(format!("drive-{} is lost", next + 1));
-                cluster.drives[next + 1].lose();
-                cluster.lost.set(cluster.lost.get() + 1);
-            }
-            _ => stop_both(cluster),
-        }
-    }
-    cluster.drives.iter().for_each(|drive| drive.slow(1));
 }
 
 /// A drive that may be harmed mixes up parts of two shards: each is whole, and in the other's place (C3).

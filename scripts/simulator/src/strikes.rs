@@ -34,10 +34,9 @@ enum Second {
     LostLog,
     LostEverything,
     Spoiled,
-    InRebuild,
 }
 
-const LIST: [(Second, u64); 17] = [
+const LIST: [(Second, u64); 16] = [
     (Second::SlowDrive, 3),
     (Second::HungDrive, 3),
     (Second::FailedRequests, 4),
@@ -54,7 +53,6 @@ const LIST: [(Second, u64); 17] = [
     (Second::LostLog, 4),
     (Second::LostEverything, 4),
     (Second::Spoiled, 3),
-    (Second::InRebuild, 8),
 ];
 
 /// One more strike in the present episode.
@@ -91,7 +89,6 @@ pub fn second(cluster: &mut Cluster) {
         Second::LostLog => {}
         Second::LostEverything => log_loss::lose_everything(cluster),
         Second::Spoiled => spoiled(cluster),
-        Second::InRebuild => aimed::lose_in_rebuild(cluster),
     }
 }
 
