@@ -61,6 +61,9 @@ pub struct Grants {
     held: BTreeSet<(DriveId, SlotIndex)>,
     /// Grants that were given back, or ended, while writes were under them: their end is to be recorded when these are over.
     ending: BTreeSet<StripeId>,
+    /// Slots that replayed grants took from stripes of before, whose end the catalog is still to tell: so often. What it
+    /// tells then is older than the grant.
+    passed_on: BTreeMap<(DriveId, SlotIndex), u32>,
     /// Free slots.
     pub allocator: Allocator,
 }
@@ -126,14 +129,26 @@ impl Grants {
         self.grants.insert(stripe, grant);
     }
 
-    /// Replays a grant from the log.
+    /// Replays a grant from the log. The controller that gave it knew from its catalog that the slots were free; this one's
+    /// may not have got as far (C15).
     pub fn replay(&mut self, incarnation: Incarnation, stripes: &[GrantedStripe]) {
         for granted in stripes {
             self.newest = self.newest.max(granted.stripe);
             for place in &granted.slots {
-                self.allocator.mark(place.drive, place.slot);
+                if !self.allocator.mark(place.drive, place.slot) {
+                    *self.passed_on.entry((place.drive, place.slot)).or_default() += 1;
+                }
             }
             self.insert(granted.stripe, incarnation, granted.slots.clone());
+        }
+    }
+
+    /// The catalog tells that a slot is free.
+    pub fn freed(&mut self, place: &SlotPlace) {
+        match self.passed_on.get_mut(&(place.drive, place.slot)) {
+            Some(1) => drop(self.passed_on.remove(&(place.drive, place.slot))),
+            Some(times) => *times -= 1,
+            None => drop(self.allocator.free(place)),
         }
     }
 
@@ -380,6 +395,43 @@ mod tests {
         grants.end_write(*stripe);
         let again = grants.issue(ME, 1, 0, &drives);
         assert!(again.stripes[0].stripe > *stripe, "identities are used once");
+    }
+
+    /// C15: a lagging catalog tells that a stripe is no more, whose slot was granted since.
+    #[test]
+    fn an_end_that_the_catalog_tells_late_frees_no_slot_that_was_granted_since() {
+        let (mut grants, _) = pool(1, 1);
+        let slot = SlotPlace { drive: DriveId(0), slot: SlotIndex(0), generation: 2 };
+        // By the catalog, stripe 1 is there. By the log it ended, so did 2 and 3 after it, and 4 lies in its slot.
+        grants.allocator.mark(slot.drive, slot.slot);
+        for stripe in 2..=4 {
+            grants.replay(ME, &[GrantedStripe { stripe: StripeId(stripe), slots: vec![slot] }]);
+            grants.committed(StripeId(stripe));
+        }
+        for stripe in 1..=4 {
+            assert!(!grants.allocator.is_free(&slot), "stripe {stripe} is in it");
+            grants.freed(&slot);
+        }
+        assert!(grants.allocator.is_free(&slot));
+    }
+
+    /// The same, and what was granted in between ended without a commit, of which the catalog does not tell.
+    #[test]
+    fn a_grant_that_ended_without_a_commit_is_no_stripe_of_the_catalog() {
+        let (mut grants, _) = pool(1, 1);
+        let slot = SlotPlace { drive: DriveId(0), slot: SlotIndex(0), generation: 2 };
+        grants.allocator.mark(slot.drive, slot.slot);
+        for stripe in 2..=3 {
+            grants.replay(ME, &[GrantedStripe { stripe: StripeId(stripe), slots: vec![slot] }]);
+            if stripe == 2 {
+                grants.ended(StripeId(2));
+            }
+        }
+        grants.freed(&slot);
+        assert!(!grants.allocator.is_free(&slot), "stripe 3 is in it");
+        grants.committed(StripeId(3));
+        grants.freed(&slot);
+        assert!(grants.allocator.is_free(&slot));
     }
 
     #[test]

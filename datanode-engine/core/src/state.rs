@@ -423,9 +423,7 @@ impl State {
                         self.counters.freed += applied.ended;
                         self.damage_stale |= applied.ended > 0;
                         active.resident.synced(applied.through);
-                        for place in &applied.freed {
-                            active.grants.allocator.free(place);
-                        }
+                        applied.freed.iter().for_each(|place| active.grants.freed(place));
                     }
                 }
                 (Waiter::Damage, CatalogReply::Damage(damage)) => self.damage = damage,

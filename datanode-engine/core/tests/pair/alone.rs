@@ -4,8 +4,10 @@
 use crate::rig::{FakeHost, NAMES, Rig, SECOND};
 use crate::{append_some, begin_on, destage};
 use cleave_datanode_core::Phase;
-use cleave_format::ids::DriveId;
+use cleave_format::control::{GrantedStripe, MapRun};
+use cleave_format::ids::{DriveId, Position};
 use cleave_format::solo::SegmentHead;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Both run, reach the drives, are joined and may go on alone; a host has sealed its vdisk.
@@ -386,6 +388,53 @@ fn slots_of_a_controller_that_is_not_heard_of_are_given_to_nobody() {
     assert!(status.slots.1 >= held.len() as u64, "{status:?}");
     let more = other.grant(&rig, 1);
     assert!(!more.is_empty(), "they are free, now that the other one is known to be idle");
+}
+
+/// C15: what the catalog of a successor tells of slots that were granted again meanwhile is older than the grant.
+#[test]
+fn a_slot_that_was_granted_again_is_not_free_again() {
+    let (mut rig, mut host) = begin(331);
+    // A full pool; what is in it does not matter here.
+    let (mut granted, mut frontier) = (host.grant(&rig, 1), Position(0));
+    while let Some(next) = host.grant(&rig, 1).pop() {
+        let stripe = granted.last().expect("one was there").stripe;
+        frontier = host.committed(&rig, stripe, &[], None).unwrap();
+        granted.push(next);
+    }
+    rig.kill(0);
+    run_until_alone(&rig, 1);
+    host.connect(&rig);
+    let (first, last) = (granted[0].clone(), granted.last().expect("many are there").stripe);
+    let left = MapRun { frontier, pieces: Vec::new(), unreferenced: vec![first.stripe] };
+    host.committed(&rig, last, &[], Some(left)).unwrap();
+    let again = loop {
+        if let Some(again) = host.grant(&rig, 1).pop() {
+            break again;
+        }
+    };
+    let places = |stripe: &GrantedStripe| -> BTreeSet<_> {
+        stripe.slots.iter().map(|place| (place.drive, place.slot)).collect()
+    };
+    assert!(!places(&again).is_disjoint(&places(&first)));
+    rig.kill(1);
+    // The catalog of the first ends where it was killed; what the other one did since is in the log on the drives.
+    rig.start(0);
+    rig.start(1);
+    rig.run_until_mirrored();
+    assert!(rig.status(0).serving, "its catalog is the one that lags");
+    host.connect(&rig);
+    host.settle(&rig);
+    assert!(host.write_stripe(&rig, &again).iter().all(Result::is_ok));
+    host.committed(&rig, again.stripe, &[], None).unwrap();
+    rig.world.run_for(SECOND);
+    assert!(host.read_shard(&rig, &again, 0, 0..64).is_ok());
+    // Slots that are in use are given to nobody.
+    while let Some(next) = host.grant(&rig, 1).pop() {
+        assert!(
+            places(&next).is_disjoint(&places(&again)),
+            "{next:?} and {again:?} are granted the same slot"
+        );
+    }
 }
 
 /// The peer comes back before anything came of going on alone: what is held by a record that only one of them has is free again.
