@@ -194,6 +194,11 @@ impl Operation {
     pub fn is_transaction(&self) -> bool {
         matches!(self, Operation::Transact(_))
     }
+
+    /// Whether it changes nothing and begins nothing.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Operation::Get { .. } | Operation::List { .. })
+    }
 }
 
 /// The answer to an operation.

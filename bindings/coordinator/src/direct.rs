@@ -1,8 +1,9 @@
 //! The store without a socket: for the simulator and for tests, on one thread.
 //!
 //! Every message, either way, is handed to the caller's [`Schedule`] as a function to call when
-//! the message arrives, so that delays come from virtual time and one seed. Each direction stays
-//! in order, whatever the order of the calls, as on a socket. A client that is disconnected loses
+//! the message arrives, so that delays come from virtual time and one seed. Reads and transactions overtake each other,
+//! either way, as the calls come, for nothing promises their order; watches, leases and what is told to watches stay
+//! in order, with the answers to transactions among it. A client that is disconnected loses
 //! the replies on their way; transactions on their way still arrive, later, as they may with a
 //! real server: the case that [`StoreError::Unknown`] warns of. A server that crashes disconnects everybody,
 //! and what is on its way to it is lost.
@@ -175,9 +176,16 @@ impl DirectServer {
     fn deliver(&self, client: ClientId, reply: Reply) {
         let link = self.0.clients.borrow().get(&client).and_then(Weak::upgrade);
         if let Some(link) = link {
-            link.state.borrow_mut().down.push_back((client, reply));
             let arrives = Rc::clone(&link);
-            (link.schedule)(Box::new(move || arrives.arrived_down()));
+            let read = |result: &Result<Answer, StoreError>| {
+                matches!(result, Ok(Answer::Value(_) | Answer::List(_)))
+            };
+            if matches!(&reply, Reply::Answer { result, .. } if read(result)) {
+                (link.schedule)(Box::new(move || arrives.take_down(client, reply)));
+            } else {
+                link.state.borrow_mut().down.push_back((client, reply));
+                (link.schedule)(Box::new(move || arrives.arrived_down()));
+            }
         }
     }
 }
@@ -204,9 +212,9 @@ struct Link {
 struct LinkState {
     /// The present connection.
     client: Option<ClientId>,
-    /// On their way to the store.
+    /// On their way to the store, of those that stay in order.
     up: VecDeque<Sent>,
-    /// On their way back.
+    /// On their way back, of those that stay in order.
     down: VecDeque<(ClientId, Reply)>,
     /// Sent and not answered; whether it is a transaction.
     in_flight: BTreeMap<Token, bool>,
@@ -262,10 +270,16 @@ impl Store for DirectStore {
         let before = state.in_flight.insert(token, transaction);
         assert!(before.is_none(), "token {token} is in flight already");
         let crashes = self.0.server.0.crashes.get();
-        state.up.push_back(Sent { client, token, operation, crashes });
-        drop(state);
+        let sent = Sent { client, token, operation, crashes };
         let link = Rc::clone(&self.0);
-        (self.0.schedule)(Box::new(move || link.arrived_up()));
+        if transaction || sent.operation.is_read() {
+            drop(state);
+            (self.0.schedule)(Box::new(move || link.take_up(sent)));
+        } else {
+            state.up.push_back(sent);
+            drop(state);
+            (self.0.schedule)(Box::new(move || link.arrived_up()));
+        }
     }
 
     fn poll(&self, events: &mut Vec<StoreEvent>) {
@@ -275,12 +289,13 @@ impl Store for DirectStore {
 
 impl Link {
     fn arrived_up(&self) {
-        let (first, present) = {
-            let mut state = self.state.borrow_mut();
-            (state.up.pop_front(), state.client)
-        };
-        let Sent { client, token, operation, crashes } =
-            first.expect("as many arrivals as messages");
+        let first = self.state.borrow_mut().up.pop_front();
+        self.take_up(first.expect("as many arrivals as messages"));
+    }
+
+    fn take_up(&self, sent: Sent) {
+        let Sent { client, token, operation, crashes } = sent;
+        let present = self.state.borrow().client;
         if crashes != self.server.0.crashes.get() {
             return;
         }
@@ -293,8 +308,13 @@ impl Link {
     }
 
     fn arrived_down(&self) {
+        let first = self.state.borrow_mut().down.pop_front();
+        let (client, reply) = first.expect("as many arrivals as messages");
+        self.take_down(client, reply);
+    }
+
+    fn take_down(&self, client: ClientId, reply: Reply) {
         let mut state = self.state.borrow_mut();
-        let (client, reply) = state.down.pop_front().expect("as many arrivals as messages");
         if Some(client) != state.client {
             return;
         }

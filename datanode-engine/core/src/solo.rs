@@ -63,11 +63,14 @@ pub(crate) struct Solo {
     pub session: Option<Session>,
     /// A write to it failed: nothing is acknowledged by it any more.
     pub broken: bool,
-    /// The peer has a copy of everything, and is about to become a member: nothing is acknowledged by the session that the
-    /// copy lacks.
+    /// The peer has a copy of everything, and is about to become a member: nothing is acknowledged by a session that the
+    /// copy lacks. Also while there is no session: the word that one is recorded may be on its way.
     pub frozen: bool,
-    /// That came to nothing, or its outcome was not heard: the record must be made anew before anything is acknowledged.
-    pub confirm: bool,
+    /// Times that this came to nothing, or its outcome was not heard: the record must be made anew before anything is
+    /// acknowledged.
+    pub doubts: u64,
+    /// How many of them were over when the newest record was asked for that is known to be made.
+    pub settled: u64,
     /// The store may carry out, however late, what was asked of it: what the record says is not known.
     pub uncertain: bool,
     /// It appended that slots are held, and not yet that they are free.
@@ -96,9 +99,14 @@ impl Solo {
         kept.into_iter().flatten().min().unwrap_or(Position(u64::MAX))
     }
 
+    /// Whether the record may say, or come to say, that the peer is a member.
+    pub fn is_doubtful(&self) -> bool {
+        self.settled < self.doubts
+    }
+
     /// Wakes the flow that writes the session when there is more to write.
     pub fn wake_for(&self, next: Option<Position>) {
-        let waits = self.broken || self.frozen || self.confirm;
+        let waits = self.broken || self.frozen || self.is_doubtful();
         if let (Some(session), Some(next)) = (&self.session, next)
             && session.next < next
             && !waits
@@ -110,7 +118,7 @@ impl Solo {
     /// The mirror runs, or another controller is active: the session is none any more.
     pub fn end(&mut self) {
         self.session = None;
-        (self.broken, self.frozen, self.confirm) = (false, false, false);
+        (self.broken, self.frozen, self.settled) = (false, false, self.doubts);
         (self.filling, self.copying, self.again) = (None, None, None);
         self.hindrance.clear();
         self.signal.notify();
@@ -119,7 +127,7 @@ impl Solo {
     /// A meeting is over, and the peer is no member by it.
     pub fn met_in_vain(&mut self) {
         self.copying = None;
-        self.confirm |= std::mem::take(&mut self.frozen);
+        self.doubts += u64::from(std::mem::take(&mut self.frozen));
         self.signal.notify();
     }
 

@@ -94,7 +94,9 @@ impl State {
             && self.fatal.is_none()
             && !self.is_joined()
             && self.active.is_some();
-        let (Some(held), true) = (&self.held, ready) else { return Step::Wait };
+        let (Some(held), true) = (&self.held, ready && !self.solo.frozen) else {
+            return Step::Wait;
+        };
         let now = self.executor.now();
         let again = self.solo.again.is_none_or(|again| now >= again);
         let Some(session) = &self.solo.session else {
@@ -103,10 +105,7 @@ impl State {
             let due = own && now.since(self.alone) >= AWAY && again;
             return if due { Step::Begin } else { Step::Wait };
         };
-        if self.solo.frozen {
-            return Step::Wait;
-        }
-        if self.solo.confirm {
+        if self.solo.is_doubtful() {
             return if again { Step::Confirm } else { Step::Wait };
         }
         if again && (self.solo.broken || session.is_worn()) {
@@ -134,8 +133,8 @@ impl State {
         self.advance_effects(Position(self.mirror.mirrored));
     }
 
-    /// The record names the session.
-    fn goes_alone(&mut self, role: LogRole, mut session: Session) {
+    /// The record names the session. `settled`: doubts that were over when that was asked for.
+    fn goes_alone(&mut self, role: LogRole, mut session: Session, settled: u64) {
         let first = !self.mirror.alone;
         session.filled = session.at;
         let drives: Vec<u16> = session.drives.iter().map(|(drive, _)| drive.0).collect();
@@ -153,6 +152,7 @@ impl State {
         self.mirror.alone = true;
         self.solo.part = 1 - session.part;
         self.solo.session = Some(session);
+        self.solo.settled = settled;
         (self.solo.broken, self.solo.again, self.solo.uncertain) = (false, None, false);
         self.solo.hindrance.clear();
         if !self.stopping {
@@ -167,6 +167,7 @@ impl Node {
     /// Fills a session with the log, and records it.
     async fn begin_session(&self, buffer: &mut Vec<u8>) -> Result<(), String> {
         let (store, datanode) = self.store();
+        let settled = self.state().solo.doubts;
         let mut recorded =
             roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
         let (own, uncertain) = {
@@ -222,7 +223,12 @@ impl Node {
         if state.active.is_none() {
             return Err("this controller is active no more".to_owned());
         }
-        state.goes_alone(role, session);
+        // Answers come in no particular order: that of a meeting since may have been heard before this one.
+        let known = state.role.as_ref().map_or(0, |known| known.epoch);
+        if state.is_joined() || known >= role.epoch {
+            return Err("the peer is a member again".to_owned());
+        }
+        state.goes_alone(role, session, settled);
         drop(state);
         self.turn();
         Ok(())
@@ -251,7 +257,7 @@ impl Node {
             *buffer = bytes;
             let appends = {
                 let solo = &self.state().solo;
-                solo.session.is_some() && !solo.broken && !solo.frozen && !solo.confirm
+                solo.session.is_some() && !solo.broken && !solo.frozen && !solo.is_doubtful()
             };
             if appends {
                 self.append_to_session(buffer).await;
@@ -330,6 +336,8 @@ impl Node {
     /// Records the session once more, so that nothing that was asked of the store before can change the record.
     async fn confirm_session(&self) -> Result<(), String> {
         let (store, datanode) = self.store();
+        // A doubt that comes up from here on is not settled by this record.
+        let settled = self.state().solo.doubts;
         let recorded = roles::read(&store, datanode).await.map_err(|error| error.to_string())?;
         let (member, solo) = {
             let state = self.state();
@@ -345,9 +353,10 @@ impl Node {
         let role = changed.map_err(|error| error.to_string())?;
         let role = role.ok_or("the record in the store changed meanwhile")?;
         let mut state = self.state_mut();
-        if state.is_alone() {
+        let known = state.role.as_ref().map_or(0, |known| known.epoch);
+        if state.is_alone() && known < role.epoch {
             state.role = Some(role);
-            (state.solo.confirm, state.solo.again, state.solo.uncertain) = (false, None, false);
+            (state.solo.settled, state.solo.again, state.solo.uncertain) = (settled, None, false);
         }
         Ok(())
     }

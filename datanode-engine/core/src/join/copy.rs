@@ -81,7 +81,7 @@ impl Meeting {
                     (round, round_end) = (round + 1, next);
                 }
                 let nearly = next.0 - from.0.min(next.0) <= NEARLY_ALL || round > ROUNDS_MAX;
-                state.solo.frozen |= state.is_alone() && nearly;
+                state.solo.frozen |= nearly;
                 while let Some(held) = &state.held
                     && let Some((position, entry)) = held.log.next_entry(from, next)
                 {
@@ -105,7 +105,9 @@ impl Meeting {
                 }
             }
             if entries.is_empty() {
-                let state = self.node.state();
+                let mut state = self.node.state_mut();
+                // Also when much came since the last entry, and is released by now.
+                state.solo.frozen = true;
                 break match &state.held {
                     Some(held) => held.log.next(),
                     None => Position(state.mirror.catalog + 1),

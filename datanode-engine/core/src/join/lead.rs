@@ -15,7 +15,8 @@ impl Meeting {
         if self.resumes(standby) {
             return self.resume(standby);
         }
-        let recorded = self.read_record().await?;
+        // Who went alone while the record was on its way must not decide by the one of before.
+        let recorded = self.renewed(self.read_record().await?).await?;
         self.check_current()?;
         let own = self.node.state().standing();
         let role = recorded.role.as_ref().map(|(role, _)| role);

@@ -7,6 +7,7 @@ use cleave_datanode_core::Phase;
 use cleave_format::control::{GrantedStripe, MapRun};
 use cleave_format::ids::{DriveId, Position};
 use cleave_format::solo::SegmentHead;
+use cleave_runtime_sim::Span;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -333,6 +334,77 @@ fn a_paused_active_finds_the_log_of_one_that_was_alone_on_drives() {
         host.seal(&rig).unwrap();
         append_some(&mut host, 15);
         settle(&rig, &mut host);
+    }
+}
+
+/// C12: the copy that a returning peer has ends where nothing more is acknowledged alone, also when there is nothing to copy
+/// because all that ever came is released.
+#[test]
+fn nothing_is_acknowledged_alone_beyond_the_end_of_a_copy() {
+    let (mut rig, mut host) = begin(390);
+    rig.kill(1);
+    for _ in 0..20 {
+        append_some(&mut host, 60);
+        host.settle(&rig);
+        destage(&rig, &mut host);
+    }
+    let a = Rc::clone(rig.node(0));
+    assert!(rig.world.run_until(|| a.status().entries == 0, 30 * SECOND), "{:?}", a.status());
+    assert!(a.status().next > Position(1024));
+    rig.start(1);
+    let copied = || a.status().counters.copies > 1;
+    assert!(rig.world.run_until(copied, 30 * SECOND));
+    // The host goes on; the peer is about to become a member.
+    let end = a.status().mirrored_through;
+    while !a.is_mirrored() {
+        let now = a.status().mirrored_through;
+        assert_eq!(now, end, "what comes after the copy's end is acknowledged by nobody yet");
+        append_some(&mut host, 1);
+        rig.world.run_for(SECOND / 5_000);
+    }
+    host.settle(&rig);
+    rig.kill(0);
+    run_until_alone(&rig, 1);
+    host.connect(&rig);
+    host.settle(&rig);
+    host.verify(&rig);
+}
+
+/// C7: the store's word that this controller is the only member comes when it is one of two again: answers of the store come in no
+/// particular order.
+#[test]
+fn a_session_that_is_recorded_too_late_is_none() {
+    for seed in 0..40 {
+        let mut rig = Rig::new(400 + seed);
+        rig.share_pool();
+        (rig.alone, rig.slow_store) = (true, true);
+        let (mut rig, mut host) = begin_on(rig);
+        for _ in 0..4 {
+            append_some(&mut host, 20);
+            rig.world.partition(NAMES[0], NAMES[1]);
+            // Somewhere between the beginning of a session and the word that it is recorded.
+            let sessions =
+                |rig: &Rig| rig.status(0).counters.sessions + rig.status(1).counters.sessions;
+            let before = sessions(&rig);
+            assert!(rig.world.run_until(|| sessions(&rig) > before, 30 * SECOND));
+            let while_it_is_recorded = rig.world.draw(Span { min: SECOND / 1000, max: SECOND });
+            rig.world.run_for(while_it_is_recorded);
+            rig.world.heal(NAMES[0], NAMES[1]);
+            rig.run_until_mirrored();
+            for _ in 0..30 {
+                rig.world.run_for(SECOND / 10);
+                for controller in 0..2 {
+                    let status = rig.status(controller);
+                    assert!(!status.mirrored || status.alone_on.is_empty(), "{status:?}");
+                }
+            }
+        }
+        let active = usize::from(rig.status(1).serving);
+        rig.kill(active);
+        host.connect(&rig);
+        settle(&rig, &mut host);
+        rig.start(active);
+        whole(&mut rig, &mut host);
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Rig {
     pub shared: bool,
     /// Whether a controller goes on alone.
     pub alone: bool,
+    /// Whether some messages to and from the store take long; they are overtaken then.
+    pub slow_store: bool,
     /// What the controllers told, whichever it was.
     pub observed: Rc<Observed>,
 }
@@ -103,6 +105,7 @@ impl Rig {
             controllers: [None, None],
             shared: false,
             alone: false,
+            slow_store: false,
             observed: Rc::default(),
             world,
         };
@@ -150,9 +153,10 @@ impl Rig {
         let process = self.world.start_process(NAMES[controller]);
         let executor = process.executor();
         let schedule = {
-            let (process, world) = (process.clone(), self.world.clone());
+            let (process, world, slow) = (process.clone(), self.world.clone(), self.slow_store);
             Rc::new(move |call: Box<dyn FnOnce()>| {
-                let delay = world.draw(Span::micros(50, 2_000));
+                let long = slow && world.draw(Span::micros(0, 3_999)) < Duration::from_millis(1);
+                let delay = world.draw(Span::micros(50, if long { 400_000 } else { 2_000 }));
                 process.call_later(delay, call);
             })
         };
