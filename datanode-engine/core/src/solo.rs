@@ -99,9 +99,10 @@ impl Solo {
         kept.into_iter().flatten().min().unwrap_or(Position(u64::MAX))
     }
 
-    /// Whether the record may say, or come to say, that the peer is a member.
+    /// Whether the record may say, or come to say, that the peer is a member, or name another session than the one by which
+    /// is acknowledged.
     pub fn is_doubtful(&self) -> bool {
-        self.settled < self.doubts
+        self.uncertain || self.settled < self.doubts
     }
 
     /// Wakes the flow that writes the session when there is more to write.

@@ -3,7 +3,7 @@
 
 use crate::model::{Action, Fault, Roles};
 use crate::state::{
-    BOTH, Connection, Entry, Held, Process, Purpose, Role, Said, Stage, Swap, World,
+    Alone, BOTH, Connection, Entry, Held, Process, Purpose, Role, Said, Stage, Swap, World,
 };
 use cleave_coordinator::Member;
 use cleave_datanode_core::mirror::{Leader, Plan, decide, leader};
@@ -12,8 +12,12 @@ impl Roles {
     /// The image that a controller without a log would load.
     pub(crate) fn load_image(&self, world: &World, controller: usize) -> Option<Held> {
         let stale = self.fault == Some(Fault::StaleImage);
-        let counts = stale || world.has_valid_image(controller);
-        world.controllers[controller].image.clone().filter(|_| counts)
+        let image = world.controllers[controller].image.as_ref();
+        let image = image.filter(|image| stale || image.is_valid(world.role.as_ref()));
+        let any = self.fault == Some(Fault::AnySession);
+        let mut written = world.controllers[controller].sessions.iter().flatten().filter(|_| any);
+        let session = world.recorded_session(controller).or_else(|| written.next_back());
+        image.or(session.map(|session| &session.held)).cloned()
     }
 
     /// Who copies, by a record and by what leader and follower say.
@@ -50,8 +54,15 @@ impl Roles {
     pub(crate) fn start(&self, world: &mut World, index: usize) {
         world.incarnations += 1;
         if self.fault != Some(Fault::NoFence) {
-            let nothing =
-                Role { epoch: 0, log: 0, active: 0, since: 0, origin: 0, in_sync: [0; 2] };
+            let nothing = Role {
+                epoch: 0,
+                log: 0,
+                active: 0,
+                since: 0,
+                origin: 0,
+                in_sync: [0; 2],
+                session: 0,
+            };
             let before = world.role.unwrap_or(nothing);
             let told = world.word.is_some_and(|word| word == before.epoch);
             world.role = Some(Role { epoch: before.epoch + 1, ..before });
@@ -65,6 +76,7 @@ impl Roles {
             serves: None,
             mirrored: 0,
             waits: None,
+            alone: Alone::default(),
         });
     }
 
@@ -78,8 +90,8 @@ impl Roles {
         if clean && process.confirmed && process.held.is_some() {
             world.controllers[index].image = process.held;
         }
-        let has_image = world.has_valid_image(index);
-        world.controllers[index].keeper &= has_image;
+        let keeps = world.has_valid_image(index) || world.is_recorded_alone(index);
+        world.controllers[index].keeper &= keeps;
         world.excuse_without_keepers();
         Some(())
     }
@@ -126,18 +138,45 @@ impl Roles {
     fn lead(&self, world: &mut World, index: usize) -> Option<()> {
         let (own, peer) = (Self::said(world, index)?, world.connection?.said[1 - index]);
         let process = world.process(index)?;
-        let known = process.serves.filter(|_| peer.log.is_some());
-        let (incarnation, log) = (process.incarnation, process.held.as_ref().map(|held| held.log));
+        let known = peer.log.is_some() && !process.alone.uncertain;
+        let known = process.serves.filter(|_| known);
         let next = peer.log.map_or(0, |(_, _, entries)| entries);
         let role = world.role;
+        let told = role.is_none_or(|role| role.log == 0 || world.word == Some(role.epoch));
         let connection = world.connection.as_mut()?;
         connection.leader = index;
-        connection.before = role.map_or(0, |role| role.epoch);
         (connection.next, connection.answered) = (next, next);
         if known.is_some_and(|role| self.plan(Some(&role), false, [own, peer]) == Plan::Resume) {
             return self.run(world);
         }
-        let told = role.is_none_or(|role| role.log == 0 || world.word == Some(role.epoch));
+        connection.stage = Stage::Read { role, told };
+        Some(())
+    }
+
+    /// The leader decides, by the record as it is since it went alone, if it did.
+    pub(crate) fn decide(&self, world: &mut World) -> Option<()> {
+        let connection = world.connection?;
+        let Stage::Read { mut role, told } = connection.stage else { return None };
+        let index = connection.leader;
+        if self.fault != Some(Fault::OldRecord) {
+            match self.renewed(world, index, role) {
+                Some(renewed) => role = renewed,
+                None => {
+                    world.close(index);
+                    return Some(());
+                }
+            }
+        }
+        let (own, peer) = (Self::said(world, index)?, world.connection?.said[1 - index]);
+        let process = world.process(index)?;
+        let (incarnation, log) = (process.incarnation, process.held.as_ref().map(|held| held.log));
+        let valid = role.is_some_and(|role| own.standing().is_valid(&role.record()));
+        if let Some(role) = role.filter(|_| process.serves.is_some() && !valid) {
+            self.step_down(world, index, role.origin)?;
+            world.close(index);
+            return Some(());
+        }
+        world.connection.as_mut()?.before = role.map_or(0, |role| role.epoch);
         match self.plan(role.as_ref(), told, [own, peer]) {
             Plan::Resume => self.send_join(world, false),
             Plan::StandbyCopies
@@ -195,8 +234,8 @@ impl Roles {
             return Some(());
         }
         world.controllers[copier].process.as_mut()?.held = None;
-        let has_image = world.has_valid_image(copier);
-        world.controllers[copier].keeper &= has_image;
+        let keeps = world.has_valid_image(copier) || world.is_recorded_alone(copier);
+        world.controllers[copier].keeper &= keeps;
         Some(())
     }
 
@@ -213,6 +252,15 @@ impl Roles {
     }
 
     fn send_join(&self, world: &mut World, empty: bool) -> Option<()> {
+        let (index, before) = (world.connection?.leader, world.connection?.before);
+        if world.process(index)?.alone.part.is_some() {
+            let Some(renewed) = self.renewed(world, index, None) else {
+                world.close(index);
+                return Some(());
+            };
+            world.connection.as_mut()?.before = renewed.map_or(before, |role| role.epoch);
+        }
+        world.controllers[index].process.as_mut()?.alone.frozen = true;
         let connection = world.connection.as_mut()?;
         connection.stage = Stage::Swapping;
         let (index, epoch, origin) = (connection.leader, connection.before + 1, connection.next);
@@ -221,7 +269,7 @@ impl Roles {
         let process = world.process(index)?;
         in_sync[index] = process.incarnation;
         let (active, log) = (process.incarnation, process.held.as_ref()?.log);
-        let role = Role { epoch, log, active, since: epoch, origin, in_sync };
+        let role = Role { epoch, log, active, since: epoch, origin, in_sync, session: 0 };
         self.send(world, index, role, if empty { Purpose::JoinEmpty } else { Purpose::Join })?;
         if self.fault == Some(Fault::SwapAfterAcknowledgement) {
             self.confirm(world, index, role)?;
@@ -282,6 +330,7 @@ impl Roles {
     pub(crate) fn step_down(&self, world: &mut World, index: usize, origin: u8) -> Option<()> {
         let process = world.controllers[index].process.as_mut()?;
         process.serves = None;
+        (process.alone.part, process.alone.frozen, process.alone.doubtful) = (None, false, false);
         world.ghosts.undone |= process.mirrored > origin;
         process.mirrored = process.mirrored.min(origin);
         let held = process.held.as_mut()?;
@@ -299,8 +348,10 @@ impl Roles {
         if committed {
             world.role = Some(swap.role);
             world.word = None;
-            if swap.purpose != Purpose::TakeOver {
-                self.joined_by(world, swap);
+            match swap.purpose {
+                Purpose::TakeOver => {}
+                Purpose::Alone => world.name_keepers(),
+                Purpose::Join | Purpose::JoinEmpty => self.joined_by(world, swap),
             }
         }
         for index in BOTH {
@@ -309,6 +360,12 @@ impl Roles {
                 && *waited == swap
             {
                 *reply = Some(committed);
+            }
+            if let Some(process) = &mut world.controllers[index].process
+                && let Some(recording) = &mut process.alone.recording
+                && recording.swap == swap
+            {
+                recording.reply = Some(committed);
             }
         }
     }
@@ -340,11 +397,16 @@ impl Roles {
             (Purpose::TakeOver, false) => {}
             (_, true) => {
                 self.confirm(world, index, swap.role)?;
+                let alone = &mut world.controllers[index].process.as_mut()?.alone;
+                *alone = Alone { recording: alone.recording, ..Alone::default() };
                 if world.has_connection(index) {
                     self.run(world)?;
                 }
             }
-            (_, false) => world.close(index),
+            (_, false) => {
+                world.close(index);
+                world.met_in_vain(index, self.fault);
+            }
         }
         Some(())
     }
@@ -354,6 +416,7 @@ impl Roles {
         world.spent.lost += 1;
         let (swap, _) = world.controllers[index].process.as_mut()?.waits.take()?;
         world.close(index);
+        world.met_in_vain(index, self.fault);
         if swap.purpose == Purpose::TakeOver && self.fault != Some(Fault::RoleUnknown) {
             // It raises the epoch, which ends a request that was not executed yet, then looks.
             let role = world.role.as_mut()?;
@@ -451,6 +514,17 @@ impl Roles {
 }
 
 impl World {
+    /// A meeting is over, and the peer is no member by it, or may be one.
+    pub(crate) fn met_in_vain(&mut self, controller: usize, fault: Option<Fault>) {
+        let Some(process) = &mut self.controllers[controller].process else { return };
+        if std::mem::take(&mut process.alone.frozen) && fault != Some(Fault::NeverInDoubt) {
+            process.alone.doubtful = true;
+            if let Some(recording) = &mut process.alone.recording {
+                recording.settles = false;
+            }
+        }
+    }
+
     /// A controller's end of the connection is gone.
     pub(crate) fn close(&mut self, controller: usize) {
         if let Some(connection) = &mut self.connection {
@@ -472,6 +546,7 @@ impl World {
         let meets = self.connection.is_some_and(|connection| {
             let heard = match connection.stage {
                 Stage::Hello => false,
+                Stage::Read { .. } => connection.leader == controller,
                 // What the follower has not heard does not bind it.
                 Stage::Decided { .. } => connection.leader == controller,
                 Stage::Swapping => connection.leader == controller,
@@ -486,14 +561,19 @@ impl World {
     pub(crate) fn forget_void_swaps(&mut self) {
         let epoch = self.role.map_or(0, |role| role.epoch);
         let waited = BOTH.map(|index| self.process(index)?.waits.map(|(swap, _)| swap));
-        self.swaps.retain(|swap| swap.role.epoch > epoch || waited.contains(&Some(*swap)));
+        let recorded = |index: usize| self.process(index)?.alone.recording.map(|made| made.swap);
+        let recorded = BOTH.map(recorded);
+        self.swaps.retain(|swap| {
+            let awaited = waited.contains(&Some(*swap)) || recorded.contains(&Some(*swap));
+            swap.role.epoch > epoch || awaited
+        });
     }
 
     /// Whoever is a member with its log, or has an image that counts, keeps what is acknowledged.
     fn name_keepers(&mut self) {
         let in_sync = self.role.map_or([0; 2], |role| role.in_sync);
         for index in BOTH {
-            let has_image = self.has_valid_image(index);
+            let has_image = self.has_valid_image(index) || self.is_recorded_alone(index);
             let controller = &mut self.controllers[index];
             let process = controller.process.as_ref();
             let member = process.is_some_and(|process| {

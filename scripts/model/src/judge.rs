@@ -48,6 +48,9 @@ pub(crate) fn properties() -> Vec<Property<Roles>> {
                 roles.bounds.moves == 0 || roles.bounds.breaks == 0 || world.ghosts.took_back
             },
         ),
+        Property::sometimes("something is acknowledged alone", |roles: &Roles, world: &World| {
+            roles.bounds.sessions == 0 || world.ghosts.alone
+        }),
         Property::sometimes("all seals are acknowledged", |roles: &Roles, world: &World| {
             world.hosts.iter().filter(|host| host.sealed).count() == usize::from(roles.bounds.takes)
         }),

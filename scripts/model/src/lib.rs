@@ -9,7 +9,7 @@
 //!
 //! | Model | Rules | What happens |
 //! | --- | --- | --- |
-//! | [`Roles`] | C7-C9 | two controllers crash, stop, meet, copy; the role moves beside an active one that lives; replies of the store are lost, or its requests late; two hosts take the vdisk |
+//! | [`Roles`] | C7-C9 | two controllers crash, stop, meet, copy; the role moves beside an active one that lives; one goes on alone, with its log on drives; replies of the store are lost, or its requests late; two hosts take the vdisk |
 //! | [`Owners`] | C8, C9 | two hosts take a vdisk from each other; an old owner is paused, leases run out; the log is lost |
 //! | [`Catalogs`] | C11 | two catalogs take over control entries, which are then trimmed; one is lost |
 //! | [`Slots`] | C15 | incarnations of a host write under grants that end |
@@ -18,6 +18,7 @@
 //! whenever that is.
 #![forbid(unsafe_code)]
 
+mod alone;
 mod catalogs;
 mod controllers;
 mod judge;

@@ -16,6 +16,10 @@ pub struct Bounds {
     pub lost: u8,
     /// Times that a controller asks for the role.
     pub moves: u8,
+    /// Sessions that controllers begin, to go on alone.
+    pub sessions: u8,
+    /// Times that they have one recorded once more.
+    pub confirms: u8,
     /// Times that the operator orders an empty log.
     pub words: u8,
     /// Times that a host takes the vdisk.
@@ -53,6 +57,22 @@ pub enum Fault {
     OlderRoleLeads,
     /// Who does not know whether it has the role goes on as if it had not.
     RoleUnknown,
+    /// Who is alone acknowledges on while the peer, which has a copy, becomes a member.
+    AcknowledgeBeyondCopy,
+    /// A session is recorded while the peer is being made a member.
+    RecordWhileJoining,
+    /// A session is gone by although the peer became a member before that was heard.
+    RecordedTooLate,
+    /// A meeting decides by the record that was read before the leader went alone.
+    OldRecord,
+    /// After a meeting that came to nothing a session is gone by as if the record were known.
+    NeverInDoubt,
+    /// A session is gone by while the recording of the next one may yet be carried out.
+    GoOnUncertain,
+    /// A session that may be recorded yet is overwritten.
+    OverwriteUncertain,
+    /// Any session on drives counts.
+    AnySession,
 }
 
 /// The model.
@@ -80,6 +100,8 @@ pub enum Action {
     Meet,
     /// A controller hears the other one's hello, and leads, or steps down, or waits until the other one has.
     Hear(usize),
+    /// The leader decides by the record that it read.
+    Decide,
     /// The follower hears what was decided.
     Obey,
     /// The copy is complete at the copier, which says so; the leader sends the swap.
@@ -94,6 +116,16 @@ pub enum Action {
     Reply(usize),
     /// The reply is lost.
     LoseReply(usize),
+    /// An active controller fills a session with its log, and asks for its recording.
+    GoAlone(usize),
+    /// It asks for the recording of its session once more.
+    Confirm(usize),
+    /// The store's reply about a session reaches a controller.
+    Recorded(usize),
+    /// That reply is lost.
+    LoseRecorded(usize),
+    /// The next entry is durable in the session.
+    Persist(usize),
     /// The follower hears that both are members.
     Joined,
     /// The next entry reaches the follower, which holds and says it.
@@ -226,6 +258,7 @@ impl Model for Roles {
                     actions.push(Action::LoseReply(index));
                 }
             }
+            self.alone_actions(world, index, actions);
         }
         let ready = |index| world.process(index).is_some_and(|process| process.waits.is_none());
         match &world.connection {
@@ -243,6 +276,9 @@ impl Model for Roles {
                 }
                 let whole = connection.open == [true; 2];
                 match connection.stage {
+                    Stage::Read { .. } if connection.open[connection.leader] => {
+                        actions.push(Action::Decide);
+                    }
                     Stage::Decided { .. } if whole => actions.push(Action::Obey),
                     Stage::Copying { .. } if whole => actions.push(Action::Copied),
                     _ => self.mirror_actions(world, actions),
@@ -265,6 +301,12 @@ impl Model for Roles {
             Action::Stop(index) => self.end(world, index, true)?,
             Action::Meet => self.meet(world)?,
             Action::Hear(index) => self.hear(world, index)?,
+            Action::Decide => self.decide(world)?,
+            Action::GoAlone(index) => self.go_alone(world, index)?,
+            Action::Confirm(index) => self.confirm_session(world, index)?,
+            Action::Recorded(index) => self.recorded(world, index)?,
+            Action::LoseRecorded(index) => self.lose_recorded(world, index)?,
+            Action::Persist(index) => self.persist(world, index)?,
             Action::Obey => self.obey(world)?,
             Action::Copied => self.copied(world)?,
             Action::TakeOver(index) => self.take_over(world, index)?,

@@ -1,7 +1,7 @@
 //! What the model's world consists of: two controllers, their vaults, the connection between them,
 //! the coordinator store, two hosts; and the ghosts, which only the judges see.
 
-use cleave_coordinator::{LogRole, Member};
+use cleave_coordinator::{LogRole, Member, Solo};
 use cleave_datanode_core::mirror::Standing;
 use cleave_datanode_core::resident::Resident;
 use cleave_format::control::Control;
@@ -70,8 +70,10 @@ pub struct Role {
     pub since: u8,
     /// How many entries have their positions from those that were active before it.
     pub origin: u8,
-    /// The members' incarnations, by controller.
+    /// The members' incarnations, by controller; 0: it is none.
     pub in_sync: [u8; 2],
+    /// The session that the only member's log is in; 0: there is none.
+    pub session: u8,
 }
 
 impl Role {
@@ -90,8 +92,12 @@ impl Role {
             log: u64::from(self.log),
             since: u64::from(self.since),
             origin: u64::from(self.origin) + 1,
-            in_sync: BOTH.map(member).to_vec(),
-            ..LogRole::without_log(0)
+            in_sync: BOTH.into_iter().filter(|at| self.in_sync[*at] != 0).map(member).collect(),
+            solo: (self.session != 0).then(|| Solo {
+                session: u64::from(self.session),
+                part: 0,
+                drives: Vec::new(),
+            }),
         }
     }
 }
@@ -105,6 +111,8 @@ pub enum Purpose {
     JoinEmpty,
     /// It makes another member active.
     TakeOver,
+    /// It makes the active controller the only member, by a session of its log.
+    Alone,
 }
 
 /// A request to the store: this record in place of the one of the epoch before.
@@ -131,8 +139,48 @@ pub struct Process {
     pub serves: Option<Role>,
     /// Active: entries that the other one holds too.
     pub mirrored: u8,
-    /// The swap whose outcome it waits for, and the store's reply on its way. Meanwhile it does nothing else.
+    /// The swap whose outcome it waits for, and the store's reply on its way. Meanwhile it does nothing else, but for what
+    /// concerns sessions.
     pub waits: Option<(Swap, Option<bool>)>,
+    /// What it does alone.
+    pub alone: Alone,
+}
+
+/// What an active controller keeps that is, or may be, alone. One flow beside that of meetings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Alone {
+    /// The part with the session by which it acknowledges.
+    pub part: Option<usize>,
+    /// The recording of a session whose outcome it waits for.
+    pub recording: Option<Recording>,
+    /// The peer has a copy, and is about to become a member.
+    pub frozen: bool,
+    /// That came to nothing, or its outcome was not heard.
+    pub doubtful: bool,
+    /// The store may carry a recording out of which nothing was heard.
+    pub uncertain: bool,
+}
+
+/// A session is being recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Recording {
+    /// The request, and the store's reply on its way.
+    pub swap: Swap,
+    /// See above.
+    pub reply: Option<bool>,
+    /// Where the session is.
+    pub part: usize,
+    /// No doubt came up since it was asked for.
+    pub settles: bool,
+}
+
+/// A log on drives.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Session {
+    /// Its identity.
+    pub id: u8,
+    /// The log, and the incarnation as which it was written.
+    pub held: Held,
 }
 
 /// A controller: its process while it runs, and its vault.
@@ -142,6 +190,8 @@ pub struct Controller {
     pub process: Option<Process>,
     /// The vault's image, of whatever age: the model never marks one as consumed.
     pub image: Option<Held>,
+    /// Its parts of the drives.
+    pub sessions: [Option<Session>; 2],
     /// Ghost: acknowledged records may rely on this controller: it was made a member (or acknowledging
     /// began with it), and neither crashed since then nor lost its image.
     pub keeper: bool,
@@ -189,6 +239,13 @@ impl Said {
 pub enum Stage {
     /// Both said hello, and heard nothing yet.
     Hello,
+    /// The leader read this record, and whether the operator's word holds.
+    Read {
+        /// See above.
+        role: Option<Role>,
+        /// See above.
+        told: bool,
+    },
     /// The leader decided that this controller copies.
     Decided {
         /// Who copies.
@@ -267,6 +324,10 @@ pub struct World {
     pub commits: u8,
     /// Times that a controller asked for the role so far.
     pub moves: u8,
+    /// Sessions so far.
+    pub sessions: u8,
+    /// Times that one was recorded once more.
+    pub confirms: u8,
     /// What only the judges see.
     pub ghosts: Ghosts,
 }
@@ -301,12 +362,15 @@ pub struct Ghosts {
     pub undone: bool,
     /// Who stepped down took something back.
     pub took_back: bool,
+    /// Something was acknowledged alone.
+    pub alone: bool,
 }
 
 impl World {
     /// Nobody runs; the store is empty.
     pub fn new() -> World {
-        let controller = Controller { process: None, image: None, keeper: false };
+        let controller =
+            Controller { process: None, image: None, sessions: [None, None], keeper: false };
         World {
             controllers: [controller.clone(), controller],
             connection: None,
@@ -320,6 +384,8 @@ impl World {
             records: 0,
             commits: 0,
             moves: 0,
+            sessions: 0,
+            confirms: 0,
             ghosts: Ghosts::default(),
         }
     }
@@ -333,6 +399,21 @@ impl World {
     pub fn has_valid_image(&self, controller: usize) -> bool {
         let image = self.controllers[controller].image.as_ref();
         image.is_some_and(|image| image.is_valid(self.role.as_ref()))
+            || self.recorded_session(controller).is_some()
+    }
+
+    /// Whether the record says that a controller's log is on drives; they are not lost in the model.
+    pub fn is_recorded_alone(&self, controller: usize) -> bool {
+        self.role.is_some_and(|role| role.session != 0 && role.in_sync[controller] != 0)
+    }
+
+    /// The session of a controller that the record names. Nobody else may load it: it may be alive, and acknowledge.
+    pub fn recorded_session(&self, controller: usize) -> Option<&Session> {
+        let role = self.role.filter(|_| self.is_recorded_alone(controller))?;
+        let sessions = self.controllers[controller].sessions.iter().flatten();
+        sessions
+            .into_iter()
+            .find(|session| session.id == role.session && session.held.is_valid(Some(&role)))
     }
 
     /// Whether a log has all that was acknowledged.

@@ -188,7 +188,8 @@ impl Node {
             if !state.standing().is_valid(role) {
                 return Err("what is held here is not the recorded log".to_owned());
             }
-            if state.is_joined() {
+            // The record may be the one that makes the peer a member, and the word of that on its way.
+            if state.is_joined() || state.solo.frozen {
                 return Err("the peer is back".to_owned());
             }
             if let Some(solo) = &role.solo {
@@ -342,6 +343,9 @@ impl Node {
         let (member, solo) = {
             let state = self.state();
             let Some(session) = &state.solo.session else { return Ok(()) };
+            if state.solo.frozen {
+                return Err("the peer is back".to_owned());
+            }
             let solo = Solo {
                 session: session.identity.session,
                 part: session.part,

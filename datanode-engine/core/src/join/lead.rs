@@ -149,6 +149,8 @@ impl Meeting {
             let held = state.held.as_ref().expect("the log was copied, given or started");
             (held.log.id(), state.incarnation, usize::from(state.settings.controller))
         };
+        // Until the outcome is known no session is recorded, and nothing acknowledged by one.
+        self.node.state_mut().solo.frozen = true;
         reached(Point::JoinPrepared);
         let mut members = [standby.incarnation; 2];
         members[controller] = own;
