@@ -6,7 +6,7 @@ use cleave_control::config::DatanodeConfig;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
     ControllerStatistics, ControllerStatus, DriveState, DriveStatistics, DriveStatus, Fill,
-    LogStatus, OperationStatistics, ProcessState, ProcessStatus, Role, StripeStatus,
+    LogStatus, OperationStatistics, ProcessState, ProcessStatus, RebuildStatus, Role, StripeStatus,
 };
 use cleave_coordinator::StoreClient;
 use cleave_datanode_core::drives::DriveReport;
@@ -142,6 +142,7 @@ impl Control {
                 lost: status.damage.lost,
                 reserved: status.granted_slots * SLOT as u64,
                 held: status.slots_held * SLOT as u64,
+                rebuild: rebuild(&status),
             }),
             drives,
         }
@@ -174,6 +175,18 @@ impl Control {
             shard_writes: self.measures.shard_writes.borrow().shown(),
             drives: status.drives.iter().map(|(report, _)| drive_statistics(report)).collect(),
         }
+    }
+}
+
+fn rebuild(status: &Status) -> RebuildStatus {
+    let report = status.rebuild;
+    RebuildStatus {
+        running: report.running,
+        waiting: report.waiting,
+        done: report.done,
+        without_room: report.without_room,
+        unreadable: report.unreadable,
+        left: report.left.map(|left| left.as_secs()),
     }
 }
 

@@ -25,8 +25,9 @@ ACTIVE, STANDBY = CONTROLLERS
 REACHED = 'crash point reached point="{}"'
 REACH_SECONDS = 45
 START_SECONDS = 45
-# With five drives stripes have three data shards: destage, commits and map runs come often.
-SMALL = ["--drives", "5", "--drive-size", "8G", "--log-size", "64M", "--host-memory", "256M"]
+# With six drives stripes have three data shards: destage, commits and map runs come often. One drive may be lost, and its
+# shards have somewhere to go.
+SMALL = ["--drives", "6", "--drive-size", "8G", "--log-size", "64M", "--host-memory", "256M"]
 RATE = 24 << 20
 # A part that dies must come back as what it was, until the role's own points.
 NO_TAKE_OVER = "take_over = false\nalone = false\n"
@@ -249,6 +250,9 @@ def active_points(crashes, parts):
     crashes.sick.empty()
     crashes.die(ACTIVE, "log.drive.appended", lambda: _under_load(crashes, parts, crashes.sick.unlink))
     crashes.sick.take_out()
+    # Its shards are written anew on the others.
+    for point in ("rebuild.lent", "rebuild.written", "log.swap.appended", "rebuild.swapped"):
+        crashes.die(ACTIVE, point)
     crashes.start(ACTIVE)
     until(lambda: parts.lost_drives() == [crashes.sick.number], START_SECONDS, "one drive is lost")
     _vault(crashes, parts, ACTIVE)

@@ -362,6 +362,26 @@ pub struct StripeStatus {
     /// Bytes of slots that are free for nobody until the other controller, whose role this one took over, is heard of.
     #[serde(default)]
     pub held: u64,
+    /// How far it is with writing shards anew that are lost.
+    #[serde(default)]
+    pub rebuild: RebuildStatus,
+}
+
+/// A pass over the stripes that lack shards, or the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebuildStatus {
+    /// Whether one is under way.
+    pub running: bool,
+    /// Stripes that are still to be rebuilt.
+    pub waiting: u64,
+    /// Stripes that it rebuilt.
+    pub done: u64,
+    /// Those that lack shards for which no other drive has a free slot; tried again now and then.
+    pub without_room: u64,
+    /// Those of which fewer shards could be read than it takes; tried again now and then.
+    pub unreadable: u64,
+    /// Seconds that the rest will take, by how long it took until now; `null` when that is not known.
+    pub left: Option<u64>,
 }
 
 /// What `cleave pool status` shows: the drives and stripes of all data nodes, and what hosts did to them.

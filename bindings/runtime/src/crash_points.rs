@@ -138,11 +138,19 @@ points! {
     HoldAppended = "log.hold.appended",
     /// They are held no more, by a record that is not mirrored.
     FreeHeldAppended = "log.free-held.appended",
+    /// Shards lie elsewhere, by a record that is not mirrored (C16).
+    SwapAppended = "log.swap.appended",
     // A controller: drives (C10, C17).
     /// A slot is written, and not flushed.
     SlotWritten = "drive.slot.written",
     /// A slot is flushed; nobody was told.
     SlotFlushed = "drive.slot.flushed",
+    /// Slots are lent for shards that are to be written anew; nothing was written to them.
+    RebuildLent = "rebuild.lent",
+    /// The shards are durable in their new slots; no record says so.
+    RebuildWritten = "rebuild.written",
+    /// The record that says so is mirrored; the catalogs may not have it.
+    RebuildSwapped = "rebuild.swapped",
     /// One copy of a superblock was written again.
     SuperblockWritten = "drive.superblock.written",
     // A controller: the catalog (C11).

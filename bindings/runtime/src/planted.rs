@@ -109,6 +109,8 @@ bugs! {
     LeakSlots breaks "C15";
     /// A stripe is committed without several of its shards.
     CommitTooFewShards breaks "C16";
+    /// A shard is rebuilt onto a drive that has another one of its stripe.
+    CrowdDrives breaks "C16";
     /// A commit may refer to a stripe that is freed, or that retires: nothing keeps it while the plan is on its way, and
     /// nobody looks whether its last holder leaves it.
     ReferToFreed breaks "C19";

@@ -7,7 +7,9 @@
 use crate::rows::ascending;
 use crate::tables::*;
 use crate::{Catalog, CatalogError};
-use cleave_format::control::{Commit, CommitVdisk, Control, DriveState, GrantedStripe, SlotPlace};
+use cleave_format::control::{
+    Commit, CommitVdisk, Control, DriveState, GrantedStripe, SlotPlace, Swap,
+};
 use cleave_format::encode;
 use cleave_format::ids::{
     DriveId, Epoch, HostId, Incarnation, Position, SlotIndex, StripeId, VdiskId,
@@ -100,6 +102,7 @@ impl Tables<'_> {
             Control::Commit(commit) => self.commit(position, commit),
             Control::Delete { vdisk, epoch } => self.delete(position, *vdisk, *epoch),
             Control::Drive { drive, state, generation } => self.drive(*drive, *state, *generation),
+            Control::Swap(swap) => self.swap(swap),
             // Reserved: no writer of this format level produces them (C31).
             Control::Cut { .. } | Control::Move { .. } => Ok(()),
         }
@@ -239,6 +242,28 @@ impl Tables<'_> {
             self.commit_vdisk(position, commit.stripe, part)?;
         }
         Ok(())
+    }
+
+    /// Shards of a stripe lie elsewhere (C16), if it is there and lies where it lay when they were made: one that was freed
+    /// meanwhile is not revived.
+    fn swap(&mut self, swap: &Swap) -> Result<(), CatalogError> {
+        if self.grants.remove(swap.loan.0)?.is_none() {
+            return Ok(());
+        }
+        let mut free: Vec<SlotPlace> = swap.shards.iter().map(|(_, place)| *place).collect();
+        let row = self.stripe(swap.stripe.0)?.filter(|row| row.generation == swap.generation);
+        let named = |row: &StripeRow| {
+            swap.shards.iter().all(|(shard, _)| usize::from(*shard) < row.slots.len())
+        };
+        if let Some(mut row) = row.filter(named) {
+            for ((shard, place), old) in swap.shards.iter().zip(&mut free) {
+                *old = std::mem::replace(&mut row.slots[usize::from(*shard)], *place);
+                row.shards_missing &= !1u16.checked_shl(u32::from(*shard)).unwrap_or(0);
+            }
+            row.generation = row.generation.wrapping_add(1);
+            self.stripes.insert(swap.stripe.0, encode(&row).as_slice())?;
+        }
+        self.free(&free)
     }
 
     /// The vdisk may name the stripes that its entries refer to. The log has checked that they exist.

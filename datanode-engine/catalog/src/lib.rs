@@ -31,7 +31,8 @@
 //! run says it names no more, unless a commit after the frontier made it name that stripe (again); a
 //! stripe that no vdisk may name is freed. A delete drops the vdisk's rows, and it leaves all its stripes
 //! (C28). `GrantEnd` and `HostStart` drop grants (C15). `HoldSlots` puts the slots of all grants into `held`; `FreeHeld` empties it. A commit of a stripe that is neither
-//! granted nor new (a resend) changes nothing (C4).
+//! granted nor new (a resend) changes nothing (C4). `Swap` ends a grant of the data node's own, and puts its slots in the place of
+//! others of a stripe, unless that is gone or has another generation (C16).
 
 #![forbid(unsafe_code)]
 
@@ -48,7 +49,9 @@ pub use apply::Applied;
 pub use cleave_format::control::Control;
 pub use database::{Catalog, Owner};
 pub use error::CatalogError;
-pub use query::{Cursor, Damage, MapPage, MapRow, Resident, ResidentVdisk, StripesPage};
+pub use query::{
+    Cursor, Damage, EndangeredPage, MapPage, MapRow, Resident, ResidentVdisk, StripesPage,
+};
 pub use transfer::Dump;
 
 #[cfg(test)]

@@ -92,6 +92,20 @@ pub struct Damage {
     pub lost: u64,
 }
 
+/// Committed stripes that lack shards and can be solved, of those that were looked at, each with the number of shards; and where
+/// to go on.
+pub type EndangeredPage = (Vec<(StripeId, u8)>, Option<StripeId>);
+
+impl StripeRow {
+    /// Its shards that are not where the row says, when these drives (in order) are lost.
+    pub fn lacking(&self, lost: &[DriveId]) -> impl Iterator<Item = usize> {
+        self.slots.iter().enumerate().filter_map(|(shard, place)| {
+            let missing = self.shards_missing.checked_shr(shard as u32).unwrap_or(0) & 1 == 1;
+            (missing || lost.binary_search(&place.drive).is_ok()).then_some(shard)
+        })
+    }
+}
+
 impl Resident {
     fn mark(&mut self, slots: &[SlotPlace]) {
         for place in slots {
@@ -242,16 +256,39 @@ impl Catalog {
         let mut damage = Damage::default();
         for entry in ascending("stripes", read.open_table(STRIPES)?.iter()?) {
             let row: StripeRow = decode("stripes", entry?.1.value())?;
-            let missing = row.slots.iter().enumerate().filter(|(shard, place)| {
-                row.shards_missing >> shard & 1 == 1 || lost.binary_search(&place.drive).is_ok()
-            });
-            match missing.count() {
+            match row.lacking(lost).count() {
                 0 => {}
                 1..=PARITY_SHARDS => damage.degraded += 1,
                 _ => damage.lost += 1,
             }
         }
         Ok(damage)
+    }
+
+    /// Committed stripes, from one on, that lack shards when these drives (in order) are lost, and can be solved; at most
+    /// `count` stripes are looked at.
+    pub fn endangered(
+        &self,
+        lost: &[DriveId],
+        from: StripeId,
+        count: usize,
+    ) -> Result<EndangeredPage, CatalogError> {
+        let read = self.database.begin_read()?;
+        let mut found = Vec::new();
+        let rows = read.open_table(STRIPES)?;
+        for (looked, entry) in ascending("stripes", rows.range(from.0..)?).enumerate() {
+            let (stripe, row) = entry?;
+            let stripe = StripeId(stripe.value());
+            if looked == count {
+                return Ok((found, Some(stripe)));
+            }
+            let row: StripeRow = decode("stripes", row.value())?;
+            let lacking = row.lacking(lost).count();
+            if (1..=PARITY_SHARDS).contains(&lacking) {
+                found.push((stripe, lacking as u8));
+            }
+        }
+        Ok((found, None))
     }
 
     /// What an active controller keeps resident.

@@ -32,6 +32,8 @@ struct Model {
     holders: BTreeMap<StripeId, BTreeMap<VdiskId, u64>>,
     pieces: BTreeMap<(VdiskId, u32), Address>,
     drives: BTreeMap<DriveId, DriveRow>,
+    /// How often the slots of stripes changed (C16), where they did.
+    generations: BTreeMap<StripeId, u32>,
     /// Slots that are free for nobody (C15).
     held: BTreeSet<(DriveId, SlotIndex)>,
     freed: Vec<SlotPlace>,
@@ -157,6 +159,24 @@ impl Model {
                     self.drives.insert(*drive, row);
                 }
             }
+            Control::Swap(swap) => {
+                if self.grants.remove(&swap.loan).is_none() {
+                    return;
+                }
+                let generation = self.generations.entry(swap.stripe).or_default();
+                let commit = self.commits.values_mut().find(|commit| commit.stripe == swap.stripe);
+                let commit = commit.filter(|commit| !commit.slots.is_empty());
+                let mut free: Vec<SlotPlace> = swap.shards.iter().map(|shard| shard.1).collect();
+                if let Some(commit) = commit.filter(|_| *generation == swap.generation) {
+                    *generation += 1;
+                    for (index, (shard, _)) in swap.shards.iter().enumerate() {
+                        std::mem::swap(&mut commit.slots[usize::from(*shard)], &mut free[index]);
+                    }
+                }
+                let held = |place: &SlotPlace| self.held.contains(&(place.drive, place.slot));
+                free.retain(|place| !held(place));
+                self.freed.extend(free);
+            }
             Control::HoldSlots => {
                 let slots = self.grants.values().flat_map(|row| &row.slots);
                 self.held.extend(slots.map(|place| (place.drive, place.slot)));
@@ -212,6 +232,7 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
     let mut entries: Vec<(Position, Control)> = Vec::new();
     let (mut position, mut newest, mut epoch) = (0, 0, 0);
     let mut open = Vec::new();
+    let mut loans: Vec<(u64, Vec<SlotPlace>)> = Vec::new();
     // Vdisks that commits are accepted for.
     let mut sealed = BTreeSet::new();
     let mut deleted = BTreeSet::new();
@@ -220,7 +241,31 @@ fn history(seeds: &[(u8, u64, u64, u64)]) -> Vec<(Position, Control)> {
         position += 1 + a % 3;
         let vdisk = VdiskId(1 + a % 4);
         let incarnation = Incarnation(1 + b % 3);
-        let control = match kind % 14 {
+        let control = match kind % 18 {
+            14 | 15 => {
+                newest += 1;
+                let slots = places(newest)[..1 + (b % 2) as usize].to_vec();
+                loans.push((newest, slots.clone()));
+                let stripes = vec![GrantedStripe { stripe: StripeId(newest), slots }];
+                Control::Grant { incarnation: Incarnation::DATANODE, stripes }
+            }
+            16 | 17 => match loans.is_empty() {
+                true => continue,
+                false => {
+                    let index = b as usize % loans.len();
+                    let (loan, slots) = loans[index].clone();
+                    if a % 4 > 0 {
+                        loans.remove(index); // else the record comes twice
+                    }
+                    let shards = slots.into_iter().zip(0..).map(|(place, at)| (at, place));
+                    Control::Swap(Swap {
+                        stripe: StripeId(1 + c % newest),
+                        generation: (a % 3 / 2) as u32,
+                        loan: StripeId(loan),
+                        shards: shards.collect(),
+                    })
+                }
+            },
             12 => Control::HoldSlots,
             13 => Control::FreeHeld,
             0 => Control::HostStart { host: HostId(1 + (a % 2) as u32), incarnation },
@@ -643,4 +688,69 @@ fn a_stripe_is_freed_when_nobody_may_name_it() {
     let freed = apply(&mut catalog, commit(6, Vec::new(), vec![run(1, third, &[1])])).1;
     assert_eq!(freed, places(1));
     assert_eq!(catalog.stripe(StripeId(1)).unwrap(), None);
+}
+
+/// C16: shards come to lie elsewhere once, and only of a stripe that is as it was when they were made.
+#[test]
+fn shards_are_swapped_by_generation_and_no_stripe_is_revived() {
+    let mut catalog = open(&MemoryStorage::new());
+    let slot =
+        |drive, slot| SlotPlace { drive: DriveId(drive), slot: SlotIndex(slot), generation: 1 };
+    let loan = |loan, place| Control::Grant {
+        incarnation: Incarnation::DATANODE,
+        stripes: vec![GrantedStripe { stripe: StripeId(loan), slots: vec![place] }],
+    };
+    let swap = |generation, loan, shard, place| {
+        let (stripe, loan, shards) = (StripeId(1), StripeId(loan), vec![(shard, place)]);
+        Control::Swap(Swap { stripe, generation, loan, shards })
+    };
+    let part = CommitVdisk {
+        vdisk: VdiskId(1),
+        epoch: Epoch(1),
+        struck: false,
+        in_footer: true,
+        has_pieces: false,
+        releases: Vec::new(),
+        entries: Vec::new(),
+        references: Vec::new(),
+        run: None,
+    };
+    let commit = Commit {
+        stripe: StripeId(1),
+        incarnation: Incarnation(1),
+        slots: places(1),
+        shards_missing: 0b100,
+        vdisks: vec![part],
+    };
+    let granted = vec![GrantedStripe { stripe: StripeId(1), slots: places(1) }];
+    let mut position = 0;
+    let mut apply = |catalog: &mut Catalog, control: Control| {
+        position += 1;
+        catalog.apply(&[(Position(position), control)]).unwrap().freed
+    };
+    apply(&mut catalog, Control::Grant { incarnation: Incarnation(1), stripes: granted });
+    apply(&mut catalog, Control::Commit(commit));
+    // Its shard 2 was never written, drive 0 is lost: both at once, the most endangered.
+    let all =
+        |catalog: &Catalog, lost: &[DriveId]| catalog.endangered(lost, StripeId(0), 9).unwrap();
+    assert_eq!(all(&catalog, &[]), (vec![(StripeId(1), 1)], None));
+    assert_eq!(all(&catalog, &[DriveId(0)]), (vec![(StripeId(1), 2)], None));
+    assert_eq!(all(&catalog, &[DriveId(0), DriveId(1)]), (vec![], None), "it cannot be solved");
+    assert_eq!(catalog.endangered(&[], StripeId(0), 0).unwrap(), (vec![], Some(StripeId(1))));
+    for (number, place) in [(5, slot(7, 0)), (6, slot(8, 0)), (7, slot(9, 0))] {
+        apply(&mut catalog, loan(number, place));
+    }
+    assert_eq!(apply(&mut catalog, swap(0, 5, 2, slot(7, 0))), [places(1)[2]]);
+    let row = catalog.stripe(StripeId(1)).unwrap().unwrap();
+    assert_eq!((row.slots[2], row.generation, row.shards_missing), (slot(7, 0), 1, 0));
+    assert_eq!(all(&catalog, &[]), (vec![], None));
+    // Once more; and one that was made before.
+    assert_eq!(apply(&mut catalog, swap(0, 5, 2, slot(7, 0))), []);
+    assert_eq!(apply(&mut catalog, swap(0, 6, 0, slot(8, 0))), [slot(8, 0)]);
+    assert_eq!(catalog.stripe(StripeId(1)).unwrap(), Some(row));
+    // The stripe ends: nothing brings it back.
+    apply(&mut catalog, Control::Delete { vdisk: VdiskId(1), epoch: Epoch(1) });
+    assert_eq!(apply(&mut catalog, swap(1, 7, 0, slot(9, 0))), [slot(9, 0)]);
+    assert_eq!(catalog.stripe(StripeId(1)).unwrap(), None);
+    assert!(catalog.resident().unwrap().used.values().flatten().all(|word| *word == 0));
 }

@@ -5,7 +5,9 @@
 //! two rings; the simulator runs it inline, with a delay; both by [`CatalogWorker`].
 
 use cleave_catalog::tables::StripeRow;
-use cleave_catalog::{Applied, Catalog, CatalogError, Cursor, Damage, Dump, MapPage, Resident};
+use cleave_catalog::{
+    Applied, Catalog, CatalogError, Cursor, Damage, Dump, EndangeredPage, MapPage, Resident,
+};
 use cleave_format::control::{Control, GrantedStripe};
 use cleave_format::ids::{DriveId, Position, StripeId, VdiskId};
 use cleave_runtime::Token;
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 /// Bytes of a page of a map, roughly.
 pub const MAP_PAGE_BYTES: usize = 256 << 10;
-/// Stripes of a vdisk that are looked at for one page.
+/// Stripes that are looked at for one page.
 pub const STRIPES_A_PAGE: usize = 4096;
 /// Bytes of a piece of a dump, roughly.
 pub const DUMP_PIECE_BYTES: usize = 512 << 10;
@@ -52,6 +54,13 @@ pub enum CatalogRequest {
     Resident,
     /// How many stripes lack shards when these drives, in order, are lost.
     Damage(Vec<DriveId>),
+    /// Stripes, from one on, that lack shards when these drives, in order, are lost, and can be solved.
+    Endangered {
+        /// Lost drives.
+        lost: Vec<DriveId>,
+        /// From this one on.
+        from: StripeId,
+    },
     /// The first piece of a new dump, or the next of the one under way.
     Dump {
         /// Begin anew.
@@ -86,6 +95,8 @@ pub enum CatalogReply {
     Resident(Box<Resident>),
     /// To a damage.
     Damage(Damage),
+    /// To a question for endangered stripes.
+    Endangered(EndangeredPage),
     /// To a dump; `None` after the last piece.
     Dumped(Option<Vec<u8>>),
     /// To a beginning, piece or abandonment of a restore.
@@ -151,6 +162,9 @@ impl CatalogWorker {
             CatalogRequest::Stripe(stripe) => CatalogReply::Stripe(catalog.stripe(stripe)?),
             CatalogRequest::Resident => CatalogReply::Resident(Box::new(catalog.resident()?)),
             CatalogRequest::Damage(lost) => CatalogReply::Damage(catalog.damage(&lost)?),
+            CatalogRequest::Endangered { lost, from } => {
+                CatalogReply::Endangered(catalog.endangered(&lost, from, STRIPES_A_PAGE)?)
+            }
             CatalogRequest::Dump { begin } => {
                 if begin {
                     self.dump = Some(catalog.dump()?);

@@ -159,6 +159,8 @@ struct Read {
     length: usize,
     /// The buffer begins with the header page.
     with_header: bool,
+    /// It is the whole shard, whose columns are checked.
+    whole: bool,
     waiting: u8,
     buffer: Option<Buffer>,
     fault: Option<ShardFault>,
@@ -410,6 +412,30 @@ impl Drives {
         offset: u32,
         length: u32,
     ) -> Result<(), ShardFault> {
+        self.begin_read(number, place, stripe, shard, (offset, length), false)
+    }
+
+    /// Reads a shard and checks all of it. Ok: a [`DriveEvent::Read`] follows. A fault of it does not count against the drive:
+    /// who reads whole shards finds what lay there for long, and writes it anew.
+    pub fn read_whole(
+        &mut self,
+        number: u64,
+        place: &SlotPlace,
+        stripe: StripeId,
+        shard: u8,
+    ) -> Result<(), ShardFault> {
+        self.begin_read(number, place, stripe, shard, (0, SHARD as u32), true)
+    }
+
+    fn begin_read(
+        &mut self,
+        number: u64,
+        place: &SlotPlace,
+        stripe: StripeId,
+        shard: u8,
+        (offset, length): (u32, u32),
+        whole: bool,
+    ) -> Result<(), ShardFault> {
         let open = self.usable(place)?;
         let slot = open.superblock.slot_offset(place.slot);
         let (offset, length) = (offset as usize, length as usize);
@@ -421,7 +447,7 @@ impl Drives {
             return Err(ShardFault::Identity);
         }
         let known = self.headers.get(&(place.drive, place.slot));
-        let known = known == Some(&(stripe, shard, place.generation));
+        let known = known == Some(&(stripe, shard, place.generation)) && !whole;
         // A header that is not known is read too: with the range when that is near, else by itself.
         let with_header = !known && offset < 4 * PAGE;
         let first = if with_header { 0 } else { (SLOT_HEADER + offset) / PAGE * PAGE };
@@ -436,6 +462,7 @@ impl Drives {
             start: SLOT_HEADER + offset - first,
             length,
             with_header,
+            whole,
             waiting: 1 + u8::from(alone.is_some()),
             buffer: None,
             fault: None,
@@ -561,9 +588,11 @@ impl Drives {
                 self.lose(id, reason);
             }
             Err(error) => {
-                self.reads[read].fault.get_or_insert(ShardFault::Io);
+                let this = &mut self.reads[read];
+                this.fault.get_or_insert(ShardFault::Io);
+                let counts = u32::from(!this.whole);
                 let drive = self.drives.get_mut(&id).expect("a drive of the pool");
-                drive.read_errors += 1;
+                drive.read_errors += counts;
                 if drive.read_errors >= READ_ERRORS_MAX {
                     self.lose(id, format!("{READ_ERRORS_MAX} reads failed, the last: {error}"));
                 }
@@ -574,7 +603,7 @@ impl Drives {
         if this.fault.is_none() && (!range || this.with_header) {
             let page = buffer.as_ref().map(|buffer| &buffer[..SLOT_HEADER]);
             let header = page.and_then(|page| SlotHeader::decode(page).ok());
-            let same = header.is_some_and(|header| {
+            let same = header.as_ref().is_some_and(|header| {
                 let shard = usize::from(this.shard);
                 header.check_identity(self.cluster, this.stripe, shard, &this.place).is_ok()
             }) || is_planted(Planted::ReadWithoutChecks);
@@ -586,6 +615,12 @@ impl Drives {
                 self.headers.insert(key, (this.stripe, this.shard, this.place.generation));
             } else {
                 this.fault = Some(ShardFault::Identity);
+            }
+            if let (true, true, Some(header), Some(bytes)) = (this.whole, same, &header, &buffer) {
+                let mut columns = bytes[SLOT_HEADER..].chunks_exact(COLUMN).enumerate();
+                if columns.any(|(index, column)| header.check_column(index, column).is_err()) {
+                    this.fault = Some(ShardFault::Damaged);
+                }
             }
         }
         if range {

@@ -6,6 +6,10 @@
 //! identities are used once: the newest is in the catalog, raised by every grant (C3).
 //!
 //! Each incarnation may hold so many grants, so that a host that never commits cannot take the pool.
+//!
+//! A *loan* is a grant of the data node's own ([`Incarnation::DATANODE`]): slots for shards of a stripe that is there already,
+//! which are written anew (C16). It ends by the swap that puts them into the stripe, or as the others do; one that an earlier
+//! process, or the other controller, had is of no use to anybody.
 
 use crate::allocator::Allocator;
 use cleave_catalog::tables::GrantRow;
@@ -224,6 +228,59 @@ impl Grants {
         Ok(GrantedStripe { stripe, slots: slots.collect() })
     }
 
+    /// Lends slots for `lacking` shards of a stripe that lies at `slots`: for each one on a drive in use that no other shard
+    /// of it is on (C16), as far as there are any. In force at once; the caller appends the record, and writes when
+    /// it is mirrored. Gives the shards that there is a slot for, in the order of the loan's slots.
+    pub fn lend(
+        &mut self,
+        slots: &[SlotPlace],
+        lacking: &[usize],
+        drives: &[UsableDrive],
+    ) -> Option<(GrantedStripe, Vec<u8>)> {
+        let loan = StripeId(self.newest.0 + 1);
+        let (mut places, mut shards) = (Vec::<SlotPlace>::new(), Vec::new());
+        for &shard in lacking {
+            let others = slots.iter().enumerate().filter(|(other, _)| *other != shard);
+            let others: Vec<DriveId> = others.map(|(_, place)| place.drive).collect();
+            let taken = |drive: DriveId| {
+                let chosen = places.iter().any(|place| place.drive == drive);
+                chosen || (others.contains(&drive) && !is_planted(Planted::CrowdDrives))
+            };
+            let candidates: Vec<Candidate> = drives
+                .iter()
+                .filter(|usable| !taken(usable.drive))
+                .map(|usable| Candidate {
+                    drive: usable.drive,
+                    free_slots: self.allocator.free_slots(usable.drive),
+                    active: usable.active,
+                })
+                .collect();
+            // Another draw for each, so that they do not compete.
+            let Some(chosen) = choose(StripeId(loan.0 ^ (shard as u64) << 56), 1, &candidates)
+            else {
+                continue;
+            };
+            let usable = drives.iter().find(|usable| usable.drive == chosen[0]);
+            places.push(SlotPlace {
+                drive: chosen[0],
+                slot: self.allocator.take(chosen[0]).expect("the drive has room"),
+                generation: usable.expect("chosen from these").generation,
+            });
+            shards.push(shard as u8);
+        }
+        if places.is_empty() {
+            return None;
+        }
+        self.newest = loan;
+        self.insert(loan, Incarnation::DATANODE, places.clone());
+        Some((GrantedStripe { stripe: loan, slots: places }, shards))
+    }
+
+    /// Loans, in order, whatever their state.
+    pub fn loans(&self) -> Vec<StripeId> {
+        self.of(|incarnation| incarnation == Incarnation::DATANODE)
+    }
+
     /// Who holds a grant.
     pub fn holder(&self, stripe: StripeId) -> Option<Incarnation> {
         self.grants.get(&stripe).map(|grant| grant.incarnation)
@@ -276,10 +333,11 @@ impl Grants {
         }
     }
 
-    /// Incarnations that hold open grants.
+    /// Incarnations of hosts that hold open grants.
     pub fn holders(&self) -> BTreeSet<Incarnation> {
         let open = self.grants.values().filter(|grant| grant.state == State::Open);
-        open.map(|grant| grant.incarnation).collect()
+        let all = open.map(|grant| grant.incarnation);
+        all.filter(|incarnation| *incarnation != Incarnation::DATANODE).collect()
     }
 
     /// Open grants of an incarnation, in order.
@@ -294,7 +352,7 @@ impl Grants {
         grants.filter(|(_, grant)| superseded(grant.incarnation)).map(|(id, _)| *id).collect()
     }
 
-    /// The commit of a stripe is mirrored: its slots belong to the catalog now.
+    /// The commit of a stripe, or the swap of a loan, is mirrored: its slots belong to the catalog now.
     pub fn committed(&mut self, stripe: StripeId) {
         self.grants.remove(&stripe);
     }

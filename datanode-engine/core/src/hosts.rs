@@ -432,6 +432,7 @@ impl State {
             Control::Drive { .. } => reached(Point::DriveAppended),
             Control::HoldSlots => reached(Point::HoldAppended),
             Control::FreeHeld => reached(Point::FreeHeldAppended),
+            Control::Swap(_) => reached(Point::SwapAppended),
             _ => {}
         }
         position
@@ -487,6 +488,7 @@ impl State {
         self.append_control(&Control::Drive { drive, state, generation });
         self.tell_log_sessions(&ControllerMessage::LostDrives { drives });
         self.damage_stale = true;
+        self.rebuild.look();
     }
 
     /// Hosts that are connected, with the number of their connections.

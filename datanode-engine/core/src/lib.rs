@@ -15,6 +15,7 @@
 //! | [`resident`] | seals, host incarnations, recent commits |
 //! | [`grants`], [`allocator`] | stripes and slots given to hosts |
 //! | [`drives`] | shards on the pool's drives |
+//! | [`rebuild`] | shards that are written anew |
 //! | [`superblocks`] | whose drives they are |
 //! | [`vault`] | the log's image on a clean stop |
 //! | [`catalog_port`], `catalog_queue` | the catalog, on a thread of its own or inline; who waits for it |
@@ -33,6 +34,7 @@ pub mod log;
 mod mend;
 pub mod mirror;
 pub mod node;
+pub mod rebuild;
 pub mod resident;
 pub mod roles;
 mod solo;

@@ -7,10 +7,12 @@
 use crate::catalog_port::CatalogPort;
 use crate::drives::{DriveEvent, Drives, OpenDrive};
 use crate::join;
+use crate::rebuild;
 use crate::state::{Held, Observer, PeerInput, PeerLink, Phase, Settings, State};
 use crate::status::Status;
 use crate::vault;
 use cleave_coordinator::{StoreClient, next_incarnation};
+use cleave_erasure::Solver;
 use cleave_format::ids::{DatanodeId, DriveId, Epoch, Incarnation, Position};
 use cleave_format::vault::VaultIdentity;
 use cleave_runtime::drives::{Drive, DriveIo};
@@ -62,6 +64,8 @@ struct Inner {
     drive_events: RefCell<Vec<DriveEvent>>,
     /// Drives that a flow reads while this controller is not active.
     reading: RefCell<Vec<DriveIo>>,
+    /// Made at the start: it takes some milliseconds.
+    solver: Solver,
 }
 
 /// The flows' handle.
@@ -96,9 +100,11 @@ impl DataNode {
             events: RefCell::default(),
             drive_events: RefCell::default(),
             reading: RefCell::default(),
+            solver: Solver::new(),
         }));
         executor.spawn(Priority::Foreground, begin(node.clone()));
         executor.spawn(Priority::Foreground, keep_house(node.clone()));
+        executor.spawn(Priority::Background, rebuild::run(node.clone()));
         DataNode(node)
     }
 
@@ -152,6 +158,11 @@ impl DataNode {
         state.held.as_ref().is_some_and(|held| held.log.is_sound())
     }
 
+    /// An operator's word: has what lacks shards looked for and rebuilt now. False when this controller is not active.
+    pub fn rebuild(&self) -> bool {
+        self.0.state_mut().rebuild_now()
+    }
+
     /// Its status.
     pub fn status(&self) -> Status {
         Status::of(&self.0.state())
@@ -179,6 +190,7 @@ async fn keep_house(node: Node) {
             state.close_refused();
             state.end_absent_grants();
             state.look_for_rot();
+            state.look_for_rebuild();
             probes = (probes + 1) % PROBES_A_COUNT;
             if probes == 0 && state.damage_stale && !state.stopping {
                 state.count_damage();
@@ -241,6 +253,10 @@ impl Node {
 
     pub fn store(&self) -> (StoreClient, DatanodeId) {
         (self.0.store.clone(), self.state().settings.datanode)
+    }
+
+    pub fn solver(&self) -> &Solver {
+        &self.0.solver
     }
 
     pub fn vault_io(&self) -> DriveIo {

@@ -16,6 +16,7 @@ use crate::log::{Log, LogSettings};
 use crate::log::{LogEntry, LogEntryKind, Rotted};
 use crate::mend::Mending;
 use crate::mirror::{Mirror, Standing};
+use crate::rebuild::Rebuild;
 use crate::resident::Resident;
 use crate::roles::Recorded;
 use crate::solo::Solo;
@@ -143,6 +144,10 @@ pub struct Counters {
     pub seals: u64,
     /// Stripes granted.
     pub granted: u64,
+    /// Shards that were written anew because their drive is lost, or they were never written.
+    pub rebuilt: u64,
+    /// Shards that were written anew because they were found damaged.
+    pub repaired: u64,
     /// Grants ended because their host was away for too long.
     pub expired: u64,
     /// Connections closed because of what came over them.
@@ -270,6 +275,8 @@ pub(crate) struct State {
     pub sessions: BTreeMap<ConnectionId, Session>,
     /// What rotted in the log's memory.
     pub mending: Mending,
+    /// Shards that are written anew (C16).
+    pub rebuild: Rebuild,
     /// Reads of all sessions that wait until their host took earlier replies.
     pub waiting_reads: usize,
     pub catalog: CatalogQueue,
@@ -318,6 +325,7 @@ impl State {
             leaving: false,
             sessions: BTreeMap::new(),
             mending: Mending::default(),
+            rebuild: Rebuild::default(),
             waiting_reads: 0,
             catalog: CatalogQueue::new(catalog),
             stripes: 0,
@@ -443,6 +451,7 @@ impl State {
         }
         let mut any = self.take_deferred() | self.take_waiting_reads() | self.take_parked_fetches();
         any |= self.end_idle_grants();
+        any |= self.rebuild.wake(Position(self.mirror.mirrored), self.mirror.trimmable());
         if self.active.is_some() {
             any |= self.forward();
             self.solo.wake_for(self.held.as_ref().map(|held| held.log.next()));
@@ -620,6 +629,7 @@ impl Active {
     pub fn effect(&mut self, position: Position, control: &Control) {
         match control {
             Control::Commit(commit) => self.grants.committed(commit.stripe),
+            Control::Swap(swap) => self.grants.committed(swap.loan),
             Control::GrantEnd { stripes } => {
                 stripes.iter().for_each(|stripe| self.grants.ended(*stripe));
             }
@@ -628,7 +638,10 @@ impl Active {
             Control::FreeHeld if position > self.holds_known => self.grants.free_held(),
             Control::HostStart { .. } => {
                 let resident = &self.resident;
-                let current = |incarnation| resident.hosts().any(|(_, now)| now == incarnation);
+                let own = |incarnation| incarnation == Incarnation::DATANODE;
+                let current = |incarnation| {
+                    own(incarnation) || resident.hosts().any(|(_, now)| now == incarnation)
+                };
                 for stripe in self.grants.of(|incarnation| !current(incarnation)) {
                     self.grants.ended(stripe);
                 }

@@ -1,6 +1,7 @@
 //! What a controller says about itself, for the shell's control socket and for tests.
 
 use crate::drives::DriveReport;
+use crate::rebuild::RebuildReport;
 use crate::state::{Counters, Phase, State};
 use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId};
 
@@ -68,6 +69,8 @@ pub struct Status {
     pub stripes: u64,
     /// Those that lacked shards when they were last counted, which is a few seconds after a change.
     pub damage: cleave_catalog::Damage,
+    /// How far it is with rebuilding them.
+    pub rebuild: RebuildReport,
     /// All slots, and those that are free.
     pub slots: (u64, u64),
     /// Drives, with their free slots. The standby has none.
@@ -114,6 +117,7 @@ impl Status {
             newest_stripe: active.map_or(StripeId(0), |active| active.grants.newest()),
             stripes: state.stripes,
             damage: state.damage,
+            rebuild: state.rebuild.report(state.executor.now()),
             slots: allocator.map_or((0, 0), |all| all.totals()),
             drives: drives.into_iter().map(|report| (report.clone(), free(&report))).collect(),
             counters: state.counters,

@@ -93,6 +93,8 @@ pub enum Control {
     HoldSlots,
     /// That one has none any more.
     FreeHeld,
+    /// Shards of a committed stripe lie elsewhere from here on (C16).
+    Swap(Swap),
 }
 
 /// State of a drive.
@@ -144,6 +146,20 @@ pub struct Commit {
     pub shards_missing: u16,
     /// Its vdisks.
     pub vdisks: Vec<CommitVdisk>,
+}
+
+/// Shards that were written anew, to slots of a loan (C16). It ends the loan, and is idempotent by its identity. Of a stripe
+/// that is gone, or whose slots changed since, nothing is changed, and the loan's slots are free.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Swap {
+    /// The stripe.
+    pub stripe: StripeId,
+    /// The generation of its slots that the shards were made from.
+    pub generation: u32,
+    /// The grant, to the [data node itself](Incarnation::DATANODE), under which they were written.
+    pub loan: StripeId,
+    /// Which shards, and where each lies now: all slots of the loan. Where they lay before is free.
+    pub shards: Vec<(u8, SlotPlace)>,
 }
 
 /// One vdisk's part of a commit.

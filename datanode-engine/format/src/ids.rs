@@ -40,6 +40,10 @@ id!(
     /// One start of a process, never reused (C7, C29).
     Incarnation(u64)
 );
+impl Incarnation {
+    /// Whose grants the data node's own are: slots for shards that are written anew (C16). No process is this one.
+    pub const DATANODE: Incarnation = Incarnation(0);
+}
 id!(
     /// A host; stays over restarts of its engine.
     HostId(u32)

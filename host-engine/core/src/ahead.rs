@@ -199,8 +199,10 @@ impl Shared {
 
     /// The run's parts from the pool, from other shards where the drive is lost.
     async fn fetch(&self, run: &Run) -> Option<Bytes> {
-        let places = match &run.places {
-            Some(places) => places.clone(),
+        // What a guest's range found out since.
+        let known = self.state.borrow().map.places(run.stripe).or_else(|| run.places.clone());
+        let places = match known {
+            Some(places) => places,
             None => self.locate(run.stripe).await?,
         };
         let shard = usize::from(run.first / SHARD_PARTS);

@@ -19,13 +19,20 @@ use cleave_format::layout::{PART, SHARD};
 use cleave_runtime::links::Class;
 use cleave_runtime::message::Message;
 use cleave_runtime::planted::{Planted, is_planted};
+use cleave_runtime::time::Moment;
 use cleave_wire::{HostMessage, ShardFault, encode_header};
+use std::time::Duration;
 
 /// Names a range that is being read.
 pub type RangeKey = u64;
 
 /// Frames that lie at most this far apart are read together, in bytes.
 const GAP_MAX: u32 = 8 << 10;
+
+/// Where a stripe lies that has a shard on a lost drive is asked for again after this.
+const LOCATE_AGAIN: Duration = Duration::from_secs(10);
+/// Stripes of which it is remembered when that was.
+const LOCATED_MAX: usize = 4096;
 
 /// Who gets a frame.
 #[derive(Clone, Copy, Debug)]
@@ -217,14 +224,30 @@ impl State {
             return self.slow.push_back(SlowRead::Locate(range));
         };
         match places.get(range.shard()) {
-            Some(place) if !self.lost_drives.contains(&place.drive) => {
+            Some(place) if self.lost_drives.contains(&place.drive) => self.solve_or_locate(range),
+            Some(_) => {
                 self.next_range += 1;
                 self.ranges.insert(self.next_range, range);
                 self.unsent_ranges.push_back(self.next_range);
                 self.send_ranges();
             }
-            _ => self.slow.push_back(SlowRead::Solve(range)),
+            None => self.slow.push_back(SlowRead::Solve(range)),
         }
+    }
+
+    /// A range whose drive is lost: its shard may have been rebuilt elsewhere (C16), which is asked now and then.
+    fn solve_or_locate(&mut self, mut range: RangeRead) {
+        let now = self.now;
+        let lately = |before: &Moment| now.since(*before) < LOCATE_AGAIN;
+        if range.relocated || self.located.get(&range.stripe).is_some_and(lately) {
+            return self.slow.push_back(SlowRead::Solve(range));
+        }
+        if self.located.len() >= LOCATED_MAX {
+            self.located.clear();
+        }
+        self.located.insert(range.stripe, now);
+        range.relocated = true;
+        self.slow.push_back(SlowRead::Locate(range));
     }
 
     /// Sends ranges that wait for the connection.
@@ -267,6 +290,7 @@ impl State {
                 range.relocated = true;
                 self.slow.push_back(SlowRead::Locate(range));
             }
+            Err(ShardFault::Lost) => self.solve_or_locate(range),
             Err(_) => self.slow.push_back(SlowRead::Solve(range)),
         }
     }

@@ -4,6 +4,9 @@
 //! fails its check, one of these is damaged too, and each is left out in turn while another is
 //! there (C3). Ranges of several shards that only together can be checked, as of a footer, are solved together: each one
 //! and each two shards of the stripe are left out in turn. Whatever is given back passed the caller's check.
+//!
+//! Shards move (C16): what cannot be had at the places that were known is tried again where the stripe lies now, if that is
+//! elsewhere.
 
 use crate::core::Shared;
 use crate::handles::Places;
@@ -18,6 +21,9 @@ use cleave_runtime::sync::Queue;
 use cleave_wire::{ControllerMessage, HostMessage, ShardFault};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+
+/// So often a read follows a stripe to other places.
+const FOLLOWED_MAX: usize = 4;
 
 /// A range of one shard.
 #[derive(Clone)]
@@ -133,8 +139,35 @@ impl Shared {
         self.solve(range, check).await
     }
 
+    /// Where a stripe lies, if that is known to be elsewhere than a range says.
+    async fn moved(&self, range: &ShardRange) -> Option<Places> {
+        let places = self.locate(range.stripe).await.filter(|places| *places != range.places)?;
+        self.state.borrow_mut().map.learn(range.stripe, &places);
+        Some(places)
+    }
+
     /// A range from other shards, such that it passes `check`.
     pub async fn solve(
+        &self,
+        range: &ShardRange,
+        check: impl Fn(&[u8]) -> bool,
+    ) -> Result<Bytes, String> {
+        let mut range = range.clone();
+        let mut followed = 0;
+        loop {
+            let reason = match self.solve_at(&range, &check).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(reason) => reason,
+            };
+            followed += 1;
+            match self.moved(&range).await {
+                Some(places) if followed < FOLLOWED_MAX => range.places = places,
+                _ => return Err(reason),
+            }
+        }
+    }
+
+    async fn solve_at(
         &self,
         range: &ShardRange,
         check: impl Fn(&[u8]) -> bool,
@@ -184,6 +217,29 @@ impl Shared {
     /// Ranges of one stripe's shards such that they pass `check` together, from all of its shards: of those that can be
     /// read as many may be damaged, though their drives do not say so, as parity is left for.
     pub async fn solve_together(
+        &self,
+        ranges: &[ShardRange],
+        check: impl Fn(&[Bytes]) -> bool,
+    ) -> Result<Vec<Bytes>, String> {
+        let mut ranges = ranges.to_vec();
+        let mut followed = 0;
+        loop {
+            let reason = match self.solve_together_at(&ranges, &check).await {
+                Ok(found) => return Ok(found),
+                Err(reason) => reason,
+            };
+            let Some(first) = ranges.first() else { return Err(reason) };
+            followed += 1;
+            match self.moved(first).await {
+                Some(places) if followed < FOLLOWED_MAX => {
+                    ranges.iter_mut().for_each(|range| range.places = places.clone());
+                }
+                _ => return Err(reason),
+            }
+        }
+    }
+
+    async fn solve_together_at(
         &self,
         ranges: &[ShardRange],
         check: impl Fn(&[Bytes]) -> bool,

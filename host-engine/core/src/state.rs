@@ -23,7 +23,7 @@ use crate::write::{Cost, FingerprintJob, Waiting};
 use bytes::BytesMut;
 use cleave_codec::{Codec, Keys, Settings};
 use cleave_flash::Flash;
-use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, VdiskId, Version};
+use cleave_format::ids::{DriveId, Epoch, Position, SliceIndex, StripeId, VdiskId, Version};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::links::{Class, ConnectionId, Links};
@@ -145,6 +145,8 @@ pub(crate) struct State {
     /// Most data shards of a new stripe.
     pub data_shards: u8,
     pub lost_drives: BTreeSet<DriveId>,
+    /// When it was asked where stripes lie that have a shard on one of them.
+    pub located: BTreeMap<StripeId, Moment>,
     pub run: Option<Run>,
     /// Something changed by which a run may be due.
     pub run_may_be_due: bool,
@@ -212,6 +214,7 @@ impl State {
             log_full: false,
             data_shards: 8,
             lost_drives: BTreeSet::new(),
+            located: BTreeMap::new(),
             run: None,
             run_may_be_due: false,
             ending: false,

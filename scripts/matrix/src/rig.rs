@@ -1,7 +1,7 @@
 //! One small cluster of production cores whose machines lose their power, and one guest that knows what it
 //! wrote.
 //!
-//! A data node of two controllers, four drives (2+2 stripes), the coordinator store and one host with one vdisk.
+//! A data node of two controllers, four drives (2+2 stripes; six, and 3+2, where shards are to have somewhere to go), the coordinator store and one host with one vdisk.
 //! A machine is what loses its power as a whole: a controller with its vault, its catalog and, for the first
 //! one, the pool's drives; or the store with its file. What lives through that is the
 //! devices, and what they hold is what their machine's [`Power`] and [`Remains`] left of it.
@@ -48,6 +48,8 @@ pub const CLUSTER: ClusterId = ClusterId([0x5a; 16]);
 pub const DATANODE: DatanodeId = DatanodeId(1);
 /// Drives of the pool.
 pub const DRIVES: u16 = 4;
+/// Drives of one in which a stripe does not need them all.
+const DRIVES_WIDE: u16 = 6;
 /// Names of the controllers' processes.
 pub const CONTROLLERS: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
 /// Of which an eighth is for the logs of controllers that are alone: enough for four short ones.
@@ -117,6 +119,10 @@ impl Rig {
 
     /// A cluster whose drives are as they came from the factory.
     pub fn unformatted(shared_power: bool) -> Rig {
+        Rig::with_drives(DRIVES, shared_power)
+    }
+
+    fn with_drives(count: u16, shared_power: bool) -> Rig {
         let world = World::new(7);
         let random = world.random();
         let powers = match shared_power {
@@ -127,7 +133,7 @@ impl Rig {
             false => Default::default(),
         };
         let drive = |number| world.create_drive(&format!("drive-{number}"), DRIVE_SIZE);
-        let drives: Vec<SimDrive> = (0..DRIVES).map(drive).collect();
+        let drives: Vec<SimDrive> = (0..count).map(drive).collect();
         let capacity = vault_capacity(LOG.record_bytes_max, LOG.control_bytes_max);
         let vaults = CONTROLLERS.map(|name| world.create_drive(&format!("vault-{name}"), capacity));
         let catalogs: [MemoryStorage; 2] = Default::default();
@@ -167,7 +173,18 @@ impl Rig {
 
     /// A cluster in which everything runs and a vdisk is served.
     pub fn running(shared_power: bool) -> Rig {
-        let mut rig = Rig::new(shared_power);
+        Rig::new(shared_power).run()
+    }
+
+    /// The same, with a drive more than a stripe needs.
+    pub fn wide(shared_power: bool) -> Rig {
+        let mut rig = Rig::with_drives(DRIVES_WIDE, shared_power);
+        rig.format();
+        rig.run()
+    }
+
+    fn run(self) -> Rig {
+        let mut rig = self;
         rig.start_controllers();
         rig.start_host();
         rig.until("the first start", |rig| rig.serves() && rig.is_mirrored());

@@ -47,6 +47,8 @@ pub struct Cluster {
     pub rot: Option<Rc<dyn Random>>,
     /// Randomness of strikes on regions that are written again and again, in seeds that have them.
     pub rewrites: Option<Rc<dyn Random>>,
+    /// Where strikes in rebuilds are drawn from, if there are any.
+    pub rebuilds: Option<Rc<dyn Random>>,
     /// Randomness of strikes on a controller that is alone.
     pub alone: Rc<dyn Random>,
     /// Randomness of what is arranged.
@@ -98,6 +100,7 @@ impl Cluster {
         let log_losses = draws(plan.loses_logs, "strikes that lose logs");
         let rot = draws(plan.rots_logs, "strikes of rot in logs");
         let rewrites = draws(plan.rewrites, "strikes on rewritten regions");
+        let rebuilds = draws(plan.rebuilds, "strikes in rebuilds");
         let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
         let alone = Rc::new(stream(plan.seed, "a controller alone"));
         let moves = Rc::new(stream(plan.seed, "moves of guests"));
@@ -135,6 +138,7 @@ impl Cluster {
             second,
             log_losses,
             rewrites,
+            rebuilds,
             rot,
             alone,
             arranged,

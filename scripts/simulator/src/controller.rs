@@ -138,6 +138,8 @@ impl ControllerEngine {
             ("copies of the log", counters.copies),
             ("logs of one controller begun on drives", counters.sessions),
             ("stripes freed", counters.freed),
+            ("shards rebuilt", counters.rebuilt),
+            ("damaged shards written anew", counters.repaired),
             ("refused references", counters.references_refused),
             ("records that rotted", counters.rotted),
             ("records mended", counters.mended),

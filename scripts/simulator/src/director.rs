@@ -11,7 +11,7 @@ use crate::idle;
 use crate::kinds::Kind;
 use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{alone, host, log_loss, pool, report::Report, rewritten, rot, strikes};
+use crate::{alone, host, log_loss, pool, rebuilds, report::Report, rewritten, rot, strikes};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -179,6 +179,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     arranged::strike(cluster);
     nvme::fail_writes(cluster);
     rewritten::strike(cluster);
+    rebuilds::strike(cluster);
     revive(cluster);
     cluster.calm();
     cluster.until("an episode", EPISODE, |c| c.guests_quiet() && c.serves());

@@ -2,7 +2,7 @@
 //!
 //! Once nothing is wrong any more everything must recover: both controllers mirrored, every vdisk
 //! served, nothing in flight. Then: no committed record is left in the log, both logs and both catalogs
-//! are the same, no slot is leaked, redundancy is whole, and every block reads as it must: from
+//! are the same, no slot is leaked, redundancy is whole, also of what lay on lost drives, where others have room, and every block reads as it must: from
 //! the running engine, from one that replays, from one that opens what a clean stop left, and after a clean stop of
 //! the data node.
 
@@ -44,6 +44,13 @@ pub fn play(cluster: &mut Cluster) {
         ("after a clean stop of both controllers", |cluster| {
             // Grants of hosts that were lost end by the clock of the controller, which may be off.
             cluster.pass(3 * GRANTS_KEPT);
+            let rebuilt = |c: &Cluster| {
+                let status = c.active().and_then(|active| active.status());
+                status.is_some_and(|status| !status.rebuild.running)
+            };
+            if !cluster.until("shards that were lost are written anew", RECOVERY, rebuilt) {
+                return;
+            }
             let status = cluster.active().and_then(|active| active.status());
             let drives = status.map_or_else(Vec::new, |status| status.drives);
             stop_both(cluster);

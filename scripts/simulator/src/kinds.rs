@@ -75,6 +75,8 @@ kinds! {
     SlowNetwork = "slow networks",
     /// A drive vanishes.
     LostDrive = "lost drives",
+    /// Something is lost while the shards of a lost drive are written anew (C16).
+    InRebuild = "losses in the middle of a rebuild",
     /// A drive takes many times as long.
     SlowDrive = "slow drives",
     /// A drive answers nothing for a while.

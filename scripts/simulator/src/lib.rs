@@ -8,7 +8,7 @@
 //! | Module | Owns |
 //! | --- | --- |
 //! | [`plan`] | what a seed stands for |
-//! | [`director`], [`strikes`], [`aimed`], [`alone`], [`arranged`], [`rewritten`] | episodes and what strikes in them |
+//! | [`director`], [`strikes`], [`aimed`], [`alone`], [`arranged`], [`rewritten`], [`rebuilds`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
 //! | [`flash`] | the hosts' flash, and what strikes it |
 //! | [`nvme`] | NVMe controllers in front of drives and flash: production's driver over the software model |
@@ -48,6 +48,7 @@ pub mod nonces;
 pub mod nvme;
 pub mod plan;
 pub mod pool;
+pub mod rebuilds;
 pub mod report;
 pub mod rewritten;
 pub mod rot;

@@ -91,6 +91,8 @@ pub struct Plan {
     pub loses_everything: bool,
     /// Regions are written again and again, with the room that strikes on them need.
     pub rewrites: bool,
+    /// Something is lost while the shards of a lost drive are written anew (C16).
+    pub rebuilds: bool,
     /// One episode in so many meets a strike of the second list too.
     pub second_strike_one_in: u64,
     /// After one episode in so many the cluster idles.
@@ -106,6 +108,13 @@ impl Plan {
         let pick = |from: &[u64]| from[random.below(from.len() as u64) as usize];
         let drives = pick(&[3, 3, 4, 5, 5, 6, 8]) as u16;
         let victims = (drives - 3).min(pick(&[0, 1, 2, 2]) as u16);
+        let of_rebuilds = stream(seed, "rebuilds");
+        let rebuilds = of_rebuilds.below(4) == 0;
+        // From six drives on there is one more than a stripe needs.
+        let (drives, victims) = match rebuilds {
+            true => (6 + of_rebuilds.below(3) as u16, 1 + of_rebuilds.below(2) as u16),
+            false => (drives, victims),
+        };
         let mut cluster = [0; 16];
         cluster[..8].copy_from_slice(&random.next_u64().to_le_bytes());
         cluster[8..].copy_from_slice(&random.next_u64().to_le_bytes());
@@ -173,6 +182,7 @@ impl Plan {
             idle_one_in,
             idle_max: Duration::from_secs(60 * idle_minutes),
             rewrites: stream(seed, "rewritten regions").below(4) == 0,
+            rebuilds,
         };
         if plan.rewrites {
             plan.make_room_for_rewriting();

@@ -1,15 +1,17 @@
 //! The judge of what is at rest: both catalogs, and every shard of every committed stripe.
 //!
 //! Looks only while both controllers are down after a clean stop: then the catalogs must be the same, no two
-//! stripes or grants share a slot, and each committed stripe has all its shards, sealed and in place, but
-//! for those on drives that were lost or harmed, and for at most one that its commit said was missing (C16).
+//! stripes or grants share a slot, and each committed stripe has all its shards, sealed and in place, each on a drive of
+//! its own, but for those on drives that were lost or harmed, and for at most one that its commit said was missing (C16). At
+//! the end of a run no shard is lacking for which another drive has room.
 
 use crate::cluster::Cluster;
 use crate::nvme::Nvme;
 use cleave_catalog::tables::StripeRow;
 use cleave_catalog::{Catalog, Owner};
 use cleave_datanode_core::drives::DriveReport;
-use cleave_format::ids::StripeId;
+use cleave_format::control::DriveState;
+use cleave_format::ids::{DriveId, StripeId};
 use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::slot::SlotHeader;
 use cleave_format::superblock::Superblock;
@@ -107,6 +109,7 @@ fn look(cluster: &Cluster, drives: &[(DriveReport, u32)]) -> Result<(), String> 
             claim(&mut slots, place.drive.0, place.slot.0, stripe)?;
         }
         check_stripe(cluster, stripe, &row)?;
+        check_rebuilt(drives, stripe, &row)?;
     }
     // A drive that could not be opened has no slots.
     for (report, free) in drives.iter().filter(|(report, _)| report.slots > 0) {
@@ -153,8 +156,35 @@ fn is_harmed(cluster: &Cluster, drive: u16, offset: u64) -> bool {
     drive < cluster.plan.victims
 }
 
+/// What lacks shards has them again, as far as there are drives with room for them (C16).
+fn check_rebuilt(
+    drives: &[(DriveReport, u32)],
+    stripe: StripeId,
+    row: &StripeRow,
+) -> Result<(), String> {
+    let lost = drives.iter().filter(|(report, _)| report.state == DriveState::Lost);
+    let lost: Vec<DriveId> = lost.map(|(report, _)| report.drive).collect();
+    let lacking: Vec<usize> = row.lacking(&lost).collect();
+    let has_one = |drive: DriveId| row.slots.iter().any(|place| place.drive == drive);
+    let others = drives.iter().filter(|(report, free)| {
+        report.state == DriveState::Active && *free > 0 && !has_one(report.drive)
+    });
+    let others = others.count();
+    match lacking.is_empty() || others == 0 {
+        true => Ok(()),
+        false => Err(format!(
+            "stripe {stripe} lacks shards {lacking:?}, and {others} drives have room for them (C16)"
+        )),
+    }
+}
+
 /// Redundancy is whole, but for what was harmed on purpose.
 fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<(), String> {
+    let mut on: Vec<DriveId> = row.slots.iter().map(|place| place.drive).collect();
+    on.sort_unstable();
+    if let Some(twice) = on.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("two shards of stripe {stripe} are on drive {} (C16)", twice[0]));
+    }
     if row.shards_missing.count_ones() > 1 {
         return Err(format!("stripe {stripe} was committed without several shards (C16)"));
     }

@@ -2,8 +2,8 @@
 
 use cleave_control::status::{
     ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostCpuStatus, HostFlashStatus,
-    Latency, OperationStatistics, PoolStatus, ProcessState, ProcessStatus, Role, StripeStatus,
-    VdiskEntry, VdiskServing,
+    Latency, OperationStatistics, PoolStatus, ProcessState, ProcessStatus, RebuildStatus, Role,
+    StripeStatus, VdiskEntry, VdiskServing,
 };
 use std::fmt::Write;
 
@@ -292,6 +292,33 @@ pub fn flash_events(flash: &HostFlashStatus) -> String {
     out
 }
 
+/// Shards that are written anew, if there is anything to say of them.
+fn rebuild(rebuild: RebuildStatus) -> String {
+    let mut out = String::new();
+    let RebuildStatus { running, waiting, done, without_room, unreadable, left } = rebuild;
+    if running && waiting + done > 0 {
+        let left = left.map(|left| format!(", about {left} s left")).unwrap_or_default();
+        line(&mut out, format_args!("  rebuild: {done} of {} stripes{left}", done + waiting));
+    }
+    if without_room > 0 {
+        line(
+            &mut out,
+            format_args!(
+                "  rebuild: {without_room} stripes lack shards for which no other drive has a free slot; it goes on when one has"
+            ),
+        );
+    }
+    if unreadable > 0 {
+        line(
+            &mut out,
+            format_args!(
+                "  rebuild: of {unreadable} stripes too few shards can be read; they are tried again"
+            ),
+        );
+    }
+    out
+}
+
 /// Drives, space, stripes.
 pub fn pool(pool: &PoolStatus) -> String {
     let mut out = String::new();
@@ -309,6 +336,9 @@ pub fn pool(pool: &PoolStatus) -> String {
                 pool.stripes_freed
             ),
         ),
+    }
+    if let Some(stripes) = &pool.stripes {
+        out.push_str(&rebuild(stripes.rebuild));
     }
     line(
         &mut out,
@@ -492,7 +522,21 @@ mod tests {
         }
         shown.stripes =
             Some(StripeStatus { data_shards: 4, parity_shards: 2, ..Default::default() });
-        assert!(pool(&shown).contains("new ones are 4+2"));
+        let text = pool(&shown);
+        assert!(text.contains("new ones are 4+2") && !text.contains("rebuild"), "{text}");
+        let rebuild = RebuildStatus {
+            running: true,
+            waiting: 30,
+            done: 10,
+            without_room: 2,
+            unreadable: 1,
+            left: Some(90),
+        };
+        shown.stripes = Some(StripeStatus { rebuild, ..Default::default() });
+        let text = pool(&shown);
+        for part in ["10 of 40 stripes, about 90 s left", "2 stripes lack shards", "of 1 stripes"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
         let event = FlashEventStatus {
             at: 0,
             device: "/dev/x".to_owned(),

@@ -316,7 +316,10 @@ impl State {
         active.grants.close(stripe);
         self.counters.commits += 1;
         self.counters.struck += struck.len() as u64;
-        self.damage_stale |= missing != 0;
+        if missing != 0 {
+            self.damage_stale = true;
+            self.rebuild.look_soon(self.executor.now());
+        }
         self.stripes += u64::from(!slots.is_empty() && struck.len() < vdisks.len());
         let position = self.append_control(&Control::Commit(Commit {
             stripe,

@@ -106,6 +106,7 @@ impl State {
         mut message: Message,
     ) {
         let began = self.executor.now();
+        self.rebuild.guests += 1;
         let active = self.active.as_mut().expect("a session is good on a confirmed active only");
         let granted = active.grants.open(stripe, who.incarnation).map_or(0, <[_]>::len);
         let begun = active.grants.begin_write(stripe, who.incarnation, shard, &place);
@@ -157,6 +158,10 @@ impl State {
     pub fn drive_event(&mut self, event: DriveEvent) {
         let Some(active) = &mut self.active else { return };
         let now = self.executor.now();
+        let event = match self.rebuild.take_event(event, &mut active.grants) {
+            Some(event) => event,
+            None => return,
+        };
         match event {
             DriveEvent::Written { number, result } => {
                 let host = active.requests.remove(number as usize);
@@ -287,6 +292,7 @@ impl State {
             unreachable!("only reads come here")
         };
         let began = self.executor.now();
+        self.rebuild.guests += 1;
         let bytes = length as usize;
         let active = self.active.as_mut().expect("good on a confirmed active only");
         let read = HostRequest { connection, lane, request, write: None, bytes, began };

@@ -283,6 +283,7 @@ impl State {
             active.leases = Leases::begin(self.executor.now(), from);
             self.active = Some(active);
             self.damage_stale = true;
+            self.rebuild.begin();
         }
         self.assign_records();
     }
@@ -294,6 +295,7 @@ impl State {
         self.role = None;
         self.mending = crate::mend::Mending::default();
         self.solo.end();
+        self.rebuild.end();
         self.mirror.alone = false;
         if let Some(active) = self.active.take() {
             self.pool = Some(active.drives.rested());

@@ -7,6 +7,7 @@ mod faults;
 mod hosts;
 mod leases;
 mod members;
+mod rebuild;
 mod rig;
 mod rot;
 mod takeover;

@@ -112,6 +112,16 @@ fn control() -> impl Strategy<Value = Control> {
             .prop_map(|(vdisk, slices)| Control::Cut { vdisk: VdiskId(vdisk), slices }),
         vec((testing::address(), testing::address()), 0..4)
             .prop_map(|frames| Control::Move { frames }),
+        Just(Control::HoldSlots),
+        Just(Control::FreeHeld),
+        (stripe(), any::<u32>(), stripe(), vec((any::<u8>(), slot()), 0..3)).prop_map(
+            |(stripe, generation, loan, shards)| Control::Swap(Swap {
+                stripe,
+                generation,
+                loan,
+                shards,
+            })
+        ),
     ]
 }
 
@@ -124,7 +134,7 @@ proptest! {
     #[test]
     fn any_bytes_are_refused_without_panic(
         mut bytes in vec(any::<u8>(), 0..200),
-        variant in proptest::option::of(0u8..10),
+        variant in proptest::option::of(0u8..13),
     ) {
         if let (Some(variant), Some(head)) = (variant, bytes.first_chunk_mut::<4>()) {
             *head = [variant, 0, 0, 0];
@@ -176,6 +186,8 @@ fn golden_variants() {
         (6, Control::Drive { drive: DriveId(1), state: DriveState::Lost, generation: 3 }),
         (7, Control::Cut { vdisk: VdiskId(1), slices: vec![] }),
         (8, Control::Move { frames: vec![(address, address)] }),
+        (9, Control::HoldSlots),
+        (10, Control::FreeHeld),
     ];
     for (number, control) in variants {
         assert_eq!(encode(&control)[..4], u32::to_le_bytes(number), "{control:?}");
@@ -225,6 +237,20 @@ fn golden_commit() {
         01000000000000001000000000000000 011100000000000000 \
         01000000000000001200000000 01000000000000001300000000000000";
     assert_eq!(encode(&commit), crate::testing::unhex(golden));
+}
+
+#[test]
+fn golden_swap() {
+    let swap = Control::Swap(Swap {
+        stripe: StripeId(0x11),
+        generation: 0x22,
+        loan: StripeId(0x33),
+        shards: vec![(4, SlotPlace { drive: DriveId(5), slot: SlotIndex(6), generation: 7 })],
+    });
+    let golden = "\
+        0b000000110000000000000022000000 33000000000000000100000000000000 \
+        0405000600000007000000";
+    assert_eq!(encode(&swap), crate::testing::unhex(golden));
 }
 
 // The check covers the place (C3).

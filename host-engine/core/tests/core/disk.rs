@@ -168,6 +168,41 @@ fn lost_drives_and_rot_are_solved() {
     assert!(rig.core().stats().stripes_committed > 0);
 }
 
+/// C16: a host asks again where stripes lie whose shards are gone from where it knew them.
+#[test]
+fn shards_that_were_rebuilt_elsewhere_are_found() {
+    let mut rig = Rig::new(6, SIZE);
+    rig.start_host();
+    rig.open();
+    let mut model = Model::new(16, SIZE);
+    model.work(&rig, 5_000, 32);
+    model.read_all(&rig);
+    rig.pool.borrow_mut().lost.extend([DriveId(2), DriveId(3)]);
+    model.read_all(&rig);
+    assert!(rig.core().stats().reads_solved > 0);
+    for _ in 0..3 {
+        rig.pool.borrow_mut().move_shards();
+        // It asks again after a while, and reads directly from then on.
+        rig.world.run_for(Duration::from_secs(11));
+        model.read_all(&rig);
+        let solved = rig.core().stats().reads_solved;
+        model.read_all(&rig);
+        assert_eq!(rig.core().stats().reads_solved, solved);
+    }
+    // At each moment, two others are gone: what it knows of a stripe is old while it solves.
+    model.work(&rig, 500, 32);
+    rig.pool.borrow_mut().move_shards();
+    rig.pool.borrow_mut().lost.extend([DriveId(5)]);
+    rig.pool.borrow_mut().lost.remove(&DriveId(2));
+    model.read_all(&rig);
+    rig.kill_host();
+    model.crash();
+    rig.start_host();
+    rig.open();
+    rig.pool.borrow_mut().move_shards();
+    model.read_all(&rig);
+}
+
 #[test]
 fn failing_shards_cost_no_data() {
     let mut rig = Rig::new(4, SIZE);

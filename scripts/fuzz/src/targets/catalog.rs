@@ -32,6 +32,7 @@ fn example() -> (MemoryStorage, Catalog) {
 fn look(catalog: &mut Catalog) -> Result<(), CatalogError> {
     let resident = catalog.resident();
     let _ = catalog.damage(&[DriveId(1), DriveId(2)]);
+    let _ = catalog.endangered(&[DriveId(1), DriveId(2)], StripeId(0), 64);
     let _ = catalog.locate(&[StripeId(7), StripeId(8)]);
     let _ = catalog.stripe(StripeId(7));
     for vdisk in [4, 5] {

@@ -7,7 +7,7 @@ use crate::input::Input;
 use cleave_format::address::{Address, Handle, MapEntry};
 use cleave_format::control::{
     Commit, CommitVdisk, Control, DriveState, GrantedStripe, InlineEntry, MapRun, PiecePlace,
-    Release, SlotPlace,
+    Release, SlotPlace, Swap,
 };
 use cleave_format::footer::{FooterContent, FooterEntry, Place, TRAILER, Trailer};
 use cleave_format::frame::{Codec, FRAME_HEADER, FrameHeader};
@@ -86,6 +86,7 @@ pub(super) fn controls() -> Vec<Control> {
     let slots: Vec<SlotPlace> = (0..3)
         .map(|drive| SlotPlace { drive: DriveId(drive), slot: SlotIndex(5), generation: 1 })
         .collect();
+    let moved = SlotPlace { drive: DriveId(3), slot: SlotIndex(6), generation: 1 };
     let address = Address { stripe: StripeId(7), offset: 4096, length: 1024 };
     let release =
         Release { slice: SliceIndex(1), epoch: Epoch(2), first: Sequence(3), last: Sequence(8) };
@@ -132,6 +133,18 @@ pub(super) fn controls() -> Vec<Control> {
         Control::Drive { drive: DriveId(2), state: DriveState::Lost, generation: 2 },
         Control::Cut { vdisk, slices: vec![(SliceIndex(1), version(2, 8))] },
         Control::Move { frames: vec![(address, address)] },
+        Control::FreeHeld,
+        Control::Grant {
+            incarnation: Incarnation::DATANODE,
+            stripes: vec![GrantedStripe { stripe: StripeId(9), slots: vec![moved] }],
+        },
+        Control::HoldSlots,
+        Control::Swap(Swap {
+            stripe: StripeId(7),
+            generation: 0,
+            loan: StripeId(9),
+            shards: vec![(0, moved)],
+        }),
         Control::Delete { vdisk, epoch: Epoch(2) },
     ]
 }

@@ -137,6 +137,28 @@ pub const SCENES: &[Scene] = &[
         },
     },
     Scene {
+        name: "shards written anew",
+        machines: &[Active, Standby],
+        begin: |shared| {
+            let mut rig = Rig::wide(shared);
+            rig.destage((0..366).map(|block| block * 3));
+            rig.destage(400..800);
+            rig
+        },
+        act: |rig| {
+            rig.lose(DriveId(3));
+            // Also after a cut, of which the next process knows nothing.
+            rig.pass(Duration::from_secs(25));
+            rig.until("no shard is lacking", |rig| {
+                let status = rig.status(0);
+                status.is_some_and(|it| it.damage.degraded == 0 && !it.rebuild.running)
+            });
+            let rebuilt = rig.status(0).map_or(0, |status| status.counters.rebuilt);
+            assert!(rig.was_cut() || rebuilt > 0, "nothing was rebuilt: the scene shows nothing");
+            rig.settle();
+        },
+    },
+    Scene {
         name: "new incarnation of a host",
         machines: &[Active, Standby, Store],
         begin: some_content,

@@ -3,6 +3,7 @@
 
 use super::{CLUSTER, NAMES, Rig, SECOND, address};
 use bytes::Bytes;
+use cleave_erasure::Encoder;
 use cleave_format::control::{CommitVdisk, GrantedStripe, MapRun, Release};
 use cleave_format::frame::{self, Codec, FrameHeader};
 use cleave_format::ids::*;
@@ -42,7 +43,7 @@ pub struct FakeHost {
     pub bulk: Option<ConnectionId>,
     pub read: Option<ConnectionId>,
     pub welcome: Option<Welcome>,
-    request: u64,
+    pub request: u64,
     pub vdisk: u64,
     pub epoch: u64,
     next: BTreeMap<u32, u64>,
@@ -564,6 +565,16 @@ impl FakeHost {
         results.collect()
     }
 
+    /// Where stripes lie.
+    pub fn locate(&mut self, rig: &Rig, stripes: &[StripeId]) -> Vec<GrantedStripe> {
+        let stripes = stripes.to_vec();
+        let locate = |request| HostMessage::Locate { request, stripes };
+        match self.call(rig, Class::Read, None, locate).0 {
+            ControllerMessage::Located { stripes, .. } => stripes,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The vdisk's commits after its frontier.
     pub fn open_map(&mut self, rig: &Rig) -> Vec<MapCommit> {
         let (mut found, mut cursor) = (Vec::new(), None);
@@ -604,11 +615,24 @@ pub fn content(stripe: StripeId, shard: usize, offset: usize) -> u8 {
     (stripe.0 as usize * 31 + shard * 7 + offset / 16) as u8
 }
 
+/// A shard: content, or its parity.
+pub fn shard_content(granted: &GrantedStripe, shard: usize) -> Vec<u8> {
+    let data_shards = granted.data_shards();
+    let plain = |shard| (0..SHARD).map(|at| content(granted.stripe, shard, at)).collect();
+    let Some(parity) = shard.checked_sub(data_shards) else { return plain(shard) };
+    let data: Vec<Vec<u8>> = (0..data_shards).map(plain).collect();
+    let data: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
+    let (mut first, mut second) = (vec![0; SHARD], vec![0; SHARD]);
+    thread_local! {
+        static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new());
+    }
+    ENCODER.with_borrow_mut(|encoder| encoder.encode(&data, [&mut first, &mut second]));
+    if parity == 0 { first } else { second }
+}
+
 pub fn slot_image(granted: &GrantedStripe, shard: usize) -> Vec<u8> {
     let mut image = vec![0; SLOT];
-    for (offset, byte) in image[SLOT_HEADER..].iter_mut().enumerate() {
-        *byte = content(granted.stripe, shard, offset);
-    }
+    image[SLOT_HEADER..].copy_from_slice(&shard_content(granted, shard));
     let columns = column_checksums(&image[SLOT_HEADER..SLOT_HEADER + SHARD]);
     let header = SlotHeader {
         cluster: CLUSTER,

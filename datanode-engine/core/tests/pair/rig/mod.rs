@@ -3,7 +3,7 @@
 
 mod host;
 
-pub use host::{FakeHost, content, slot_image};
+pub use host::{FakeHost, content, shard_content, slot_image};
 
 use cleave_catalog::storage::MemoryStorage;
 use cleave_catalog::{Catalog, Owner};

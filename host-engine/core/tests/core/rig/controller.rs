@@ -35,6 +35,8 @@ pub struct Pool {
     pub pieces: BTreeMap<VdiskId, (Position, BTreeMap<u32, Address>)>,
     pub incarnation: Incarnation,
     pub lost: BTreeSet<DriveId>,
+    /// Stripes some of whose shards lie elsewhere than at first.
+    pub moved: BTreeSet<StripeId>,
     /// Bytes of these shards are flipped when read.
     pub rotten: BTreeSet<(StripeId, u8)>,
     pub quota: u64,
@@ -76,6 +78,7 @@ impl Pool {
             pieces: BTreeMap::new(),
             incarnation: Incarnation(0),
             lost: BTreeSet::new(),
+            moved: BTreeSet::new(),
             rotten: BTreeSet::new(),
             quota: 64 << 20,
             capacity: u64::MAX,
@@ -277,6 +280,28 @@ impl Pool {
                 let (start, length) = (place.offset as usize, place.length as usize);
                 let frame = &section[start..start + length];
                 cleave_format::frame::check_at(frame, &place.address(grant.stripe)).unwrap();
+            }
+        }
+    }
+
+    /// Shards come to lie elsewhere (C16): those on lost drives, and of each stripe one more.
+    pub fn move_shards(&mut self) {
+        for (stripe, granted) in &mut self.stripes {
+            let taken: Vec<DriveId> = granted.slots.iter().map(|place| place.drive).collect();
+            let lost = &self.lost;
+            let mut free = (0..12).map(DriveId).filter(|d| !taken.contains(d) && !lost.contains(d));
+            let also = stripe.0 as usize % granted.slots.len();
+            // Those on lost drives first: there may be too few others for both.
+            for round in 0..2 {
+                for (shard, place) in granted.slots.iter_mut().enumerate() {
+                    let gone = lost.contains(&place.drive);
+                    if (round == 0 && gone) || (round == 1 && shard == also) {
+                        let Some(drive) = free.next() else { continue };
+                        let slot = SlotIndex(place.slot.0 + 1_000_000);
+                        *place = SlotPlace { drive, slot, generation: 1 };
+                        self.moved.insert(*stripe);
+                    }
+                }
             }
         }
     }
@@ -509,9 +534,15 @@ impl Controller {
                 ControllerMessage::Located { request, stripes: known.collect() }
             }
             HostMessage::Read { request, stripe, shard, offset, length, place } => {
-                let known = pool.stripes.get(&stripe);
-                assert!(known.is_none_or(|found| found.slots[usize::from(shard)] == place));
-                match pool.read(stripe, shard, offset, length) {
+                let elsewhere = |found: &GrantedStripe| found.slots[usize::from(shard)] != place;
+                let elsewhere = pool.stripes.get(&stripe).is_some_and(elsewhere);
+                assert!(!elsewhere || pool.moved.contains(&stripe));
+                let result = match elsewhere {
+                    true if pool.lost.contains(&place.drive) => Err(ShardFault::Lost),
+                    true => Err(ShardFault::Identity),
+                    false => pool.read(stripe, shard, offset, length),
+                };
+                match result {
                     Ok(bytes) => {
                         let read = ControllerMessage::Read { request, result: Ok(()) };
                         return self.reply(from, lane, read, &[bytes]);
