@@ -3,6 +3,7 @@
 use crate::drives::ConfiguredDrive;
 use crate::measure::Measures;
 use cleave_control::config::DatanodeConfig;
+use cleave_control::events::Events;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
     ControllerStatistics, ControllerStatus, DriveState, DriveStatistics, DriveStatus, Fill,
@@ -70,6 +71,8 @@ pub struct Control {
     pub config: DatanodeConfig,
     /// This process.
     pub process: Process,
+    /// What happened.
+    pub events: Rc<Events>,
 }
 
 impl Control {
@@ -78,6 +81,10 @@ impl Control {
         match request {
             Request::Status {} => Response::Ok(Reply::Controller(self.status())),
             Request::Stats {} => Response::Ok(Reply::ControllerStatistics(self.statistics())),
+            Request::Events { since } => Response::Ok(Reply::Events {
+                engines: vec![self.events.since(since)],
+                unreachable: Vec::new(),
+            }),
             Request::Stop {} => {
                 stop.ask();
                 Response::Ok(Reply::Done {})

@@ -11,10 +11,12 @@ use crate::catalog_thread::CatalogThread;
 use crate::control::{Control, Process, Question};
 use crate::drives::{ConfiguredDrive, Owner, open_all};
 use crate::error::ControllerError;
+use crate::events;
 use crate::measure::Measures;
 use crate::vault_file;
 use cleave_catalog::Catalog;
 use cleave_control::config::DatanodeConfig;
+use cleave_control::events::{Events, Kind, News, Subject};
 use cleave_control::protocol::Response;
 use cleave_control::records::{self, CLUSTER_KEY, ClusterRecord};
 use cleave_control::server::ControlServer;
@@ -70,6 +72,23 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
         ..ReactorConfig::default()
     })?;
     stop.wakes(reactor.doorbell());
+    let clock = Rc::clone(reactor.clock()) as Rc<dyn Clock>;
+    let version = env!("CARGO_PKG_VERSION");
+    let events = Rc::new(Events::open(&config.name, &config.dir, clock.unix_seconds(), version));
+    let outcome = serve(reactor, config, identity, stop, &events);
+    let failure = outcome.as_ref().err().map(ToString::to_string);
+    events.close(clock.unix_seconds(), failure);
+    outcome
+}
+
+/// From the reactor on: what goes wrong is told by an event, too.
+fn serve(
+    reactor: Reactor,
+    config: DatanodeConfig,
+    identity: Identity,
+    stop: Stop,
+    events: &Rc<Events>,
+) -> Result<(), Box<dyn Error>> {
     let links = QuicConfig { mtu: config.mtu, ..QuicConfig::new(config.listen, identity) };
     let links = QuicLinks::new(&reactor, &links)?;
     let (asker, asked) = questions(reactor.doorbell());
@@ -84,6 +103,7 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     };
     let nvme = NvmeDrives::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>);
     let drives = open_all(&reactor, &nvme, owner, &config.drives)?;
+    events::missing_drives(events, &drives, reactor.clock().unix_seconds());
     let nvme = Rc::new(nvme);
     if !nvme.is_empty() {
         for event in nvme.drives().iter().filter_map(|drive| drive.event()) {
@@ -135,9 +155,13 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
     let check = check_cluster(store.clone(), owner.cluster, config.clone(), Rc::clone(&failure));
     reactor.executor().spawn(Priority::Foreground, check);
     let process = Process::new(&config);
-    let control = Control { node: Rc::clone(&node), store, measures, drives, config, process };
+    let events = Rc::clone(events);
+    let clock = Rc::clone(reactor.clock()) as Rc<dyn Clock>;
+    let node_of = Rc::clone(&node);
+    let control = Control { node: node_of, store, measures, drives, config, process, events };
     let shell = Shell {
         control: Rc::new(control),
+        clock,
         asked,
         stop: stop.clone(),
         stopping: false,
@@ -230,6 +254,7 @@ async fn beat(executor: Executor) {
 /// What the reactor runs.
 struct Shell {
     control: Rc<Control>,
+    clock: Rc<dyn Clock>,
     asked: Questions<Question, Response>,
     stop: Stop,
     stopping: bool,
@@ -247,8 +272,13 @@ impl Turn for Shell {
         let mut worked = self.nvme.turn();
         for (name, event) in self.nvme.take_events() {
             tracing::warn!(%name, "NVMe controller: {event}");
+            let news = News::new(Kind::NvmeTold, Subject::Nvme(name.to_string()));
+            self.control.events.tell(self.clock.unix_seconds(), news.because(&event));
         }
         worked |= self.node.turn();
+        let Control { events, config, store, .. } = &*self.control;
+        events::take(events, config, &self.node, &*self.clock);
+        events.store(store.is_connected(), || self.clock.unix_seconds());
         worked |= self.armed && self.nvme.must_poll();
         while let Some((question, reply)) = self.asked.next() {
             worked = true;
@@ -261,6 +291,8 @@ impl Turn for Shell {
         if self.stop.is_asked() && !self.stopping {
             self.stopping = true;
             worked = true;
+            let news = News::new(Kind::Stopping, self.control.events.own());
+            self.control.events.tell(self.clock.unix_seconds(), news);
             self.node.stop();
         }
         if self.node.is_stopped()

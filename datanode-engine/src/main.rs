@@ -21,6 +21,7 @@ mod control;
 mod controller;
 mod drives;
 mod error;
+mod events;
 mod measure;
 mod vault_file;
 

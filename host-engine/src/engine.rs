@@ -13,6 +13,7 @@ use crate::messages::Report;
 use crate::vdisk::{Vdisk, tend};
 use cleave_codec::Keys;
 use cleave_control::config::HostConfig;
+use cleave_control::events::{Events, Kind, News, Subject};
 use cleave_control::records::{VDISKS, VdiskRecord, from_value};
 use cleave_coordinator::{Changed, StoreClient, StoreError, WatchEvent};
 use cleave_format::ids::Incarnation;
@@ -48,6 +49,8 @@ pub struct Engine {
     pub failure: RefCell<Option<HostEngineError>>,
     /// It was told to stop.
     pub stopping: Cell<bool>,
+    /// What happened.
+    pub events: Events,
     /// When it started.
     pub since: Instant,
 }
@@ -59,6 +62,7 @@ impl Engine {
         executor: Executor,
         store: StoreClient,
         keys: Option<Keys>,
+        events: Events,
     ) -> Engine {
         Engine {
             config,
@@ -73,6 +77,7 @@ impl Engine {
             names: RefCell::default(),
             failure: RefCell::default(),
             stopping: Cell::new(false),
+            events,
             since: Instant::now(),
         }
     }
@@ -91,6 +96,8 @@ impl Engine {
         for core in cores.into_iter().chain(leaving) {
             any |= core.turn(|report| match report {
                 Report::Fenced { vdisk } => {
+                    let news = News::new(Kind::Fenced, self.vdisk_subject(vdisk));
+                    self.tell(news.because("the log knows a newer owner, or that it was deleted"));
                     let fenced = self.vdisks.borrow().get(&vdisk.0).cloned();
                     if let Some(fenced) = fenced {
                         fenced.fenced.set(true);
@@ -98,8 +105,12 @@ impl Engine {
                     }
                 }
                 Report::FlashReady { name } => self.flash.ready(&name, count),
-                Report::FlashEvent { name, offset, event } => {
+                Report::Happened { news } => self.tell_of_core(*news),
+                Report::FlashEvent { name, offset, kind, event } => {
                     let at = self.executor.clock().unix_seconds();
+                    let news = News::new(kind, Subject::Flash(name.clone())).because(&event);
+                    let place = offset.map(|offset| format!("byte {offset}"));
+                    self.events.tell(at, news.at(place.unwrap_or_default()));
                     self.flash.note(at, &name, offset, event);
                 }
                 Report::FlashRetired { name, reason } => flash::given_up(self, &name, &reason),

@@ -11,6 +11,7 @@
 use crate::core::{CoreHandle, NvmeParts, OpenFailure};
 use crate::engine::Engine;
 use crate::messages::{Answer, CoreView, FlashOrder, Order};
+use cleave_control::events::{Kind, News, Subject};
 use cleave_control::flash::FlashPlace;
 use cleave_control::status::{Fill, FlashEventStatus, FlashState, FlashStatus};
 use cleave_flash::DeviceStats;
@@ -221,8 +222,14 @@ pub async fn add(engine: Rc<Engine>, text: String) -> Result<(), String> {
         Err(reason) => give_up(&engine, &device, reason).await,
     };
     match &outcome {
-        Ok(()) => tracing::info!(device = name, "flash is in use"),
-        Err(reason) => tracing::warn!(device = name, reason, "flash cannot be used"),
+        Ok(()) => {
+            tracing::info!(device = name, "flash is in use");
+            engine.tell(News::new(Kind::FlashInUse, Subject::Flash(name)));
+        }
+        Err(reason) => {
+            tracing::warn!(device = name, reason, "flash cannot be used");
+            engine.tell(News::new(Kind::FlashRefused, Subject::Flash(name)).because(reason));
+        }
     }
     outcome
 }
@@ -348,6 +355,8 @@ pub async fn retire(engine: Rc<Engine>, text: String) -> Result<(), String> {
     // An operator who took it out needs not be told that it is out.
     engine.flash.devices.borrow_mut().retain(|other| !Rc::ptr_eq(other, &device));
     tracing::info!(device = name, "flash was taken out");
+    let news = News::new(Kind::FlashTaken, Subject::Flash(name.clone()));
+    engine.tell(news.because("an operator asked for it"));
     in_time
         .ok_or_else(|| format!("{name} is not used any more, but has not answered everything yet"))
 }
@@ -359,6 +368,7 @@ pub fn given_up(engine: &Rc<Engine>, name: &str, reason: &str) {
         return;
     }
     device.retired(reason);
+    engine.tell(News::new(Kind::FlashRetired, Subject::Flash(name.to_owned())).because(reason));
     let at = engine.executor.clock().unix_seconds();
     engine.flash.note(at, name, None, format!("it is retired: {reason}"));
     engine.flash.changed.notify();

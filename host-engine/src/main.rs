@@ -28,6 +28,7 @@ mod cores;
 mod cpu;
 mod engine;
 mod error;
+mod events;
 mod flash;
 mod key;
 mod measure;

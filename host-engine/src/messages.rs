@@ -5,6 +5,7 @@
 use crate::core::{NvmeParts, OpenFailure};
 use crate::measure::Measures;
 use cleave_codec::Keys;
+use cleave_control::events::{Kind, News};
 use cleave_control::flash::FlashPlace;
 use cleave_control::histogram::Histogram;
 use cleave_flash::FlashStats;
@@ -155,8 +156,15 @@ pub enum Report {
         name: String,
         /// First byte of the place, where it is one.
         offset: Option<u64>,
+        /// What.
+        kind: Kind,
         /// What happened.
         event: String,
+    },
+    /// Something else that an operator should know.
+    Happened {
+        /// What.
+        news: Box<News>,
     },
     /// A device of flash is not used any more.
     FlashRetired {

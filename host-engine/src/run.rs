@@ -11,12 +11,14 @@
 use crate::cores::{self, Template};
 use crate::engine::Engine;
 use crate::error::HostEngineError;
+use crate::events;
 use crate::flash;
 use crate::key;
 use crate::messages::{Answer, Order};
 use crate::status;
 use crate::vdisk::release;
 use cleave_control::config::HostConfig;
+use cleave_control::events::{Events, Kind, News};
 use cleave_control::protocol::{Request, Response};
 use cleave_control::records::{self, CLUSTER_KEY, ClusterRecord};
 use cleave_control::server::ControlServer;
@@ -28,6 +30,7 @@ use cleave_process::machine::leave_first_processor;
 use cleave_process::stop::Stop;
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::executor::{Doorbell, Priority};
+use cleave_runtime::time::Clock;
 use cleave_runtime_real::identity::Identity;
 use cleave_runtime_real::reactor::{Reactor, ReactorConfig, Turn};
 use std::cell::Cell;
@@ -71,21 +74,28 @@ pub fn run(launch: &Launch, stop: Stop) -> Result<(), Box<dyn Error>> {
         ..ReactorConfig::default()
     })?;
     stop.wakes(reactor.doorbell());
+    let clock = Rc::clone(reactor.clock());
+    let version = env!("CARGO_PKG_VERSION");
+    let events = Events::open(&config.name, &config.dir, clock.unix_seconds(), version);
     let (asker, asked) = questions(reactor.doorbell());
     let _server = ControlServer::start(&config.control_socket, move |request| {
         asker.ask(request, ANSWER).unwrap_or_else(Response::error)
     })?;
     let store = cleave_coordinator_etcd::open(&config.store(), reactor.doorbell())?;
     let store = StoreClient::new(store);
-    let engine = Rc::new(Engine::new(config, reactor.executor().clone(), store, keys));
+    let engine = Rc::new(Engine::new(config, reactor.executor().clone(), store, keys, events));
     let beginning = begin(Rc::clone(&engine), identity, reactor.doorbell());
     reactor.executor().spawn(Priority::Foreground, beginning);
     tracing::info!(name = engine.config.name, "running");
+
+    reactor.executor().spawn(Priority::Foreground, events::watch(Rc::clone(&engine)));
 
     let over = Rc::new(Cell::new(false));
     let shell = Shell { engine: Rc::clone(&engine), asked, stop, over: Rc::clone(&over) };
     reactor.run(shell, || over.get());
     let failure = engine.failure.take();
+    let why = failure.as_ref().map(ToString::to_string);
+    engine.events.close(engine.executor.clock().unix_seconds(), why);
     for core in engine.cores.take().into_iter().chain(engine.cpu.leaving.take()) {
         // After a failure cores are not waited for: the process's end is theirs.
         if failure.is_none() {
@@ -165,6 +175,8 @@ async fn end(engine: Rc<Engine>, over: Rc<Cell<bool>>) {
     };
     if engine.executor.timeout(END_MAX, ended).await.is_none() {
         tracing::warn!("a core did not end in time");
+        let why = "a core did not end in time; its requests are in the guests' memory".to_owned();
+        engine.events.close(engine.executor.clock().unix_seconds(), Some(why));
         // Joining it could take for ever.
         std::process::exit(0);
     }
@@ -202,6 +214,8 @@ impl Turn for Shell {
         let engine = &self.engine;
         let mut worked = engine.store.turn();
         worked |= engine.take_reports();
+        let connected = engine.store.is_connected();
+        engine.events.store(connected, || engine.executor.clock().unix_seconds());
         while let Some((question, reply)) = self.asked.next() {
             worked = true;
             let engine = Rc::clone(engine);
@@ -212,6 +226,7 @@ impl Turn for Shell {
         }
         if self.stop.is_asked() && !self.engine.stopping.replace(true) {
             worked = true;
+            self.engine.tell(News::new(Kind::Stopping, self.engine.events.own()));
             let ending = end(Rc::clone(&self.engine), Rc::clone(&self.over));
             self.engine.executor.spawn(Priority::Foreground, ending);
         }

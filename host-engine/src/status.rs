@@ -33,6 +33,10 @@ pub async fn answer(engine: &Rc<Engine>, request: Request, stop: &Stop) -> Respo
         Request::Stats {} => {
             Response::Ok(Reply::HostStatistics(statistics(engine, &look(engine).await)))
         }
+        Request::Events { since } => Response::Ok(Reply::Events {
+            engines: vec![engine.events.since(since)],
+            unreachable: Vec::new(),
+        }),
         Request::Stop {} => {
             stop.ask();
             Response::Ok(Reply::Done {})
@@ -60,7 +64,7 @@ fn done(result: Result<(), String>) -> Response {
 }
 
 /// How each core is, and what those did that have ended, as if of one more.
-async fn look(engine: &Engine) -> Vec<CoreView> {
+pub async fn look(engine: &Engine) -> Vec<CoreView> {
     let leaving = engine.cpu.leaving.borrow().clone();
     let cores: Vec<_> = engine.cores.borrow().iter().cloned().chain(leaving).collect();
     let asked: Vec<_> = cores.iter().map(|core| core.ask(Order::Look)).collect();
@@ -251,7 +255,7 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
 }
 
 /// The devices, and how much of what vdisks hold fits.
-fn flash_status(engine: &Engine, views: &[CoreView]) -> HostFlashStatus {
+pub fn flash_status(engine: &Engine, views: &[CoreView]) -> HostFlashStatus {
     let devices = engine.flash.shown(views);
     let space = devices.iter().fold(Fill::default(), |all, device| Fill {
         used: all.used + device.space.used,

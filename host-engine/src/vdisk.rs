@@ -18,6 +18,7 @@
 use crate::core::CoreHandle;
 use crate::engine::Engine;
 use crate::messages::{Answer, OpenError, OpenOrder, Order};
+use cleave_control::events::{Kind, News, Subject};
 use cleave_control::names::vhost_socket;
 use cleave_control::records::{VdiskRecord, VdiskState, from_value, vdisk_key};
 use cleave_control::status::VdiskServing;
@@ -67,6 +68,8 @@ pub struct Vdisk {
     pub target: RefCell<Option<Rc<CoreHandle>>>,
     /// The core said that a newer owner has it.
     pub fenced: Cell<bool>,
+    /// It could not be served, and an operator was told.
+    failed: Cell<bool>,
 }
 
 /// Why a vdisk is not served.
@@ -102,6 +105,7 @@ impl Vdisk {
             core: RefCell::new(core),
             target: RefCell::default(),
             fenced: Cell::new(false),
+            failed: Cell::new(false),
         }
     }
 
@@ -211,6 +215,9 @@ pub async fn tend(engine: Rc<Engine>, vdisk: Rc<Vdisk>) {
         let message = failure.to_string();
         if message != told {
             tracing::error!(vdisk = vdisk.name, "not served: {message}");
+            let subject = Subject::Vdisk(vdisk.name.clone());
+            engine.tell(News::new(Kind::NotServed, subject).because(&message));
+            vdisk.failed.set(true);
             told = message;
         }
         let looked_at = vdisk.wanted.borrow().clone();
@@ -316,6 +323,9 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
     vdisk.serving.set(VdiskServing::Serving);
     let (epoch, core) = (vdisk.epoch.get(), vdisk.core().core);
     tracing::info!(vdisk = vdisk.name, epoch, core, "serving");
+    if vdisk.failed.take() {
+        engine.tell(News::new(Kind::ServedAgain, Subject::Vdisk(vdisk.name.clone())));
+    }
     loop {
         let news = || {
             let over = vdisk.fenced.get() || !vdisk.is_wanted();
@@ -420,6 +430,8 @@ async fn take_lock(engine: &Engine, vdisk: &Vdisk) -> Result<Option<KernelLock>,
         if !std::mem::replace(&mut told, true) {
             let process = holder(&path);
             tracing::info!(vdisk = vdisk.name, process, "waiting for the process that serves it");
+            let news = News::new(Kind::LockWaits, Subject::Vdisk(vdisk.name.clone()));
+            engine.tell(news.because(format!("process {process} has its lock")));
         }
         engine.executor.sleep(LOCK_AGAIN).await;
     }

@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     # Registered in the order in which they are run: quick ones first.
-    modules = "errors lifecycle images upgrade cpu flash pool dedupe store hosts frontend guests crashes"
+    modules = "errors lifecycle images upgrade cpu events flash pool dedupe store hosts frontend guests crashes"
     for module in modules.split():
         __import__(module)
     chosen = [

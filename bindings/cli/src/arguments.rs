@@ -1,5 +1,6 @@
 //! The command line. Values are checked while it is parsed, so that nothing has happened when one is wrong.
 
+use crate::commands::events::EventsOptions;
 use crate::dev::store::StoreKind;
 use crate::image::Format;
 use crate::nvme::NvmeCommand;
@@ -44,6 +45,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what happened, when, why, and what is to be done about it.
+    ///
+    /// Of all engines, in the order of time, also from before they were restarted. Engines that do not answer are named, and what
+    /// they told before is shown.
+    Events(EventsOptions),
     /// NVMe controllers that are driven from userspace; needs no cluster.
     #[command(subcommand)]
     Nvme(NvmeCommand),
@@ -419,6 +425,8 @@ mod tests {
             "cleave vdisk attach a --queues 0",
             "cleave import a.img",
             "cleave export a a.img --format vmdk",
+            "cleave events --since yesterday",
+            "cleave events --severity loud",
         ] {
             let error = parse(line).err().unwrap_or_else(|| panic!("{line} was accepted"));
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -3,9 +3,11 @@
 //! | Module | Owns |
 //! | --- | --- |
 //! | [`attach`] | QEMU arguments and libvirt XML for a vdisk |
+//! | [`events`] | what happened |
 //! | [`text`] | status and statistics for people |
 
 pub mod attach;
+pub mod events;
 pub mod text;
 
 use crate::arguments::{Command, FlashCommand, HostCommand, PoolCommand, VdiskCommand};
@@ -28,10 +30,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Carries a command out and prints what comes of it.
 pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
+    if let Command::Events(options) = &command {
+        return events::run(dir.as_deref(), options);
+    }
     let dir = dir.ok_or(Error::NoDirectory)?;
     let dir = std::path::absolute(&dir).map_err(crate::error::file("find", &dir))?;
     match command {
-        Command::Dev(_) | Command::Nvme(_) => {
+        Command::Dev(_) | Command::Nvme(_) | Command::Events(_) => {
             unreachable!("this is not a command to a running cluster")
         }
         Command::Status { json } => match ask(&dir, &Request::Status {})? {

@@ -14,6 +14,7 @@
 //! | [`child`] | one child process: start, signals, end, its last words |
 //! | [`namespace`] | vdisks in the store |
 //! | [`overview`] | status and statistics, gathered from the engines |
+//! | [`events`] | what the supervisor saw happen, and what all engines tell |
 //! | [`requests`] | what the control socket answers |
 //! | [`supervisor`] | the loop: children, signals, requests, the order of a stop |
 //!
@@ -29,6 +30,7 @@ pub mod directory;
 pub mod drives;
 pub mod engines;
 pub mod etcd;
+pub mod events;
 pub mod flash;
 pub mod namespace;
 pub mod overview;

@@ -3,6 +3,7 @@
 //! | Module | Owns |
 //! | --- | --- |
 //! | [`config`] | the engines' configuration files |
+//! | [`events`] | what happened, for operators, in memory and in a file |
 //! | [`status`] | the schema of `status` and `stats` (docs/STATUS.md) |
 //! | [`flash`] | flash devices as people name them |
 //! | [`histogram`] | latency percentiles, recorded without allocation |
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod events;
 pub mod flash;
 pub mod histogram;
 pub mod key_file;

@@ -5,6 +5,7 @@
 //! directory; an engine serves the part that concerns it, and refuses the rest with an error. A
 //! client that vanishes takes nothing back: its request is carried out.
 
+use crate::events::{EngineEvents, Unreachable};
 use crate::status::{
     ClusterStatistics, ClusterStatus, ControllerStatistics, ControllerStatus, HostStatistics,
     HostStatus, VdiskEntry,
@@ -29,6 +30,12 @@ pub enum Request {
     /// What was done: [`Reply::Statistics`], [`Reply::HostStatistics`] or
     /// [`Reply::ControllerStatistics`].
     Stats {},
+    /// What happened at a time or after it: [`Reply::Events`].
+    Events {
+        /// Seconds since the Unix epoch.
+        #[serde(default)]
+        since: u64,
+    },
     /// Stop cleanly; answered when the stop has begun.
     Stop {},
     /// Create a vdisk: [`Reply::Vdisk`].
@@ -160,6 +167,14 @@ pub enum Reply {
     Controller(ControllerStatus),
     /// From a controller.
     ControllerStatistics(ControllerStatistics),
+    /// What happened.
+    Events {
+        /// Each engine's.
+        engines: Vec<EngineEvents>,
+        /// Engines of which nothing is known.
+        #[serde(default)]
+        unreachable: Vec<Unreachable>,
+    },
     /// The successor serves what its predecessor served.
     Upgraded {
         /// The hosts.

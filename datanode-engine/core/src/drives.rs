@@ -61,6 +61,15 @@ pub enum DriveEvent {
         /// Whether it is.
         durable: bool,
     },
+    /// A range of a slot was not read, and the drive is not lost.
+    Fault {
+        /// Which drive.
+        drive: DriveId,
+        /// Which slot.
+        slot: SlotIndex,
+        /// How.
+        fault: ShardFault,
+    },
     /// A drive became lost.
     Lost {
         /// Which.
@@ -650,6 +659,10 @@ impl Drives {
             (fault, _) => Err(fault.unwrap_or(ShardFault::Io)),
         };
         counters.identity_faults += u64::from(result == Err(ShardFault::Identity));
+        if let Err(fault @ (ShardFault::Identity | ShardFault::Io)) = result {
+            let (drive, slot) = key;
+            self.events.push(DriveEvent::Fault { drive, slot, fault });
+        }
         self.events.push(DriveEvent::Read { number: read.number, result });
     }
 }

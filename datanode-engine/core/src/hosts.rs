@@ -11,6 +11,7 @@ mod data;
 mod expiry;
 
 use crate::catalog_port::CatalogReply;
+use crate::notices::Notice;
 use crate::state::State;
 use bytes::Bytes;
 use cleave_catalog::MapPage;
@@ -145,6 +146,12 @@ impl State {
     pub fn host_closed(&mut self, connection: ConnectionId) {
         let Some(session) = self.sessions.remove(&connection) else { return };
         self.waiting_reads -= session.waiting_reads.len();
+        // Who steps down or stops lets all of them go.
+        let serves = self.active.is_some() && !self.leaving && !self.stopping;
+        if let Some(who) = session.who.filter(|who| serves && !self.is_connected(who)) {
+            let Who { host, incarnation, .. } = who;
+            self.notices.tell(Notice::HostGone { host, incarnation });
+        }
         if session.who.is_some() && session.class == Class::Log && self.share_quota() {
             self.tell_quota();
         }
@@ -301,6 +308,10 @@ impl State {
             let session = self.sessions.get_mut(&connection).expect("looked up before");
             session.close_at = Some(now + REFUSED_LINGER);
             return Ok(());
+        }
+        if !self.is_connected(&who) {
+            let Who { host, incarnation, .. } = who;
+            self.notices.tell(Notice::HostConnected { host, incarnation });
         }
         self.sessions.get_mut(&connection).expect("looked up before").who = Some(who);
         let changed = self.share_quota();
@@ -480,6 +491,7 @@ impl State {
         }
         let Some(active) = &mut self.active else { return };
         tracing::error!("drive {drive} is lost: {reason}");
+        self.notices.tell(Notice::DriveLost { drive, reason: reason.to_owned() });
         let known = active.drives.states().find(|state| state.0 == drive);
         let generation = known.map_or(0, |state| state.1) + 1;
         let state = cleave_format::control::DriveState::Lost;
@@ -489,6 +501,12 @@ impl State {
         self.tell_log_sessions(&ControllerMessage::LostDrives { drives });
         self.damage_stale = true;
         self.rebuild.look();
+    }
+
+    /// Whether this start of a host's engine has a connection.
+    fn is_connected(&self, who: &Who) -> bool {
+        let mut known = self.sessions.values().filter_map(|session| session.who);
+        known.any(|other| (other.host, other.incarnation) == (who.host, who.incarnation))
     }
 
     /// Hosts that are connected, with the number of their connections.

@@ -34,6 +34,7 @@ pub mod log;
 mod mend;
 pub mod mirror;
 pub mod node;
+pub mod notices;
 pub mod rebuild;
 pub mod resident;
 pub mod roles;

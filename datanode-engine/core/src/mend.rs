@@ -15,6 +15,7 @@
 
 use crate::hosts::ParkedFetch;
 use crate::log::{LogEntryKind, Rotted, Soundness};
+use crate::notices::Notice;
 use crate::state::State;
 use bytes::Bytes;
 use cleave_format::ids::Position;
@@ -96,6 +97,7 @@ impl State {
                 "the entry at {position} rotted in memory; asking the peer for its copy"
             );
             self.counters.rotted += 1;
+            self.notices.tell(Notice::Rotted { position });
             self.mending.asked.insert(position);
             // A closed connection is reported by its event.
             let _ = self.send_peer(&PeerMessage::Want { position }, &[]);
@@ -143,6 +145,7 @@ impl State {
         };
         if mended {
             self.counters.mended += 1;
+            self.notices.tell(Notice::Mended { position });
             tracing::warn!("the entry at {position} was mended from the peer's copy");
         }
         let entry = held.log.entry(position);
@@ -165,6 +168,7 @@ impl State {
             }
             Some(Soundness::Damaged) => {
                 tracing::error!("both copies of the record at {position} are damaged");
+                self.notices.tell(Notice::RecordLost { position, vdisk: None });
             }
             Some(Soundness::Unreadable) => self.give_up(position),
         }
@@ -189,6 +193,7 @@ impl State {
         if let Some(identity) = held.log.give_up(position) {
             self.counters.given_up += 1;
             let (vdisk, slice, version) = (identity.vdisk, identity.slice, identity.version);
+            self.notices.tell(Notice::RecordLost { position, vdisk: Some(vdisk) });
             tracing::error!(
                 %vdisk, slice = slice.0, epoch = version.epoch.0, sequence = version.sequence.0,
                 "a record of the log rotted and nothing tells its blocks any more; unless its host destages it, reads of the slice's \

@@ -7,6 +7,7 @@
 use crate::catalog_port::CatalogPort;
 use crate::drives::{DriveEvent, Drives, OpenDrive};
 use crate::join;
+use crate::notices::Notice;
 use crate::rebuild;
 use crate::state::{Held, Observer, PeerInput, PeerLink, Phase, Settings, State};
 use crate::status::Status;
@@ -163,6 +164,16 @@ impl DataNode {
         self.0.state_mut().rebuild_now()
     }
 
+    /// What an operator should know of, the oldest first, and how often it happened in a row; `None` when everything was taken.
+    pub fn next_notice(&self) -> Option<(Notice, u64)> {
+        self.0.state_mut().notices.next()
+    }
+
+    /// Notices for which there was no room.
+    pub fn notices_dropped(&self) -> u64 {
+        self.0.state().notices.dropped()
+    }
+
     /// Its status.
     pub fn status(&self) -> Status {
         Status::of(&self.0.state())
@@ -227,7 +238,10 @@ async fn stop(node: Node) {
         let identity =
             VaultIdentity { incarnation: member, log_id: log.id(), ..node.vault_identity() };
         match vault::write(&node.0.vault, identity, &log).await {
-            Ok(()) => tracing::info!("wrote the log to the vault: {} entries", log.len()),
+            Ok(()) => {
+                tracing::info!("wrote the log to the vault: {} entries", log.len());
+                node.state_mut().notices.tell(Notice::VaultWritten { entries: log.len() });
+            }
             Err(error) => node.fail(format!("the log was not saved: {error}")),
         }
     }
@@ -291,6 +305,14 @@ impl Node {
         if ends || !(state.stopping || stays) {
             state.phase = phase;
         }
+    }
+
+    /// Nobody holds the log; told once.
+    pub fn log_lost(&self, reason: String) {
+        if !matches!(self.phase(), Phase::NoLog(_)) {
+            self.state_mut().notices.tell(Notice::LogLost { reason: reason.clone() });
+        }
+        self.set_phase(Phase::NoLog(reason));
     }
 
     pub fn fail(&self, reason: String) {
@@ -415,6 +437,7 @@ impl Node {
         state.forget_asked();
         if peer.joined {
             tracing::warn!("the mirror is broken: {reason}");
+            state.notices.tell(Notice::PeerAway { reason: reason.to_owned() });
         }
         peer.inbox.push(PeerInput::Closed(reason.to_owned()));
     }

@@ -16,6 +16,7 @@ use crate::log::{Log, LogSettings};
 use crate::log::{LogEntry, LogEntryKind, Rotted};
 use crate::mend::Mending;
 use crate::mirror::{Mirror, Standing};
+use crate::notices::Notices;
 use crate::rebuild::Rebuild;
 use crate::resident::Resident;
 use crate::roles::Recorded;
@@ -287,6 +288,8 @@ pub(crate) struct State {
     /// There may be others since.
     pub damage_stale: bool,
     pub counters: Counters,
+    /// For operators.
+    pub notices: Notices,
     pub fatal: Option<String>,
     pub stopping: bool,
     /// Kept for its memory.
@@ -332,6 +335,7 @@ impl State {
             damage: Damage::default(),
             damage_stale: true,
             counters: Counters::default(),
+            notices: Notices::default(),
             fatal: None,
             stopping: false,
             parts: Vec::new(),

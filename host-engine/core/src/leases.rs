@@ -71,6 +71,12 @@ impl State {
         sealed.map(|(vdisk, open)| (*vdisk, open.epoch)).collect()
     }
 
+    /// Vdisks whose lease had run out when the turn began. One that never had any is still being opened.
+    pub fn leases_lost(&self) -> u64 {
+        let lost = |lease: &Moment| *lease > Moment::default() && *lease <= self.now;
+        self.vdisks.values().filter_map(|open| open.lease).filter(lost).count() as u64
+    }
+
     /// What was asked for at `asked` was given, but for the vdisks that are lost.
     fn renewed(&mut self, asked: Moment, vdisks: &[(VdiskId, Epoch)], lost: &[VdiskId]) {
         for (vdisk, epoch) in vdisks {

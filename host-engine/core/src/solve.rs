@@ -177,6 +177,7 @@ impl Shared {
             return Err("its slots are not those of a stripe".to_owned());
         }
         let (offset, length) = chunks_around(range.offset, range.length);
+        self.state.borrow_mut().stats.last_solved = range.last_solved();
         let others = (0..range.places.len()).filter(|shard| *shard != range.shard);
         let mut untried: Vec<usize> = others.collect();
         untried.reverse();

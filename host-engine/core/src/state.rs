@@ -557,6 +557,7 @@ impl State {
             appended_bytes: self.log.appended_bytes,
             resent: self.log.resent,
             covered: self.buffer.covered(),
+            leases_lost: self.leases_lost(),
             ..self.stats.clone()
         }
     }

@@ -94,6 +94,10 @@ pub struct CoreStats {
     pub parts_not_kept: u64,
     /// Ranges that were solved from other shards.
     pub reads_solved: u64,
+    /// Where the last range should have been that was to be solved: drive, stripe, shard.
+    pub last_solved: Option<(cleave_format::ids::DriveId, cleave_format::ids::StripeId, u16)>,
+    /// Vdisks whose lease has run out (C9).
+    pub leases_lost: u64,
     /// Frames and ranges whose check failed (C3); they were solved from other shards.
     pub checks_failed: u64,
     /// Stripes committed, and bytes of their data sections that were used.
@@ -173,4 +177,14 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+}
+
+impl crate::solve::ShardRange {
+    /// Where it should have been, for operators.
+    pub(crate) fn last_solved(
+        &self,
+    ) -> Option<(cleave_format::ids::DriveId, cleave_format::ids::StripeId, u16)> {
+        let place = self.places.get(self.shard)?;
+        Some((place.drive, self.stripe, self.shard as u16))
+    }
 }

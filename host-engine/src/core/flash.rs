@@ -5,6 +5,7 @@
 
 use super::{Core, FLASH_CLOSE_MAX, Finished};
 use crate::messages::{Answer, FlashOrder, Report};
+use cleave_control::events::Kind;
 use cleave_control::flash::FlashPlace;
 use cleave_flash::{FlashEvent, Share};
 use cleave_runtime::drives::Drive;
@@ -169,9 +170,9 @@ impl Core<'_> {
     }
 
     /// Tells the control thread what it shows; of very much only the first.
-    fn flash_event(&mut self, device: &str, offset: Option<u64>, event: String) {
+    fn flash_event(&mut self, device: &str, offset: Option<u64>, kind: Kind, event: String) {
         if self.unreported.len() < EVENTS_MAX {
-            self.report(Report::FlashEvent { name: device.to_owned(), offset, event });
+            self.report(Report::FlashEvent { name: device.to_owned(), offset, kind, event });
         }
     }
 
@@ -188,15 +189,15 @@ impl Core<'_> {
                     self.report(Report::FlashRetired { name: device.to_string(), reason });
                 }
                 FlashEvent::Error { device, offset, reason } => {
-                    self.flash_event(&device, offset, reason);
+                    self.flash_event(&device, offset, Kind::FlashFault, reason);
                 }
                 FlashEvent::PlaceRetired { device, offset } => {
                     let event = "a place lost its content and is retired".to_owned();
-                    self.flash_event(&device, Some(offset), event);
+                    self.flash_event(&device, Some(offset), Kind::FlashPlaceRetired, event);
                 }
                 FlashEvent::NoSpace { device } => {
                     let event = "there is no space behind it: nothing is written to it for a while";
-                    self.flash_event(&device, None, event.to_owned());
+                    self.flash_event(&device, None, Kind::FlashNoSpace, event.to_owned());
                 }
             }
         }

@@ -33,6 +33,7 @@ pub use nvme::NvmeParts;
 pub use thread::ScriptedCore;
 pub use thread::{CoreHandle, CoreSettings, start};
 
+use crate::events::of_core;
 use crate::measure::Measures;
 use crate::messages::{Answer, Command, CoreView, OpenError, OpenOrder, Order, Report, VdiskView};
 use background::BackgroundShare;
@@ -315,6 +316,9 @@ impl Core<'_> {
         let mut worked = false;
         while let Some(event) = self.core.next_event() {
             worked = true;
+            if let Some(news) = of_core(&event).map(Box::new) {
+                self.report(Report::Happened { news });
+            }
             match event {
                 Event::Fenced { vdisk } => {
                     tracing::warn!(%vdisk, "a newer owner has the vdisk; it is not served here");

@@ -4,6 +4,7 @@ use super::*;
 use crate::core::ScriptedCore;
 use crate::messages::{Command, Report};
 use cleave_control::config::{DatanodeAddresses, HostConfig, PeerAddress, TlsFiles};
+use cleave_control::events::Events;
 use cleave_control::records::{to_value, vdisk_key};
 use cleave_coordinator::{
     Answer as StoreAnswer, DirectServer, Hub, Operation, RedbStore, StoreClient, Transaction,
@@ -47,7 +48,13 @@ impl Bench {
         let server = DirectServer::new(Hub::new(RedbStore::in_memory()));
         let store = server.connect(Rc::new(|arrives: Box<dyn FnOnce()>| arrives()));
         let config = config(folder.path());
-        let engine = Engine::new(config, executor, StoreClient::new(Rc::new(store)), None);
+        let engine = Engine::new(
+            config,
+            executor,
+            StoreClient::new(Rc::new(store)),
+            None,
+            Events::in_memory("host-1"),
+        );
         engine.incarnation.set(Incarnation(INCARNATION));
         let (handle, core) = CoreHandle::scripted(0);
         engine.cores.borrow_mut().push(Rc::new(handle));

@@ -370,7 +370,7 @@ pub fn pool(pool: &PoolStatus) -> String {
 }
 
 /// Seconds since the Unix epoch, as a date and a time.
-fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Days are counted from 1 March 0000, so that leap days come last (the proleptic Gregorian calendar).
     let days = days + 719_468;
@@ -467,7 +467,8 @@ fn bytes(count: u64) -> String {
     format!("{value:.digits$} {}", units[unit])
 }
 
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+/// A line of it.
+pub fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     writeln!(out, "{text}").expect("writing to a string does not fail");
 }
 

@@ -5,6 +5,7 @@
 
 use crate::dev::cluster::Cluster;
 use crate::dev::etcd::ETCD;
+use crate::dev::events::OwnEvents;
 use crate::dev::namespace::Found;
 use crate::dev::settings::{CONTROLLERS, DATANODE_ID, host_number};
 use crate::dev::store::{StoreKind, or_known};
@@ -45,6 +46,8 @@ pub struct Overview {
     pub engines_elsewhere: bool,
     /// The vdisks as the store said the last time, for while it is away.
     known: Mutex<Vec<Found>>,
+    /// What the supervisor saw happen.
+    pub events: OwnEvents,
     /// When the supervisor started.
     pub since: Instant,
 }
@@ -57,7 +60,8 @@ impl Overview {
         let children = engines.into_iter().chain(etcd).map(|name| (name, ChildView::default()));
         let children = Mutex::new(children.collect());
         let (known, since) = (Mutex::default(), Instant::now());
-        Overview { cluster, children, engines_elsewhere, known, since }
+        let events = OwnEvents::open(&cluster.directory);
+        Overview { cluster, children, engines_elsewhere, known, events, since }
     }
 
     /// The children: engines, and etcd where that is the store.
@@ -195,7 +199,8 @@ impl Overview {
         }
     }
 
-    fn ask_all(&self, request: &Request) -> Vec<(&'static str, Option<Reply>)> {
+    /// Asks every engine.
+    pub fn ask_all(&self, request: &Request) -> Vec<(&'static str, Option<Reply>)> {
         self.ask_these(&self.cluster.settings.engines(), request)
     }
 

@@ -6,6 +6,7 @@
 use crate::dev::child::failed;
 use crate::dev::cluster::{program, program_of};
 use crate::dev::cpu;
+use crate::dev::events::gather;
 use crate::dev::flash;
 use crate::dev::overview::Overview;
 use crate::dev::settings::{DATANODE_ID, HOST, HOST_ID};
@@ -61,6 +62,7 @@ impl Requests {
         match request {
             Request::Status {} => Ok(Reply::Status(overview.status()?)),
             Request::Stats {} => Ok(Reply::Statistics(overview.statistics())),
+            Request::Events { since } => Ok(gather(overview, since)),
             Request::ListVdisks {} => Ok(Reply::Vdisks { vdisks: overview.vdisks()? }),
             Request::Stop {} => {
                 self.tell(Event::Stop)?;

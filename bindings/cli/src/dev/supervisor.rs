@@ -196,6 +196,8 @@ pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<(
     drop(control);
     over.store(true, Ordering::Relaxed);
     looking.join().expect("looking at engines does not panic");
+    let failure = supervisor.result.as_ref().err().map(ToString::to_string);
+    overview.events.close(failure);
     supervisor.result
 }
 
@@ -362,6 +364,7 @@ impl Supervisor {
         if let Some((_, before)) = trial
             && self.phase == Phase::Serving
         {
+            self.overview.events.ended(name, &obituary);
             eprintln!("cleave: {name} (process {pid}) {obituary}; the program before it goes on");
             let slot = self.slot(name);
             slot.program = before;
@@ -379,6 +382,7 @@ impl Supervisor {
             Phase::Serving => {
                 let asked = !self.slots[name].asked.is_empty();
                 if !asked {
+                    self.overview.events.ended(name, &obituary);
                     eprintln!("cleave: {name} (process {}) {obituary}", running.pid);
                 }
                 let healthy = running.since.elapsed() >= HEALTHY;

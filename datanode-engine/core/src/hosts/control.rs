@@ -8,6 +8,7 @@ use super::{HostWaiter, Malformed, WaiterKind, WaitingCommit, Who};
 use crate::catalog_port::CatalogRequest;
 use crate::catalog_queue::Waiter;
 use crate::grants::UsableDrive;
+use crate::notices::Notice;
 use crate::state::State;
 use cleave_format::control::{Commit, CommitVdisk, Control};
 use cleave_format::control::{REFERENCES_MAX, UNREFERENCED_MAX};
@@ -160,6 +161,7 @@ impl State {
                 if active.leases.may_last(vdisk, now) {
                     let host = who.host;
                     tracing::info!(%vdisk, %epoch, %host, "sealed; waiting for the read lease of the owner before");
+                    self.notices.tell(Notice::OwnerWaits { vdisk, epoch, host });
                 }
                 self.counters.seals += 1;
                 let (host, incarnation) = (who.host, who.incarnation);

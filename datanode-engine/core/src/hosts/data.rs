@@ -5,6 +5,7 @@ use crate::catalog_port::CatalogRequest;
 use crate::catalog_queue::Waiter;
 use crate::drives::DriveEvent;
 use crate::log::{Appended, LogEntryKind, Soundness, soundness};
+use crate::notices::Notice;
 use crate::state::{Ack, State};
 use bytes::Bytes;
 use cleave_catalog::Cursor;
@@ -184,6 +185,9 @@ impl State {
                 self.reply(host.connection, host.lane, &message, payload);
             }
             DriveEvent::AreaWritten { number, durable } => self.solo.written(number, durable),
+            DriveEvent::Fault { drive, slot, fault } => {
+                self.notices.tell(Notice::of_fault(drive, slot, fault))
+            }
             DriveEvent::Lost { drive, reason } => self.drive_lost(drive, &reason),
         }
     }

@@ -6,6 +6,7 @@
 //! shard under them is refused from the moment that this is decided, and their slots are used again
 //! when no write under them is on its way to a drive: only then the record is made. The time begins anew with this process.
 
+use crate::notices::Notice;
 use crate::state::State;
 use cleave_format::ids::{Incarnation, StripeId};
 use cleave_runtime::links::Class;
@@ -46,6 +47,8 @@ impl State {
             "ending {} grants of incarnation {incarnation}, which has no connection any more",
             stripes.len()
         );
+        let grants = stripes.len();
+        self.notices.tell(Notice::GrantsEnded { incarnation, grants });
         stripes.iter().for_each(|stripe| active.grants.end_when_idle(*stripe));
         active.absent.remove(&incarnation);
         self.counters.expired += stripes.len() as u64;

@@ -14,6 +14,7 @@
 
 use crate::join::next_before;
 use crate::node::Node;
+use crate::notices::Notice;
 use crate::roles;
 use crate::solo::{Session, Unreadable};
 use crate::state::{Phase, State};
@@ -119,6 +120,7 @@ impl State {
         self.solo.again = Some(self.executor.now() + AGAIN);
         if self.solo.hindrance != reason {
             tracing::warn!("this controller does not go on alone for now: {reason}");
+            self.notices.tell(Notice::NotAlone { reason: reason.clone() });
             self.solo.hindrance = reason;
         }
     }
@@ -139,7 +141,10 @@ impl State {
         session.filled = session.at;
         let drives: Vec<u16> = session.drives.iter().map(|(drive, _)| drive.0).collect();
         match first {
-            true => tracing::warn!("acknowledging alone: the log is on drives {drives:?}"),
+            true => {
+                tracing::warn!("acknowledging alone: the log is on drives {drives:?}");
+                self.notices.tell(Notice::Alone { drives });
+            }
             false => tracing::info!("the log is on drives {drives:?} from here on"),
         }
         let next = session.next;
@@ -329,6 +334,7 @@ impl Node {
             state.advance_alone(next);
         } else {
             tracing::error!("a drive of the log of this controller, which is alone, failed");
+            state.notices.tell(Notice::AloneBroken);
             state.solo.broken = true;
         }
         *buffer = bytes;

@@ -3,6 +3,7 @@
 use super::{Ended, Meeting, next_before};
 use crate::log::Log;
 use crate::mirror::Standing;
+use crate::notices::Notice;
 use crate::state::{Held, Phase};
 use cleave_format::ids::{Epoch, Position};
 use cleave_runtime::crash_points::{Point, reached};
@@ -29,7 +30,7 @@ impl Meeting {
             Decision::NoLog => {
                 let lost =
                     "neither controller holds the log, and there is no image of it".to_owned();
-                self.node.set_phase(Phase::NoLog(lost));
+                self.node.log_lost(lost);
                 return Err("there is no log".to_owned());
             }
             Decision::Refuse { reason } => return Err(format!("refused by the peer: {reason}")),
@@ -63,6 +64,7 @@ impl Meeting {
         state.mirror.answered = (u64::MAX, u64::MAX);
         state.confirmed = true;
         state.phase = Phase::Mirrored;
+        state.notices.tell(Notice::Mirrored { active: false });
         state.epoch = epoch;
         state.peer.as_mut().expect("checked before").joined = true;
         state.advance_effects(next_before(next));

@@ -3,6 +3,7 @@
 
 use crate::log::Log;
 use crate::node::Node;
+use crate::notices::Notice;
 use crate::roles;
 use crate::solo;
 use crate::state::{Held, Phase};
@@ -39,6 +40,8 @@ impl Node {
             }
             Err(error) => {
                 tracing::error!("{error}");
+                let reason = error.to_string();
+                self.state_mut().notices.tell(Notice::VaultDamaged { reason });
                 None
             }
         };
@@ -63,6 +66,7 @@ impl Node {
                 tracing::info!("loaded the log from the vault: {} entries", log.len());
                 reached(Point::VaultLoaded);
                 let mut state = self.state_mut();
+                state.notices.tell(Notice::VaultLoaded { entries: log.len() });
                 state.mirror.effects = 0;
                 state.held = Some(Held { log, member: image.incarnation });
                 state.image = Some(header);
@@ -70,6 +74,8 @@ impl Node {
             }
             Err(error) => {
                 tracing::error!("{error}");
+                let reason = error.to_string();
+                self.state_mut().notices.tell(Notice::VaultDamaged { reason });
                 Ok(false)
             }
         }
@@ -116,14 +122,20 @@ impl Node {
                 );
                 reached(Point::SoloLoaded);
                 let mut state = self.state_mut();
+                let (drives, entries) = (solo.drives.clone(), log.len());
+                state.notices.tell(Notice::LogLoaded { drives, entries });
                 state.mirror.effects = 0;
                 state.solo.part = 1 - solo.part.min(1);
                 state.held = Some(Held { log, member: identity.incarnation });
             }
-            Err(reason) => tracing::error!(
-                "the log of this controller, which was alone, cannot be read from drives {:?}: {reason}",
-                solo.drives
-            ),
+            Err(reason) => {
+                tracing::error!(
+                    "the log of this controller, which was alone, cannot be read from drives {:?}: {reason}",
+                    solo.drives
+                );
+                let (drives, reason) = (solo.drives.clone(), reason.to_string());
+                self.state_mut().notices.tell(Notice::LogUnreadable { drives, reason });
+            }
         }
         Ok(())
     }

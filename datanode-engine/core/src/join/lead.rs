@@ -3,6 +3,7 @@
 use super::{Ended, Meeting, next_before};
 use crate::log::Log;
 use crate::mirror::{Plan, Standing, decide};
+use crate::notices::Notice;
 use crate::roles::{self, Recorded};
 use crate::state::{Held, Phase};
 use cleave_format::control::Control;
@@ -56,7 +57,7 @@ impl Meeting {
             }
             Plan::NoLog => {
                 let lost = self.lost(&recorded);
-                self.node.set_phase(Phase::NoLog(lost));
+                self.node.log_lost(lost);
                 self.say(&PeerMessage::Decision(Decision::NoLog), &[])?;
                 return Err(self.until_closed().await);
             }
@@ -112,6 +113,7 @@ impl Meeting {
         let log = Log::new(state.incarnation.0, next, state.settings.log);
         let log = log.advised(state.settings.advice);
         tracing::warn!("starting with an empty log {}, at position {next}", log.id());
+        state.notices.tell(Notice::LogEmpty { next });
         drop(state.held.take());
         state.mirror.effects = next.0 - 1;
         state.held = Some(Held { log, member: state.incarnation });
@@ -194,6 +196,7 @@ impl Meeting {
         state.mirror.peer_catalog = 0;
         state.unheard = false;
         state.phase = Phase::Mirrored;
+        state.notices.tell(Notice::Mirrored { active: true });
         let peer = state.peer.as_mut().ok_or("the connection is gone")?;
         peer.joined = true;
         state.advance_effects(next_before(next));

@@ -14,6 +14,7 @@ use crate::catalog_port::{CatalogReply, CatalogRequest};
 use crate::grants::Grants;
 use crate::leases::Leases;
 use crate::node::Node;
+use crate::notices::Notice;
 use crate::resident::Resident;
 use crate::roles;
 use crate::state::{Active, Phase, Seen, State};
@@ -139,6 +140,8 @@ impl Node {
         let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
         state.become_active(role, built);
         state.counters.taken_over += 1;
+        let epoch = state.role.as_ref().map_or(0, |role| role.epoch);
+        state.notices.tell(Notice::TookOver { epoch, origin });
         state.unheard = true;
         state.mirror.mirrored = if by_member { next_before(origin).0 } else { 0 };
         state.mirror.forwarded = state.mirror.mirrored;
@@ -157,6 +160,7 @@ impl Node {
         tracing::warn!("the other controller is active now; stepping down");
         {
             let mut state = self.state_mut();
+            state.notices.tell(Notice::SteppedDown);
             state.leaving = true;
             state.close_hosts("the other controller is active now");
         }

@@ -1,6 +1,7 @@
 //! What people and their programs write: control requests, configuration files, sizes, names, keys.
 
 use cleave_control::config::{ConfigError, DatanodeConfig, HostConfig};
+use cleave_control::events::file::{LINE_MAX, parse};
 use cleave_control::key_file::{KeyFileError, load_key};
 use cleave_control::names::{NAME_BYTES_MAX, check_name, parse_vdisk, vhost_socket};
 use cleave_control::protocol::{Reply, Request, Response};
@@ -261,4 +262,33 @@ pub(super) fn key_file(data: &[u8]) {
 pub(super) fn key_file_seeds() -> Vec<Vec<u8>> {
     let hex = "0123456789abcdef".repeat(4);
     vec![vec![0xa5; 32], hex.clone().into_bytes(), format!("{hex}\r\n").into_bytes(), Vec::new()]
+}
+
+/// An engine's file of events: whatever is in it, what is read is in order, and is read again as it is.
+pub(super) fn events(data: &[u8]) {
+    let (events, damaged) = parse(data);
+    let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+    assert!(events.len() as u64 + damaged <= lines as u64);
+    assert!(events.windows(2).all(|two| two[0].number < two[1].number));
+    let mut again = Vec::new();
+    for event in &events {
+        let line = serde_json::to_vec(event).expect("an event is plain data");
+        // What escapes is longer than what it was read from may have been.
+        if line.len() > LINE_MAX {
+            return;
+        }
+        again.extend(line);
+        again.push(b'\n');
+    }
+    assert_eq!(parse(&again), (events, 0));
+}
+
+const STARTED: &str = r#"{"number":1,"at":1700000000,"last":1700000000,"count":1,"engine":"host-1","severity":"info","kind":"started","subject":"engine","name":"host-1","text":"started","cause":"version 0.1.0"}"#;
+const FAULT: &str = r#"{"number":2,"at":1700000001,"last":1700000009,"count":64,"engine":"host-1","severity":"warning","kind":"flash_fault","subject":"flash","name":"/dev/x","place":"byte 4096","text":"failed","cause":"an I/O error","action":""}"#;
+
+/// Whole, repeated, torn.
+pub(super) fn events_seeds() -> Vec<Vec<u8>> {
+    let lines = format!("{STARTED}\n{FAULT}\n");
+    let torn = format!("{STARTED}\n{}\n{FAULT}\n", &FAULT[..60]);
+    vec![lines.into_bytes(), torn.into_bytes(), Vec::new()]
 }

@@ -55,6 +55,7 @@ pub const TARGETS: &[Target] = &[
         run: control::datanode_config,
         seeds: control::datanode_config_seeds,
     },
+    Target { name: "events-file", run: control::events, seeds: control::events_seeds },
     Target { name: "names-sizes", run: control::names, seeds: control::names_seeds },
     Target { name: "key-file", run: control::key_file, seeds: control::key_file_seeds },
     Target { name: "identity", run: identity::certificates, seeds: identity::certificates_seeds },
