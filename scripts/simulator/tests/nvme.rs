@@ -16,7 +16,7 @@ const TROUBLES: [(Trouble, &[Kind]); 8] = [
     (Trouble::Remove, &[Kind::NvmeVanished]),
 ];
 /// Seeds that are tried until a trouble struck by all of its kinds.
-const SEEDS_MAX: usize = 12;
+const SEEDS_MAX: usize = 40;
 
 /// Plans of seeds with drives of the pool and flash behind controllers, which nothing else but this strikes.
 fn plans(trouble: Trouble) -> impl Iterator<Item = Plan> {
