@@ -184,6 +184,15 @@ impl State {
         }
     }
 
+    /// A host names an owner that is unknown here, and that is certain: another controller is active by now. It says so by
+    /// itself soon; until then the host looks for that one.
+    fn close_outlived(&mut self, connection: ConnectionId) {
+        self.close_host(
+            connection,
+            "it names an owner of a newer epoch: another controller is active",
+        );
+    }
+
     /// Closes all connections of hosts.
     pub fn close_hosts(&mut self, reason: &str) {
         self.waiting_reads = 0;
@@ -268,12 +277,28 @@ impl State {
                     self.renew(connection, who.incarnation, request, vdisks);
                     return Ok(());
                 }
+                if self.lacks_owner_of(&other) {
+                    self.close_outlived(connection);
+                    return Ok(());
+                }
                 if on_log {
                     return self.control(connection, who, other, length);
                 }
                 self.query(connection, lane, who, other)
             }
         }
+    }
+
+    /// Whether what is asked speaks of an owner that was made elsewhere.
+    fn lacks_owner_of(&self, message: &HostMessage) -> bool {
+        let (HostMessage::Delete { vdisk, epoch, .. }
+        | HostMessage::OpenMap { vdisk, epoch, .. }
+        | HostMessage::ListStripes { vdisk, epoch, .. }
+        | HostMessage::Fetch { vdisk, epoch, .. }) = message
+        else {
+            return false;
+        };
+        self.active.as_ref().is_some_and(|active| active.resident.lacks_owner(*vdisk, *epoch))
     }
 
     fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Result<(), Malformed> {

@@ -142,6 +142,12 @@ impl Resident {
         self.seals.get(&vdisk).filter(owns).ok_or(Refusal::Sealed)
     }
 
+    /// Whether an owner of this epoch is unknown here, and no newer one is known. It was told that its seal is durable: who lacks
+    /// that is active no more, or never was with this log (C7, C8), and must not say that the vdisk has another owner.
+    pub fn lacks_owner(&self, vdisk: VdiskId, epoch: Epoch) -> bool {
+        self.seals.get(&vdisk).is_none_or(|seal| seal.epoch < epoch)
+    }
+
     /// The position at which this owner deleted the vdisk, if it did (C28).
     pub fn deleted(
         &self,
@@ -212,6 +218,8 @@ mod tests {
             resident.check_owner(VDISK, Epoch(epoch), Incarnation(incarnation)).is_ok()
         };
         assert!(owner(2, 6) && !owner(1, 5) && !owner(2, 5) && !owner(3, 6));
+        let lacks = |vdisk, epoch| resident.lacks_owner(vdisk, Epoch(epoch));
+        assert!(lacks(VDISK, 3) && !lacks(VDISK, 2) && !lacks(VDISK, 1) && lacks(VdiskId(99), 1));
         resident.apply(Position(13), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
         assert!(resident.check_owner(VDISK, Epoch(2), Incarnation(6)).is_err());
         assert_eq!(check(&resident, 3, 6), Err(Refusal::Sealed));

@@ -19,6 +19,9 @@ pub const SEEDS: u64 = 2_000;
 const BUGS_A_TURN: usize = 5;
 /// Seeds of a rotation begin so far up, and each turn has its own.
 const FRESH: u64 = 1_000_000;
+/// So many of them are tried for a bug; one that few seeds hit is then searched for like any other, so that no
+/// turn takes long.
+const FRESH_A_BUG: u64 = 40;
 
 /// Which bugs are planted, and what is tried for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -27,13 +30,14 @@ pub enum Which {
     All,
     /// All, with the recorded seed first: for each change.
     Recorded,
-    /// A few, which the turn chooses, with seeds that nobody tried before.
+    /// A few, which the turn chooses, with seeds that nobody tried before; then with the recorded one.
     Rotation,
 }
 
 /// A bug, and the seeds that are tried for it in turn.
 struct Search {
     bug: Planted,
+    fresh: Range<u64>,
     recorded: Option<u64>,
     seeds: Range<u64>,
 }
@@ -54,7 +58,7 @@ impl Search {
     fn run(&self) -> Outcome {
         let begun = Instant::now();
         let (mut runs, mut found) = (0, None);
-        for seed in self.recorded.into_iter().chain(self.seeds.clone()) {
+        for seed in self.fresh.clone().chain(self.recorded).chain(self.seeds.clone()) {
             runs += 1;
             plant(Some(self.bug));
             let failure = crate::run(seed, Scale::Small, false).failure;
@@ -72,20 +76,21 @@ impl Search {
 }
 
 fn searches(which: Which, turn: u64) -> Vec<Search> {
+    let from = FRESH + turn % FRESH * FRESH_A_BUG;
+    let search = |bug| {
+        let (fresh, recorded) = match which {
+            Which::All => (0..0, None),
+            Which::Recorded => (0..0, recorded(bug)),
+            Which::Rotation => (from..from + FRESH_A_BUG, recorded(bug)),
+        };
+        Search { bug, fresh, recorded, seeds: 0..SEEDS }
+    };
     let bugs = ALL.iter().copied();
     match which {
-        Which::All => bugs.map(|bug| Search { bug, recorded: None, seeds: 0..SEEDS }).collect(),
-        Which::Recorded => {
-            bugs.map(|bug| Search { bug, recorded: recorded(bug), seeds: 0..SEEDS }).collect()
-        }
+        Which::All | Which::Recorded => bugs.map(search).collect(),
         Which::Rotation => {
             let first = turn as usize % ALL.len() * BUGS_A_TURN;
-            let from = FRESH + turn % FRESH * SEEDS;
-            bugs.cycle()
-                .skip(first)
-                .take(BUGS_A_TURN)
-                .map(|bug| Search { bug, recorded: None, seeds: from..from + SEEDS })
-                .collect()
+            bugs.cycle().skip(first).take(BUGS_A_TURN).map(search).collect()
         }
     }
 }
@@ -202,8 +207,8 @@ mod tests {
         for turn in 0..known as u64 {
             for search in searches(Which::Rotation, turn) {
                 planted.insert(search.bug);
-                tried.insert(search.seeds.start);
-                assert_eq!(search.seeds.end - search.seeds.start, SEEDS);
+                tried.insert(search.fresh.start);
+                assert_eq!(search.fresh.end - search.fresh.start, FRESH_A_BUG);
             }
         }
         assert_eq!((planted.len(), tried.len()), (known, known));

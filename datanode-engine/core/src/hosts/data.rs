@@ -57,10 +57,12 @@ impl State {
         let active = self.active.as_mut().expect("as above");
         let (resident, quota) = (&active.resident, active.quota);
         let mut last = Position(0);
+        let mut outlived = false;
         for record in &append.records {
             let length = record.length as usize;
             let outcome = held.log.append(&mut message, length, record.begins, quota, |identity| {
                 let epoch = identity.version.epoch;
+                outlived = resident.lacks_owner(identity.vdisk, epoch);
                 if is_planted(Planted::AppendAfterSeal) {
                     return Ok(());
                 }
@@ -77,6 +79,10 @@ impl State {
                     last = last.max(position);
                 }
                 Ok(Appended::Released) => self.counters.duplicates += 1,
+                Err(Ok(Refusal::Sealed)) if outlived => {
+                    self.close_outlived(connection);
+                    return Ok(());
+                }
                 Err(Ok(reason)) => {
                     self.counters.refused += 1;
                     let session = self.sessions.get_mut(&connection).expect("looked up before");

@@ -5,9 +5,11 @@ use crate::rig::{FakeHost, NAMES, Rig, SECOND};
 use crate::{append_some, begin_on, destage};
 use cleave_datanode_core::Phase;
 use cleave_format::control::{GrantedStripe, MapRun};
-use cleave_format::ids::{DriveId, Position};
+use cleave_format::ids::{DriveId, Epoch, Position, VdiskId};
 use cleave_format::solo::SegmentHead;
+use cleave_runtime::links::Class;
 use cleave_runtime_sim::Span;
+use cleave_wire::HostMessage;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -43,6 +45,64 @@ fn whole(rig: &mut Rig, host: &mut FakeHost) {
     assert_eq!((rig.node(0).failure(), rig.node(1).failure()), (None, None));
     let role = rig.role().unwrap();
     assert_eq!((role.in_sync.len(), role.solo), (2, None));
+}
+
+/// C7, C8: who was superseded and has not heard of it does not know of owners since. It refuses them nothing, for a refusal says
+/// that another one has the vdisk; it closes, and they find who is active.
+#[test]
+fn an_owner_that_is_unknown_to_a_superseded_controller_is_not_fenced_by_it() {
+    let (mut rig, mut host) = begin(320);
+    settle(&rig, &mut host);
+    // It cannot know: neither the other one nor the store is within its reach.
+    rig.world.partition(NAMES[0], NAMES[1]);
+    rig.stores[0].as_ref().unwrap().set_connected(false);
+    run_until_alone(&rig, 1);
+    host.controller = 1;
+    host.connect(&rig);
+    assert_eq!(host.controller, 1);
+    host.seal(&rig).unwrap();
+    settle(&rig, &mut host);
+    let (vdisk, epoch) = (VdiskId(host.vdisk), Epoch(host.epoch));
+    for attempt in 0..4 {
+        host.controller = 0;
+        host.connect(&rig);
+        assert_eq!((host.controller, rig.status(0).serving), (0, true));
+        host.look();
+        host.told.borrow_mut().events.clear();
+        match attempt {
+            0 => drop(host.append(0, 500)),
+            1 => {
+                let from = Position(0);
+                host.ask(Class::Read, None, |request| HostMessage::Fetch {
+                    request,
+                    vdisk,
+                    epoch,
+                    from,
+                });
+            }
+            2 => {
+                let cursor = None;
+                host.ask(Class::Read, None, |request| HostMessage::OpenMap {
+                    request,
+                    vdisk,
+                    epoch,
+                    cursor,
+                });
+            }
+            _ => {
+                host.ask(Class::Log, None, |request| HostMessage::Delete { request, vdisk, epoch });
+            }
+        }
+        rig.world.run_for(SECOND);
+        host.look();
+        assert!(!host.is_connected(), "attempt {attempt}");
+        assert_eq!(host.told.borrow().events, [], "attempt {attempt}");
+    }
+    rig.stores[0].as_ref().unwrap().set_connected(true);
+    rig.world.heal(NAMES[0], NAMES[1]);
+    host.settle(&rig);
+    host.verify(&rig);
+    whole(&mut rig, &mut host);
 }
 
 #[test]
