@@ -89,10 +89,24 @@ impl Control {
                 stop.ask();
                 Response::Ok(Reply::Done {})
             }
+            Request::SwitchOver { datanode } => self.switch_over(datanode).await,
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss).await
             }
             _ => Response::error("a controller does not do this; ask the cluster's supervisor"),
+        }
+    }
+
+    async fn switch_over(&self, datanode: u16) -> Response {
+        if datanode != self.config.datanode {
+            return Response::error(format!("this is data node {}", self.config.datanode));
+        }
+        match self.node.switch_over().await {
+            Ok(took) => Response::Ok(Reply::SwitchedOver {
+                active: String::new(),
+                stall_milliseconds: took.as_millis() as u64,
+            }),
+            Err(reason) => Response::error(reason),
         }
     }
 

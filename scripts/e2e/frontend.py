@@ -1,6 +1,7 @@
 """Content verification through a vhost-user front end, without a guest."""
 
 import os
+import re
 import threading
 import time
 
@@ -115,6 +116,37 @@ def the_standby_takes_over(context):
         cluster.until_role(dead, "standby")
         cluster.until_role(other, "active")
         verifier.until_written(verifier.written() + (16 << 20), 600)
+    verifier.end_writing()
+    check(verifier.finish(600)["reconnects"] == 0, "the host engine ended")
+    cluster.stop()
+
+
+@scenario
+def the_role_moves_by_order(context):
+    """An operator has the role moved, again and again, while a vdisk is written and another one is read."""
+    cluster = Cluster(context, arguments=["--flash", "none"])
+    cluster.start("--vdisk", "data:1G", "--vdisk", "read:256M")
+    saved = context.path("saved")
+    Verifier(context, cluster, "read", 96 << 20, ["--save", saved]).finish(600)
+    verifier = Verifier(context, cluster, "data", 1 << 40, until_told=True)
+    stalls = []
+    for active, other in (CONTROLLERS, CONTROLLERS[::-1]) * 4:
+        verifier.until_written(verifier.written() + (4 << 20), 600)
+        told = cluster.cleave("switch-over")
+        check(told.startswith(f"{other} is active"), told)
+        stalls.append(int(re.search(r"waited for (\d+) ms", told)[1]))
+        cluster.until_role(other, "active")
+        cluster.until_role(active, "standby")
+    print(f"  hosts waited for {sorted(stalls)} ms when the role moved by order")
+    Verifier(context, cluster, "read", 0, ["--load", saved]).finish(600)
+    verifier.until_written(verifier.written() + (16 << 20), 600)
+    # Nobody can take it: the active one goes on.
+    cluster.kill(CONTROLLERS[1])
+    line = cluster.cleave_fails("switch-over")
+    check("standby" in line, line)
+    verifier.until_written(verifier.written() + (16 << 20), 600)
+    cluster.restart(CONTROLLERS[1])
+    cluster.until_role(CONTROLLERS[1], "standby")
     verifier.end_writing()
     check(verifier.finish(600)["reconnects"] == 0, "the host engine ended")
     cluster.stop()

@@ -110,6 +110,14 @@ pub enum Command {
         /// Its name, such as host-1.
         name: String,
     },
+    /// Have the standby controller of a data node become the active one.
+    ///
+    /// Guests wait for a moment. Before maintenance of the active controller's machine; `cleave status` shows who is active.
+    SwitchOver {
+        /// The data node's number.
+        #[arg(long, default_value_t = crate::dev::settings::DATANODE_ID)]
+        datanode: u16,
+    },
     /// Start a data node with an empty log after both controllers lost it.
     ///
     /// Acknowledged writes that were not destaged are lost, except those that a running host engine still holds.

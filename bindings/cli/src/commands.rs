@@ -89,6 +89,14 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             if json { print_json(&pool) } else { print(&text::pool(&pool)) }
         }
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
+        Command::SwitchOver { datanode } => match ask(&dir, &Request::SwitchOver { datanode })? {
+            Reply::SwitchedOver { active, stall_milliseconds } => {
+                let waited =
+                    format!("{active} is active; hosts waited for {stall_milliseconds} ms\n");
+                print(&waited)
+            }
+            _ => Err(Error::UnknownAnswer),
+        },
         Command::StartEmpty { datanode, accept_data_loss } => {
             if !accept_data_loss {
                 let what = format!("starting data node {datanode} with an empty log");

@@ -115,6 +115,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         host: Option<u32>,
     },
+    /// Have the other controller of a data node become the active one, while guests wait for a moment: [`Reply::SwitchedOver`].
+    SwitchOver {
+        /// Which data node.
+        datanode: u16,
+    },
     /// Start a data node with an empty log although no controller holds the old one (C7).
     StartEmptyLog {
         /// Which data node.
@@ -182,6 +187,14 @@ pub enum Reply {
         /// What it is.
         version: String,
         /// Milliseconds from the predecessor's end to that: guests waited at most so long.
+        stall_milliseconds: u64,
+    },
+    /// The other controller is active.
+    SwitchedOver {
+        /// Its name; from a controller, which does not know it, empty.
+        #[serde(default)]
+        active: String,
+        /// For how long nobody served hosts.
         stall_milliseconds: u64,
     },
     /// The vdisk that was created.

@@ -160,7 +160,7 @@ impl State {
     /// A message of a host.
     pub fn host_message(&mut self, connection: ConnectionId, lane: u8, mut message: Message) {
         let Some(session) = self.sessions.get(&connection) else { return };
-        if session.close_at.is_some() {
+        if session.close_at.is_some() || self.leaving {
             return;
         }
         let whole = message.len();

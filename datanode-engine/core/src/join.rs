@@ -15,6 +15,9 @@ mod follow;
 mod image;
 mod lead;
 mod role;
+mod switch;
+
+pub(crate) use switch::SwitchOver;
 
 use crate::log::Log;
 use crate::mirror::{Leader, Standing, leader};
@@ -36,6 +39,8 @@ const WORD_TIME_MAX: Duration = Duration::from_secs(30);
 const DIAL_AGAIN: Duration = Duration::from_millis(100);
 /// After a meeting without a log, and while there is none, it dials again after this.
 const DIAL_AGAIN_WITHOUT_LOG: Duration = Duration::from_millis(500);
+/// While the role moves by an order (`switch`).
+const DIAL_AGAIN_AT_ONCE: Duration = Duration::from_millis(2);
 /// Without a peer, what the store says about the role is looked at this often.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -88,7 +93,11 @@ pub(crate) async fn run(node: Node, accepted: Queue<(ConnectionId, Queue<PeerInp
         node.look_at_role().await;
         if dials {
             let without = matches!(node.phase(), Phase::NoLog(_));
-            let pause = if without { DIAL_AGAIN_WITHOUT_LOG } else { DIAL_AGAIN };
+            let pause = match without {
+                _ if node.state().hurries() => DIAL_AGAIN_AT_ONCE,
+                true => DIAL_AGAIN_WITHOUT_LOG,
+                false => DIAL_AGAIN,
+            };
             node.executor().sleep(pause).await;
         }
     }

@@ -164,6 +164,13 @@ impl DataNode {
         self.0.state_mut().rebuild_now()
     }
 
+    /// An operator's word: the other controller shall become the active one. Gives for how long nobody served hosts, at most, but for
+    /// their own way to the other one; or why it was not done, and then this one goes on, unless it says otherwise.
+    pub fn switch_over(&self) -> impl Future<Output = Result<Duration, String>> + use<> {
+        let node = self.0.clone();
+        async move { node.switch_over().await }
+    }
+
     /// What an operator should know of, the oldest first, and how often it happened in a row; `None` when everything was taken.
     pub fn next_notice(&self) -> Option<(Notice, u64)> {
         self.0.state_mut().notices.next()
@@ -435,6 +442,7 @@ impl Node {
             state.seen = None;
         }
         state.forget_asked();
+        state.switch_interrupted();
         if peer.joined {
             tracing::warn!("the mirror is broken: {reason}");
             state.notices.tell(Notice::PeerAway { reason: reason.to_owned() });
@@ -487,6 +495,19 @@ impl Node {
                 }
                 (PeerMessage::Vouched { number }, true) => {
                     state.vouched(connection, number);
+                    Ok(())
+                }
+                (PeerMessage::Prepare, false) => {
+                    self.executor().spawn(Priority::Foreground, self.clone().prepare());
+                    Ok(())
+                }
+                (PeerMessage::Prepared { hindrance }, true) => {
+                    state.prepared(hindrance);
+                    Ok(())
+                }
+                (PeerMessage::TakeRole, false) => {
+                    drop(state);
+                    self.told_to_take();
                     Ok(())
                 }
                 _ => Err("a message out of place".to_owned()),

@@ -11,6 +11,7 @@ use crate::catalog_queue::{CatalogQueue, Waiter};
 use crate::drives::Drives;
 use crate::grants::{Grants, Issued};
 use crate::hosts::{HostRequest, Session};
+use crate::join::SwitchOver;
 use crate::leases::Leases;
 use crate::log::{Log, LogSettings};
 use crate::log::{LogEntry, LogEntryKind, Rotted};
@@ -271,8 +272,10 @@ pub(crate) struct State {
     pub solo: Solo,
     /// It took the role over, and met nobody since: the other may have I/O on its way to the drives.
     pub unheard: bool,
-    /// No longer active: it serves no host, and waits for its drives' last I/O.
+    /// Active no more, or about to hand the role over: it serves no host, and waits for its drives' last I/O.
     pub leaving: bool,
+    /// The role moves, or is to move, by an order.
+    pub switch: SwitchOver,
     pub sessions: BTreeMap<ConnectionId, Session>,
     /// What rotted in the log's memory.
     pub mending: Mending,
@@ -326,6 +329,7 @@ impl State {
             solo: Solo::default(),
             unheard: false,
             leaving: false,
+            switch: SwitchOver::default(),
             sessions: BTreeMap::new(),
             mending: Mending::default(),
             rebuild: Rebuild::default(),
@@ -430,6 +434,7 @@ impl State {
             match (waiter, reply) {
                 (Waiter::Apply, CatalogReply::Applied(applied)) => {
                     self.mirror.catalog = self.mirror.catalog.max(applied.through.0);
+                    self.warm_applied(&applied);
                     if let Some(active) = &mut self.active {
                         self.stripes = self.stripes.saturating_sub(applied.ended);
                         self.counters.freed += applied.ended;
@@ -557,6 +562,7 @@ impl State {
         self.counters.records += entries.len() as u64;
         let last = Position(held.log.next().0 - 1);
         self.mirror.mirrored = last.0;
+        self.keep_warm();
         self.advance_effects(last);
         if trimmed.0 > self.mirror.catalog && !is_planted(Planted::TrimBeforeSynced) {
             return Err("the peer trimmed what the catalog here has not synced".to_owned());

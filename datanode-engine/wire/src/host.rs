@@ -213,6 +213,9 @@ pub enum ControllerMessage {
         /// Trying again will not help (wrong cluster, version, or a superseded incarnation).
         fatal: bool,
     },
+    /// The other controller takes the role over now, as an operator ordered; nothing more is answered here. The host closes,
+    /// and goes there.
+    RoleMoves,
     /// Every append of this lane up to this number is mirrored.
     Mirrored {
         /// Number of the append.

@@ -86,6 +86,16 @@ pub enum PeerMessage {
         /// Of the question.
         number: u64,
     },
+    /// Active to standby, once joined: it shall take the role over soon, and make ready what that takes.
+    Prepare,
+    /// The answer: it is ready from now on, or why it cannot be.
+    Prepared {
+        /// `None`: it is ready.
+        hindrance: Option<String>,
+    },
+    /// Active to standby, once it is ready: take the role over now. The active one serves nobody any more, and none of its I/O is on its
+    /// way to drives. The standby ends the connection, by which nothing more is mirrored, and then changes the record (C7).
+    TakeRole,
 }
 
 /// Who a controller is and what it has.

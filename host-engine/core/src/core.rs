@@ -328,10 +328,12 @@ impl Shared {
                 let link = &mut state.class_links[index];
                 let attempts = link.attempts;
                 let changed = link.changed.clone();
+                let moving = link.moving;
                 *link = ClassLink {
                     connection: Some(connection),
                     changed,
                     attempts,
+                    moving,
                     ..ClassLink::default()
                 };
             }
@@ -353,6 +355,7 @@ impl Shared {
             });
             match self.executor.timeout(ATTEMPT, decided).await {
                 Some(true) => {
+                    self.state.borrow_mut().class_links[index].moving = None;
                     tracing::info!(?class, controller = controller.name, "connected");
                     let over = || {
                         let link = &self.state.borrow().class_links[index];
@@ -378,15 +381,20 @@ impl Shared {
                     if let Some((reason, _)) = &state.class_links[index].refused {
                         tracing::debug!(?class, controller = controller.name, reason, "refused");
                     }
-                    state.class_links[index].attempts += 1;
-                    if state.class_links[index].connection == Some(connection) {
+                    let now = self.executor.now();
+                    let link = &mut state.class_links[index];
+                    // Who was told where the role goes waits there for it.
+                    link.moving = link.moving.filter(|until| now < *until);
+                    link.attempts += usize::from(link.moving.is_none());
+                    if link.connection == Some(connection) {
                         state.disconnected(class);
                         self.links.close(connection, "no welcome");
                     }
                 }
             }
             let jitter = Duration::from_micros(self.random.below(5_000));
-            self.executor.sleep(RETRY + jitter).await;
+            let moving = self.state.borrow().class_links[index].moving.is_some();
+            self.executor.sleep(if moving { jitter } else { RETRY + jitter }).await;
         }
     }
 

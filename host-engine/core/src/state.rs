@@ -36,6 +36,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// When a controller said that the other one takes the role over, so long is that one tried without a pause.
+const ROLE_MOVES: Duration = Duration::from_secs(1);
 /// Times that are kept until somebody takes them.
 const MIRROR_TIMES_MAX: usize = 4096;
 /// Memory of a core beside write buffer and maps, in bytes: stripes on their way, reads, links.
@@ -96,6 +98,8 @@ pub(crate) struct ClassLink {
     pub full: bool,
     /// Attempts that failed: they go to the controllers in turn.
     pub attempts: usize,
+    /// The role moves to the controller that is tried now: until then it is tried again at once.
+    pub moving: Option<Moment>,
 }
 
 pub(crate) struct State {
@@ -331,6 +335,12 @@ impl State {
                 if fatal {
                     self.events.push_back(Event::Rejected { reason });
                 }
+            }
+            ControllerMessage::RoleMoves => {
+                let link = &mut self.class_links[class_index(class)];
+                link.attempts += 1;
+                link.moving = Some(self.now + ROLE_MOVES);
+                return Err("the other controller takes the role over".to_owned());
             }
             ControllerMessage::Mirrored { through } => self.log_mirrored(lane, through),
             ControllerMessage::AppendRefused { reason: Refusal::Full, .. } => {

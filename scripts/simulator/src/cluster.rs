@@ -49,6 +49,8 @@ pub struct Cluster {
     pub rewrites: Option<Rc<dyn Random>>,
     /// Where strikes in rebuilds are drawn from, if there are any.
     pub rebuilds: Option<Rc<dyn Random>>,
+    /// Where orders to move the role are drawn from, if there are any.
+    pub switches: Option<Rc<dyn Random>>,
     /// Randomness of strikes on a controller that is alone.
     pub alone: Rc<dyn Random>,
     /// Randomness of what is arranged.
@@ -101,6 +103,7 @@ impl Cluster {
         let rot = draws(plan.rots_logs, "strikes of rot in logs");
         let rewrites = draws(plan.rewrites, "strikes on rewritten regions");
         let rebuilds = draws(plan.rebuilds, "strikes in rebuilds");
+        let switches = draws(plan.switches, "orders to move the role");
         let arranged = Rc::new(stream(plan.seed, "arranged strikes"));
         let alone = Rc::new(stream(plan.seed, "a controller alone"));
         let moves = Rc::new(stream(plan.seed, "moves of guests"));
@@ -139,6 +142,7 @@ impl Cluster {
             log_losses,
             rewrites,
             rebuilds,
+            switches,
             rot,
             alone,
             arranged,

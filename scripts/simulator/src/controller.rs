@@ -47,6 +47,8 @@ struct Shared {
     stopping: Cell<bool>,
     stopped: Cell<bool>,
     turns: Cell<u64>,
+    /// Orders to move the role that were carried out.
+    switched: Cell<u64>,
 }
 
 impl ControllerEngine {
@@ -111,6 +113,20 @@ impl ControllerEngine {
         self.process.wake();
     }
 
+    /// An operator's word: the other controller shall become the active one.
+    pub fn switch_over(&self) {
+        if let Some(node) = &*self.shared.node.borrow() {
+            let switch = node.switch_over();
+            let shared = Rc::clone(&self.shared);
+            self.process.executor().spawn(Priority::Foreground, async move {
+                if switch.await.is_ok() {
+                    shared.switched.set(shared.switched.get() + 1);
+                }
+            });
+        }
+        self.process.wake();
+    }
+
     /// Whether a stop is over, well or not.
     pub fn stopped(&self) -> bool {
         self.shared.stopped.get()
@@ -132,6 +148,7 @@ impl ControllerEngine {
         journal.struck(Kind::Alone, counters.alone);
         let figures = [
             ("duplicate records", counters.duplicates),
+            ("roles handed over", self.shared.switched.get()),
             ("expired grants", counters.expired),
             ("refused records", counters.refused),
             ("struck vdisks", counters.struck),

@@ -11,7 +11,9 @@ use crate::idle;
 use crate::kinds::Kind;
 use crate::nvme;
 use crate::plan::{CONTROLLERS, Plan, Scale};
-use crate::{alone, host, log_loss, pool, rebuilds, report::Report, rewritten, rot, strikes};
+use crate::{
+    alone, host, log_loss, pool, rebuilds, report::Report, rewritten, rot, strikes, switches,
+};
 use cleave_runtime::random::Random;
 use cleave_runtime_sim::{FaultPlan, Span};
 use std::time::Duration;
@@ -166,6 +168,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
     if cluster.journal.failed() {
         return;
     }
+    switches::strike(cluster);
     carry_out(cluster, strike);
     if cluster.journal.failed() {
         return;

@@ -133,7 +133,7 @@ fn recorded(bug: Planted) -> Option<u64> {
 /// The first small seed that found each bug, when somebody looked last.
 const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 11),
-    (Planted::AcknowledgeBeforeOnDrives, 47),
+    (Planted::AcknowledgeBeforeOnDrives, 94),
     (Planted::FreeUnderALateWrite, 63),
     (Planted::TakeGaps, 193),
     (Planted::CompleteOnFirstPart, 3),
@@ -167,7 +167,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::CommitBeforeFlush, 1),
     (Planted::VaultNotFlushed, 2),
     (Planted::TrustFailedCommands, 30),
-    (Planted::TrimBeforeSynced, 5),
+    (Planted::TrimBeforeSynced, 7),
     (Planted::NoReserveForCommits, 9),
     (Planted::ReuseSlotsEarly, 0),
     (Planted::LeakSlots, 0),

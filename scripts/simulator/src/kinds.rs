@@ -51,6 +51,8 @@ kinds! {
     LogLost = "logs lost whole",
     /// The only controller that has the log dies, which has it on drives (C12).
     LastController = "deaths of a controller that was alone",
+    /// An operator orders the role to move.
+    SwitchOver = "orders to move the role",
     /// Bits flip in the memory of a controller's log.
     LogRot = "rot in a log's memory",
     /// Every machine loses its power at once, and what was not destaged is lost.

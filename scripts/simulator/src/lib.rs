@@ -8,7 +8,7 @@
 //! | Module | Owns |
 //! | --- | --- |
 //! | [`plan`] | what a seed stands for |
-//! | [`director`], [`strikes`], [`aimed`], [`alone`], [`arranged`], [`rewritten`], [`rebuilds`] | episodes and what strikes in them |
+//! | [`director`], [`strikes`], [`aimed`], [`alone`], [`arranged`], [`rewritten`], [`rebuilds`], [`switches`] | episodes and what strikes in them |
 //! | [`idle`] | hours in which little happens, and timers run |
 //! | [`flash`] | the hosts' flash, and what strikes it |
 //! | [`nvme`] | NVMe controllers in front of drives and flash: production's driver over the software model |
@@ -55,6 +55,7 @@ pub mod rot;
 pub mod seeds;
 pub mod store;
 pub mod strikes;
+pub mod switches;
 pub mod workload;
 
 pub use director::{run, run_plan};

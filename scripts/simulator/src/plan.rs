@@ -93,6 +93,8 @@ pub struct Plan {
     pub rewrites: bool,
     /// Something is lost while the shards of a lost drive are written anew (C16).
     pub rebuilds: bool,
+    /// Whether the role is moved by orders.
+    pub switches: bool,
     /// One episode in so many meets a strike of the second list too.
     pub second_strike_one_in: u64,
     /// After one episode in so many the cluster idles.
@@ -141,13 +143,14 @@ impl Plan {
         let of_flash = stream(seed, "flash");
         // Half of the seeds have none: there every read meets the pool.
         let flash = [0, 0, 0, 16, 24, 64][of_flash.below(6) as usize] * MIB;
+        // A controller that is driven from userspace has one port.
+        let shared_drives = stream(seed, "ports").below(2) == 0 && nvme_of(flash).is_none();
         let mut plan = Plan {
             seed,
             cluster: ClusterId(cluster),
             datanode: DatanodeId(1),
             drives,
-            // A controller that is driven from userspace has one port.
-            shared_drives: stream(seed, "ports").below(2) == 0 && nvme_of(flash).is_none(),
+            shared_drives,
             // Of small drives slots are used again, after deletes and returned grants.
             drive_size: pick(&[600 << 20, 64 << 30]),
             victims,
@@ -183,6 +186,7 @@ impl Plan {
             idle_max: Duration::from_secs(60 * idle_minutes),
             rewrites: stream(seed, "rewritten regions").below(4) == 0,
             rebuilds,
+            switches: shared_drives && stream(seed, "switch-overs").below(2) == 0,
         };
         if plan.rewrites {
             plan.make_room_for_rewriting();

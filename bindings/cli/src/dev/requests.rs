@@ -15,7 +15,7 @@ use crate::error::{Error, Result, file};
 use cleave_control::flash::FlashPlace;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
-use cleave_control::status::{ProcessState, VdiskEntry, VdiskServing, VdiskStatus};
+use cleave_control::status::{ProcessState, Role, VdiskEntry, VdiskServing, VdiskStatus};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{Answer, LogRole, Operation, Outcome, Transaction};
@@ -34,6 +34,8 @@ const SERVED: Duration = Duration::from_secs(60);
 const FLASH: Duration = Duration::from_secs(30);
 /// How long the host engine may take to note how many cores it should have.
 const CPU: Duration = Duration::from_secs(10);
+/// A standby makes ready before the role moves to it.
+const SWITCH_OVER: Duration = Duration::from_secs(90);
 /// How exactly a stall is known.
 const STALL_STEP: Duration = Duration::from_millis(5);
 
@@ -81,6 +83,7 @@ impl Requests {
             Request::SetCpu { insane, cores } => self.set_cpu(insane, cores),
             Request::AddFlash { device, size, host } => self.add_flash(device, size, host),
             Request::RetireFlash { device, host } => self.retire_flash(device, host),
+            Request::SwitchOver { datanode } => self.switch_over(datanode),
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss)
             }
@@ -329,6 +332,31 @@ impl Requests {
         let directory = &self.overview.cluster.directory;
         flash::keep(directory, name, |list| list.retain(|one| *one != device))?;
         Ok(reply)
+    }
+
+    fn switch_over(&self, datanode: u16) -> Result<Reply> {
+        let option = |reason: &str| {
+            let (option, value) = ("--datanode", datanode.to_string());
+            Err(Error::Option { option, value, reason: reason.to_owned() })
+        };
+        let controllers = self.overview.status()?.controllers;
+        let own: Vec<_> = controllers.iter().filter(|one| one.datanode == datanode).collect();
+        if own.is_empty() {
+            return option("there is no such data node");
+        }
+        let Some(active) = own.iter().find(|one| one.role == Role::Active) else {
+            return option("none of its controllers is active now; look at cleave status");
+        };
+        let Some(other) = own.iter().find(|one| one.controller != active.controller) else {
+            return option("its other controller is not known here");
+        };
+        let request = Request::SwitchOver { datanode };
+        match self.overview.forward(&active.process.name, &request, SWITCH_OVER)? {
+            Reply::SwitchedOver { stall_milliseconds, .. } => {
+                Ok(Reply::SwitchedOver { active: other.process.name.clone(), stall_milliseconds })
+            }
+            reply => Ok(reply),
+        }
     }
 
     fn start_empty(&self, datanode: u16, accept_data_loss: bool) -> Result<Reply> {

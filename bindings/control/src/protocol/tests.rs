@@ -67,6 +67,7 @@ fn requests_have_this_form() {
             r#"{"request":"create_vdisk","name":"a","size":4096}"#,
             Request::CreateVdisk { name: "a".to_owned(), size: 4096, encrypted: None },
         ),
+        (r#"{"request":"switch_over","datanode":1}"#, Request::SwitchOver { datanode: 1 }),
         (
             r#"{"request":"start_empty_log","datanode":1,"accept_data_loss":true}"#,
             Request::StartEmptyLog { datanode: 1, accept_data_loss: true },

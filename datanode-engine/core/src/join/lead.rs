@@ -195,6 +195,10 @@ impl Meeting {
         state.mirror.mirrored = next.0 - 1;
         state.mirror.peer_catalog = 0;
         state.unheard = false;
+        if std::mem::take(&mut state.leaving) {
+            // It was to hand the role over, and the other one did not take it.
+            state.rebuild.look();
+        }
         state.phase = Phase::Mirrored;
         state.notices.tell(Notice::Mirrored { active: true });
         let peer = state.peer.as_mut().ok_or("the connection is gone")?;

@@ -11,6 +11,7 @@
 
 use super::next_before;
 use crate::catalog_port::{CatalogReply, CatalogRequest};
+use crate::drives::Drives;
 use crate::grants::Grants;
 use crate::leases::Leases;
 use crate::node::Node;
@@ -39,6 +40,34 @@ const LAST_IO_POLL: Duration = Duration::from_millis(2);
 enum Change {
     TakeOver,
     StepDown(Position),
+}
+
+/// What an active controller keeps resident, to become one.
+pub(super) struct Built {
+    pub active: Active,
+    /// Committed stripes.
+    pub stripes: u64,
+    /// What the catalog had applied when it was asked.
+    pub catalog: Position,
+}
+
+/// What a control record of the log beyond the catalog means for it. Gives the stripes that it adds.
+pub(super) fn replay_control(
+    active: &mut Active,
+    pool: &mut Drives,
+    position: Position,
+    control: &Control,
+) -> u64 {
+    active.resident.apply(position, control);
+    let mut stripes = 0;
+    match control {
+        Control::Grant { incarnation, stripes } => active.grants.replay(*incarnation, stripes),
+        Control::Drive { drive, state, generation } => pool.set_state(*drive, *state, *generation),
+        Control::Commit(commit) => stripes = u64::from(!commit.slots.is_empty()),
+        _ => {}
+    }
+    active.effect(position, control);
+    stripes
 }
 
 /// `alive/ID`: changed by the active controller for as long as its peer is away. Only the revision says something.
@@ -111,7 +140,20 @@ impl Node {
     }
 
     async fn take_over(&self) -> Result<bool, String> {
-        let Some(seen) = self.state_mut().seen.take() else { return Ok(false) };
+        let told = self.state().is_told_to_take();
+        let taken = self.take_over_from(told).await;
+        self.word_is_over();
+        taken
+    }
+
+    /// `told`: the active one gave its word; else it gives no sign of life.
+    async fn take_over_from(&self, told: bool) -> Result<bool, String> {
+        let recorded = match told {
+            true => self.word_holds().await,
+            false => self.state_mut().seen.take().map(|seen| seen.recorded),
+        };
+        let Some(recorded) = recorded else { return Ok(false) };
+        let recorded = &recorded;
         let (store, datanode) = self.store();
         let (own, origin) = {
             let state = self.state();
@@ -119,8 +161,8 @@ impl Node {
             (state.incarnation, held.log.next())
         };
         // First: who is recorded as active must not go on without being so.
-        let built = self.build_active().await?;
-        let recorded = &seen.recorded;
+        let warm = self.state().is_warm();
+        let built = if warm { None } else { self.build_active().await? };
         let mut taken = roles::take_over(&store, datanode, recorded, own, origin).await;
         // Until it is known whether it was taken, nobody is met.
         while !matches!(taken, Ok(Some(_))) {
@@ -138,6 +180,8 @@ impl Node {
         let mut state = self.state_mut();
         // The other one held all of it, if this one was a member and did not only load an image.
         let by_member = state.held.as_ref().is_some_and(|held| held.member == own);
+        let built = if warm { state.take_warm() } else { built };
+        assert!(built.is_some(), "nothing ends what was made ready while nobody is met");
         state.become_active(role, built);
         state.counters.taken_over += 1;
         let epoch = state.role.as_ref().map_or(0, |role| role.epoch);
@@ -179,7 +223,7 @@ impl Node {
 
     /// What an active controller keeps resident, unless it has that already: from the catalog, and the control
     /// entries of the log beyond it.
-    pub(super) async fn build_active(&self) -> Result<Option<(Active, u64)>, String> {
+    pub(super) async fn build_active(&self) -> Result<Option<Built>, String> {
         if self.state().active.is_some() {
             return Ok(None);
         }
@@ -188,8 +232,9 @@ impl Node {
             return Err("the catalog failed".to_owned());
         };
         let mut state = self.state_mut();
-        let mut resident = Resident::load(&catalog);
+        let resident = Resident::load(&catalog);
         let mut grants = Grants::default();
+        let state = &mut *state;
         let pool = state.pool.as_mut().ok_or("the drives are gone")?;
         for (drive, row) in &catalog.drives {
             pool.set_state(*drive, row.state, row.generation);
@@ -202,21 +247,20 @@ impl Node {
         }
         grants.load(catalog.newest_stripe, catalog.grants.clone(), catalog.held.clone());
         let mut active = Active {
-            resident: Resident::default(),
+            resident,
             grants,
-            drives: crate::drives::Drives::new(state.settings.cluster, Vec::new()),
+            drives: Drives::new(state.settings.cluster, Vec::new()),
             requests: Slab::new(),
             acks: VecDeque::new(),
             replies: VecDeque::new(),
             untold: BTreeMap::new(),
             deferred: VecDeque::new(),
-            quota: state.quota_of_all(),
+            quota: 0,
             holds_known: catalog.applied,
             leases: Leases::default(),
             absent: BTreeMap::new(),
         };
         let mut stripes = catalog.stripes;
-        let state = &mut *state;
         let held = state.held.as_ref().ok_or("the log is gone")?;
         let mut after = catalog.applied;
         loop {
@@ -229,30 +273,19 @@ impl Node {
                 }
             };
             after = position;
-            resident.apply(position, &control);
-            match &control {
-                Control::Grant { incarnation, stripes } => {
-                    active.grants.replay(*incarnation, stripes);
-                }
-                Control::Drive { drive, state: drive_state, generation } => {
-                    let pool = state.pool.as_mut().expect("looked at before");
-                    pool.set_state(*drive, *drive_state, *generation);
-                }
-                Control::Commit(commit) => stripes += u64::from(!commit.slots.is_empty()),
-                _ => {}
-            }
-            std::mem::swap(&mut active.resident, &mut resident);
-            active.effect(position, &control);
-            std::mem::swap(&mut active.resident, &mut resident);
+            stripes += replay_control(&mut active, pool, position, &control);
         }
-        active.resident = resident;
         active.holds_known = next_before(held.log.next());
-        Ok(Some((active, stripes)))
+        active.quota = state.quota_of_all();
+        Ok(Some(Built { active, stripes, catalog: catalog.applied }))
     }
 }
 
 impl State {
     fn due_change(&self) -> Option<Change> {
+        if self.is_told_to_take() {
+            return Some(Change::TakeOver);
+        }
         let seen = self.seen.as_ref().filter(|_| !self.is_joined() && !self.stopping)?;
         let (role, _) = seen.recorded.role.as_ref()?;
         if self.active.is_some() {
@@ -276,9 +309,9 @@ impl State {
     }
 
     /// This controller is active by a record. `built`: what that needs, unless it was active before.
-    pub(super) fn become_active(&mut self, role: LogRole, built: Option<(Active, u64)>) {
+    pub(super) fn become_active(&mut self, role: LogRole, built: Option<Built>) {
         self.role = Some(role);
-        if let Some((mut active, stripes)) = built {
+        if let Some(Built { mut active, stripes, .. }) = built {
             self.stripes = stripes;
             let drives = self.pool.take().expect("the drives rest while there is no active");
             active.take_drives(drives);

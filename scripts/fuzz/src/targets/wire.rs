@@ -125,6 +125,7 @@ pub(super) fn controller_seeds() -> Vec<Vec<u8>> {
     seeds(vec![
         ControllerMessage::Welcome(welcome),
         ControllerMessage::Refused { reason: "another cluster".to_owned(), fatal: true },
+        ControllerMessage::RoleMoves,
         ControllerMessage::Mirrored { through: 4 },
         ControllerMessage::Done { request, result: Ok(Position(8)) },
         ControllerMessage::Granted {
@@ -167,6 +168,9 @@ pub(super) fn peer_seeds() -> Vec<Vec<u8>> {
         PeerMessage::Want { position: Position(3) },
         PeerMessage::Vouch { number: 4 },
         PeerMessage::Vouched { number: 4 },
+        PeerMessage::Prepare,
+        PeerMessage::Prepared { hindrance: Some("it reaches too few drives".to_owned()) },
+        PeerMessage::TakeRole,
         PeerMessage::Lent { position: Position(3), check: None },
         PeerMessage::Lent { position: Position(4), check: Some(9) },
     ])

@@ -75,6 +75,11 @@ impl FakeHost {
                     LinkEvent::Received { connection, lane, mut message } => {
                         let header = decode_header(|count| message.take(count)).unwrap();
                         let payload = message.take_rest().to_vec();
+                        if header == ControllerMessage::RoleMoves {
+                            polled.close(connection, "the role moves");
+                            shared.borrow_mut().closed.push(connection);
+                            continue;
+                        }
                         shared.borrow_mut().events.push((connection, lane, header, payload));
                     }
                     LinkEvent::Closed { connection, .. } => {
