@@ -69,8 +69,9 @@ struct Rig {
     /// By the number of the stripe that each lies in.
     pieces: BTreeMap<u64, Vec<u8>>,
     current: BTreeMap<u32, Address>,
-    /// After the frontier.
-    commits: Vec<MapChange>,
+    /// After the frontier, and whether each changed anything. One that came late and met newer content never will: the
+    /// versions that it met are in the piece that the run writes, or in commits before it (C2).
+    commits: Vec<(MapChange, bool)>,
     /// What the catalog lists.
     listed: BTreeSet<StripeId>,
     /// The run: how many commits it reflects, and what it took.
@@ -122,10 +123,10 @@ impl Rig {
     }
 
     fn change(&mut self, slice: u32, block: u16, blocks: u16, frame: Option<bool>, late: bool) {
-        let stripe = frame.map(|anew| match anew || self.next == 0 {
-            true => StripeId(self.stripe()),
-            // What was freed is not referred to (C19).
-            false => *self.listed.last().expect("the newest is never left"),
+        // What was freed is not referred to (C19).
+        let stripe = frame.map(|anew| match self.listed.last().filter(|_| !anew) {
+            Some(newest) => *newest,
+            None => StripeId(self.stripe()),
         });
         let version = match late {
             true => {
@@ -154,8 +155,9 @@ impl Rig {
             let oldest = Some(self::version(self.oldest));
             self.bring(group_of(change.slice));
             self.paged.apply(DISK, &change, oldest);
+            let overtaken = self.whole.overtaken();
             self.whole.apply(DISK, &change, oldest);
-            self.commits.push(change);
+            self.commits.push((change, self.whole.overtaken() == overtaken));
         }
         if let Some(stripe) = stripe {
             self.paged.listed(DISK, stripe);
@@ -210,7 +212,8 @@ impl Rig {
         }
         // C20, C21: neither pieces nor what they and later commits name is left.
         let mut needed: BTreeSet<StripeId> = self.current.values().map(|a| a.stripe).collect();
-        needed.extend(self.commits.iter().filter_map(|change| Some(change.frame?.0.stripe)));
+        let counting = self.commits.iter().filter(|(_, counts)| *counts);
+        needed.extend(counting.filter_map(|(change, _)| Some(change.frame?.0.stripe)));
         for group in self.current.keys() {
             needed.extend(self.stored(*group).stripes);
         }
@@ -248,7 +251,7 @@ impl Rig {
         for (group, address) in self.current.clone() {
             self.paged.list_piece(DISK, group, address);
         }
-        for change in self.commits.clone() {
+        for (change, _) in self.commits.clone() {
             let group = group_of(change.slice);
             if self.paged.is_out(DISK, group) {
                 let piece = self.stored(group);
