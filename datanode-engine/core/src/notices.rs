@@ -4,7 +4,9 @@
 //! waits is counted with it, and what comes when there are as many is dropped and counted. Nothing here is on the way of a request that
 //! succeeds. A crash loses what the shell had not taken; nothing depends on it.
 
-use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, SlotIndex, VdiskId};
+use cleave_format::ids::{
+    DriveId, Epoch, HostId, Incarnation, Position, SlotIndex, StripeId, VdiskId,
+};
 use cleave_wire::ShardFault;
 use std::collections::VecDeque;
 
@@ -116,6 +118,33 @@ pub enum Notice {
         drive: DriveId,
         /// Which slot.
         slot: SlotIndex,
+    },
+    /// A damaged shard was written anew, elsewhere.
+    ShardRepaired {
+        /// On which drive it was.
+        drive: DriveId,
+        /// In which slot.
+        slot: SlotIndex,
+    },
+    /// What is damaged of a stripe could not be mended.
+    StripeDamaged {
+        /// Which.
+        stripe: StripeId,
+        /// Vdisks that may name it.
+        vdisks: Vec<VdiskId>,
+        /// Why not.
+        reason: String,
+    },
+    /// All stripes were looked at.
+    Scrubbed {
+        /// How many.
+        looked: u64,
+        /// Shards that were damaged.
+        damaged: u64,
+        /// Those that were written anew.
+        repaired: u64,
+        /// Stripes that could not be mended.
+        unrepairable: u64,
     },
     /// A drive is lost.
     DriveLost {

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use cleave_format::FormatError;
 
 /// Version of the conversation; both sides must have the same in this release.
-pub const WIRE_VERSION: u16 = 7;
+pub const WIRE_VERSION: u16 = 8;
 
 /// Longest header that is accepted.
 pub const HEADER_LENGTH_MAX: usize = 2 << 20;
