@@ -41,6 +41,8 @@ const DIAL_AGAIN: Duration = Duration::from_millis(100);
 const DIAL_AGAIN_WITHOUT_LOG: Duration = Duration::from_millis(500);
 /// While the role moves by an order (`switch`).
 const DIAL_AGAIN_AT_ONCE: Duration = Duration::from_millis(2);
+/// Then the former active one may take so long to step down.
+const STEPPED_DOWN: Duration = Duration::from_millis(200);
 /// Without a peer, what the store says about the role is looked at this often.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -163,7 +165,13 @@ impl Meeting {
                 self.node.set_phase(Phase::Meeting);
                 self.follow(&peer).await
             }
-            Leader::ThisAlone => Err("the peer has to step down first".to_owned()),
+            Leader::ThisAlone => {
+                if self.node.state().hurries() {
+                    // It ends the connection once it did. Ending it here would take away what was said before it is heard.
+                    self.node.executor().timeout(STEPPED_DOWN, self.until_closed()).await;
+                }
+                Err("the peer has to step down first".to_owned())
+            }
             Leader::PeerAlone(origin) => {
                 self.node.step_down(origin).await;
                 Err("the peer is active now".to_owned())
