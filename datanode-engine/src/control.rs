@@ -103,7 +103,7 @@ impl Control {
         }
         match self.node.switch_over().await {
             Ok(took) => Response::Ok(Reply::SwitchedOver {
-                active: String::new(),
+                active: self.config.peer.name.clone(),
                 stall_milliseconds: took.as_millis() as u64,
             }),
             Err(reason) => Response::error(reason),

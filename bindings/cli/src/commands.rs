@@ -90,11 +90,9 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
         }
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::SwitchOver { datanode } => match ask(&dir, &Request::SwitchOver { datanode })? {
-            Reply::SwitchedOver { active, stall_milliseconds } => {
-                let waited =
-                    format!("{active} is active; hosts waited for {stall_milliseconds} ms\n");
-                print(&waited)
-            }
+            Reply::SwitchedOver { active, stall_milliseconds } => print(&format!(
+                "{active} is active; hosts were not served for {stall_milliseconds} ms\n"
+            )),
             _ => Err(Error::UnknownAnswer),
         },
         Command::StartEmpty { datanode, accept_data_loss } => {

@@ -191,10 +191,9 @@ pub enum Reply {
     },
     /// The other controller is active.
     SwitchedOver {
-        /// Its name; from a controller, which does not know it, empty.
-        #[serde(default)]
+        /// Its name.
         active: String,
-        /// For how long nobody served hosts.
+        /// For how long no controller served hosts, at most; then they connect to that one.
         stall_milliseconds: u64,
     },
     /// The vdisk that was created.

@@ -35,14 +35,14 @@ use std::time::Duration;
 
 /// How long a peer may keep the other waiting for its next word in a meeting.
 const WORD_TIME_MAX: Duration = Duration::from_secs(30);
+/// A former active controller that learns of its successor may take so long to step down.
+const STEPPED_DOWN: Duration = Duration::from_millis(200);
 /// Controller 1 dials again after this.
 const DIAL_AGAIN: Duration = Duration::from_millis(100);
 /// After a meeting without a log, and while there is none, it dials again after this.
 const DIAL_AGAIN_WITHOUT_LOG: Duration = Duration::from_millis(500);
 /// While the role moves by an order (`switch`).
 const DIAL_AGAIN_AT_ONCE: Duration = Duration::from_millis(2);
-/// Then the former active one may take so long to step down.
-const STEPPED_DOWN: Duration = Duration::from_millis(200);
 /// Without a peer, what the store says about the role is looked at this often.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -166,10 +166,8 @@ impl Meeting {
                 self.follow(&peer).await
             }
             Leader::ThisAlone => {
-                if self.node.state().hurries() {
-                    // It ends the connection once it did. Ending it here would take away what was said before it is heard.
-                    self.node.executor().timeout(STEPPED_DOWN, self.until_closed()).await;
-                }
+                // It ends the connection once it did. Ending it here would take away what was said before it is heard.
+                self.node.executor().timeout(STEPPED_DOWN, self.until_closed()).await;
                 Err("the peer has to step down first".to_owned())
             }
             Leader::PeerAlone(origin) => {

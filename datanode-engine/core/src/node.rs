@@ -209,6 +209,7 @@ async fn keep_house(node: Node) {
             state.end_absent_grants();
             state.look_for_rot();
             state.look_for_rebuild();
+            state.cool_down();
             probes = (probes + 1) % PROBES_A_COUNT;
             if probes == 0 && state.damage_stale && !state.stopping {
                 state.count_damage();

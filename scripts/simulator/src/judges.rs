@@ -134,7 +134,7 @@ fn recorded(bug: Planted) -> Option<u64> {
 const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 11),
     (Planted::AcknowledgeBeforeOnDrives, 94),
-    (Planted::FreeUnderALateWrite, 63),
+    (Planted::FreeUnderALateWrite, 132),
     (Planted::TakeGaps, 193),
     (Planted::CompleteOnFirstPart, 3),
     (Planted::ForgetUnanswered, 0),

@@ -62,11 +62,12 @@ impl State {
             let length = record.length as usize;
             let outcome = held.log.append(&mut message, length, record.begins, quota, |identity| {
                 let epoch = identity.version.epoch;
-                outlived = resident.lacks_owner(identity.vdisk, epoch);
                 if is_planted(Planted::AppendAfterSeal) {
                     return Ok(());
                 }
-                resident.check_owner(identity.vdisk, epoch, who.incarnation).map(drop)
+                let owner = resident.check_owner(identity.vdisk, epoch, who.incarnation);
+                outlived = owner.is_err() && resident.lacks_owner(identity.vdisk, epoch);
+                owner.map(drop)
             });
             match outcome {
                 Ok(Appended::New(position)) => {

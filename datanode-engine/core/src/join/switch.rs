@@ -32,6 +32,8 @@ const LAST_IO_MAX: Duration = Duration::from_secs(2);
 const TAKEN_MAX: Duration = Duration::from_secs(2);
 /// How often the flow looks.
 const LOOK: Duration = Duration::from_millis(1);
+/// A standby that is ready waits so long for the word.
+const WARM_KEPT: Duration = Duration::from_secs(10);
 /// For so long after the word, controllers meet again at once.
 const HURRY: Duration = Duration::from_secs(2);
 
@@ -42,8 +44,10 @@ pub(crate) struct SwitchOver {
     ordered: bool,
     /// Active: what the standby answered.
     prepared: Option<Option<String>>,
-    /// Standby: it is making ready.
+    /// Standby: it is making ready, or is.
     warming: Option<Warming>,
+    /// Standby: counts how often it was asked to, so that a flow whose connection broke meanwhile does nothing more.
+    asked: u64,
     /// Standby: it has the word.
     told: bool,
     /// Either: meetings begin without a pause until then.
@@ -51,8 +55,11 @@ pub(crate) struct SwitchOver {
 }
 
 /// What a standby collects while it makes ready.
-#[derive(Default)]
 struct Warming {
+    /// Which time it was asked.
+    number: u64,
+    /// Since when it does, or is.
+    since: Moment,
     /// What its catalog applied since it was asked, in order.
     applied: Vec<Applied>,
     warm: Option<Warm>,
@@ -132,6 +139,43 @@ impl State {
         warm.active.holds_known = super::next_before(held.log.next());
     }
 
+    /// Everything is there that it takes to be active, or it is said why not.
+    fn warm(
+        &mut self,
+        mut warming: Warming,
+        built: Result<Option<Built>, String>,
+    ) -> Result<(), String> {
+        let built = built?;
+        if self.stopping {
+            return Err("it is stopping".to_owned());
+        }
+        if !self.standing().able {
+            return Err("it reaches too few drives".to_owned());
+        }
+        let through = self.held.as_ref().map(|held| super::next_before(held.log.next()));
+        let (Some(Built { active, stripes, catalog }), Some(through)) = (built, through) else {
+            return Err("it is no standby".to_owned());
+        };
+        let mut warm = Warm { active, stripes, through };
+        for applied in warming.applied.drain(..).filter(|applied| applied.through > catalog) {
+            warm.applied(&applied);
+        }
+        warming.since = self.executor.now();
+        warming.warm = Some(warm);
+        self.switch.warming = Some(warming);
+        Ok(())
+    }
+
+    /// Called now and then: a word that does not come is not waited for with all that it would take.
+    pub(crate) fn cool_down(&mut self) {
+        let now = self.executor.now();
+        let cold =
+            |warming: &mut Warming| warming.warm.is_some() && now.since(warming.since) > WARM_KEPT;
+        if !self.switch.told {
+            self.switch.warming.take_if(cold);
+        }
+    }
+
     /// What it made ready, if it did.
     pub(super) fn take_warm(&mut self) -> Option<Built> {
         let Warm { active, stripes, through } = self.switch.warming.take()?.warm?;
@@ -146,46 +190,22 @@ impl State {
 impl Node {
     /// Standby: makes ready, and says so.
     pub(crate) async fn prepare(self) {
-        {
+        let number = {
             let mut state = self.state_mut();
-            state.switch.warming = Some(Warming::default());
-        }
-        let hindrance = match self.warm().await {
-            Ok(()) => None,
-            Err(reason) => {
-                self.state_mut().switch.warming = None;
-                Some(reason)
-            }
+            state.switch.asked += 1;
+            let (number, since) = (state.switch.asked, state.executor.now());
+            state.switch.warming = Some(Warming { number, since, applied: Vec::new(), warm: None });
+            number
         };
-        // Without a peer there is nobody to tell.
-        let _ = self.state().send_peer(&PeerMessage::Prepared { hindrance }, &[]);
-    }
-
-    async fn warm(&self) -> Result<(), String> {
-        let built = self.build_active().await?;
+        let built = self.build_active().await;
         let mut state = self.state_mut();
-        if !state.standing().able {
-            return Err("it reaches too few drives".to_owned());
-        }
-        if state.stopping {
-            return Err("it is stopping".to_owned());
-        }
-        let joined = state.is_joined();
-        let through = state.held.as_ref().map(|held| super::next_before(held.log.next()));
-        let (Some(Built { active, stripes, catalog }), Some(through), true) =
-            (built, through, joined)
-        else {
-            return Err("the connection broke".to_owned());
+        // The connection broke since: what the catalog applied meanwhile is not known in between.
+        let Some(warming) = state.switch.warming.take_if(|warming| warming.number == number) else {
+            return;
         };
-        let Some(warming) = &mut state.switch.warming else {
-            return Err("the connection broke".to_owned());
-        };
-        let mut warm = Warm { active, stripes, through };
-        for applied in warming.applied.drain(..).filter(|applied| applied.through > catalog) {
-            warm.applied(&applied);
-        }
-        warming.warm = Some(warm);
-        Ok(())
+        let hindrance = state.warm(warming, built).err();
+        // Without a peer there is nobody to tell.
+        let _ = state.send_peer(&PeerMessage::Prepared { hindrance }, &[]);
     }
 
     /// Standby: it has the word. The flow of meetings goes on with it, once the connection is over.

@@ -2,7 +2,7 @@
 //! a peer that returns is filled while hosts go on.
 
 use crate::rig::{FakeHost, NAMES, Rig, SECOND};
-use crate::{append_some, begin_on, destage};
+use crate::{append_some, begin_on, destage, draws};
 use cleave_datanode_core::Phase;
 use cleave_format::control::{GrantedStripe, MapRun};
 use cleave_format::ids::{DriveId, Epoch, Position, VdiskId};
@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Both run, reach the drives, are joined and may go on alone; a host has sealed its vdisk.
-fn begin(seed: u64) -> (Rig, FakeHost) {
+pub fn begin(seed: u64) -> (Rig, FakeHost) {
     let mut rig = Rig::new(seed);
     rig.share_pool();
     rig.alone = true;
@@ -34,7 +34,8 @@ fn settle(rig: &Rig, host: &mut FakeHost) {
     host.verify(rig);
 }
 
-fn whole(rig: &mut Rig, host: &mut FakeHost) {
+/// Both hold everything, and nobody says that he cannot go on.
+pub fn whole(rig: &mut Rig, host: &mut FakeHost) {
     rig.run_until_mirrored();
     settle(rig, host);
     destage(rig, host);
@@ -596,11 +597,7 @@ fn slots_that_were_held_in_vain_are_free_again() {
 fn whoever_is_left_goes_on_and_nothing_is_lost() {
     for seed in 0..16 {
         let (mut rig, mut host) = begin(400 + seed);
-        let mut draw = seed * 6151 + 5;
-        let mut next = |below: u64| {
-            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (draw >> 33) % below
-        };
+        let mut next = draws(seed * 6151 + 5);
         for _ in 0..10 {
             append_some(&mut host, 20 + next(40) as u32);
             host.settle(&rig);

@@ -30,6 +30,14 @@ fn begin_on(mut rig: Rig) -> (Rig, FakeHost) {
     (rig, host)
 }
 
+/// Draws that repeat from their seed.
+fn draws(mut draw: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (draw >> 33) % below
+    }
+}
+
 fn append_some(host: &mut FakeHost, count: u32) {
     for number in 0..count {
         host.append(number % 5, (number as usize * 977) % 20_000);

@@ -1,7 +1,8 @@
 //! The role moves because an operator orders it: hosts wait for as little as can be, and nothing is lost whatever happens meanwhile.
 
-use crate::rig::{FakeHost, NAMES, Rig, SECOND};
-use crate::{append_some, begin_on, destage};
+use crate::alone::{begin, whole};
+use crate::rig::{NAMES, Rig, SECOND};
+use crate::{append_some, destage, draws};
 use cleave_runtime::links::Class;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -9,13 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 type Outcome = Rc<RefCell<Option<Result<Duration, String>>>>;
-
-fn begin(seed: u64) -> (Rig, FakeHost) {
-    let mut rig = Rig::new(seed);
-    rig.share_pool();
-    rig.alone = true;
-    begin_on(rig)
-}
 
 fn active(rig: &Rig) -> usize {
     let serving = |controller: &usize| {
@@ -41,22 +35,9 @@ fn told(rig: &Rig, outcome: &Outcome) -> Result<Duration, String> {
     outcome.borrow_mut().take().unwrap()
 }
 
-fn whole(rig: &Rig, host: &mut FakeHost) {
-    rig.run_until_mirrored();
-    append_some(host, 3);
-    host.settle(rig);
-    host.verify(rig);
-    destage(rig, host);
-    rig.world.run_for(2 * SECOND);
-    let (a, b) = (rig.status(0), rig.status(1));
-    assert_eq!((a.next, a.record_bytes, a.catalog), (b.next, b.record_bytes, b.catalog));
-    assert_eq!((rig.node(0).failure(), rig.node(1).failure()), (None, None));
-    assert!(a.serving != b.serving);
-}
-
 #[test]
 fn the_role_moves_by_an_order_and_back_within_a_moment() {
-    let (rig, mut host) = begin(401);
+    let (mut rig, mut host) = begin(401);
     append_some(&mut host, 100);
     host.settle(&rig);
     for _ in 0..3 {
@@ -93,7 +74,7 @@ fn the_role_moves_by_an_order_and_back_within_a_moment() {
     places.sort_unstable();
     places.dedup();
     assert_eq!(places.len(), count);
-    whole(&rig, &mut host);
+    whole(&mut rig, &mut host);
 }
 
 /// C4, C15: commits that arrive at the standby after it made ready are part of what it becomes active with.
@@ -101,7 +82,7 @@ fn the_role_moves_by_an_order_and_back_within_a_moment() {
 fn what_is_recorded_while_the_standby_makes_ready_holds() {
     let mut met = 0;
     for seed in 0..4 {
-        let (rig, mut host) = begin(440 + seed);
+        let (mut rig, mut host) = begin(440 + seed);
         append_some(&mut host, 20);
         host.settle(&rig);
         let granted = host.grant(&rig, 60);
@@ -138,7 +119,7 @@ fn what_is_recorded_while_the_standby_makes_ready_holds() {
         let again = rig.status(0);
         assert_eq!((again.grants, again.stripes, again.slots), (0, status.stripes, status.slots));
         host.settle(&rig);
-        whole(&rig, &mut host);
+        whole(&mut rig, &mut host);
     }
     assert!(met > 0, "no commit came while the role moved");
 }
@@ -177,7 +158,7 @@ fn an_order_that_cannot_be_carried_out_changes_nothing() {
     refused(&rig, 0, "no standby");
     rig.start(1);
     host.settle(&rig);
-    whole(&rig, &mut host);
+    whole(&mut rig, &mut host);
 }
 
 /// Whatever dies, stops or breaks while the role moves.
@@ -186,11 +167,7 @@ fn nothing_is_lost_when_something_fails_while_the_role_moves() {
     let (mut moved, mut stayed) = (0, 0);
     for seed in 0..30 {
         let (mut rig, mut host) = begin(500 + seed);
-        let mut draw = seed * 104_729 + 7;
-        let mut next = |below: u64| {
-            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (draw >> 33) % below
-        };
+        let mut next = draws(seed * 104_729 + 7);
         for _ in 0..4 {
             append_some(&mut host, 30);
             host.settle(&rig);
@@ -238,7 +215,7 @@ fn nothing_is_lost_when_something_fails_while_the_role_moves() {
         }
         rig.world.run_for(3 * SECOND);
         host.settle(&rig);
-        whole(&rig, &mut host);
+        whole(&mut rig, &mut host);
     }
     assert!(moved > 10 && stayed > 10, "{moved} moved, {stayed} did not");
 }

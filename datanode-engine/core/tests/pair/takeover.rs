@@ -1,7 +1,7 @@
 //! The active role moves: after deaths, pauses and cuts, and back; nobody acknowledges what the next active one lacks (C7, C9).
 
 use crate::rig::{FakeHost, NAMES, Rig, SECOND};
-use crate::{append_some, begin_on, destage};
+use crate::{append_some, begin_on, destage, draws};
 use cleave_datanode_core::Phase;
 use cleave_format::ids::{Position, StripeId};
 use std::rc::Rc;
@@ -210,11 +210,7 @@ fn one_image_serves_alone_after_a_while() {
 fn roles_move_at_random_and_nothing_is_lost() {
     for seed in 0..12 {
         let (mut rig, mut host) = begin(200 + seed);
-        let mut draw = seed * 7919 + 13;
-        let mut next = |below: u64| {
-            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (draw >> 33) % below
-        };
+        let mut next = draws(seed * 7919 + 13);
         for _ in 0..8 {
             append_some(&mut host, 20 + next(40) as u32);
             host.settle(&rig);
