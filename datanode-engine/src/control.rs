@@ -7,7 +7,8 @@ use cleave_control::events::Events;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::status::{
     ControllerStatistics, ControllerStatus, DriveState, DriveStatistics, DriveStatus, Fill,
-    LogStatus, OperationStatistics, ProcessState, ProcessStatus, RebuildStatus, Role, StripeStatus,
+    LogStatus, OperationStatistics, ProcessState, ProcessStatus, RebuildStatus, Role, ScrubFigures,
+    ScrubStatus, StripeStatus,
 };
 use cleave_coordinator::StoreClient;
 use cleave_datanode_core::drives::DriveReport;
@@ -90,6 +91,8 @@ impl Control {
                 Response::Ok(Reply::Done {})
             }
             Request::SwitchOver { datanode } => self.switch_over(datanode).await,
+            Request::Scrub { datanode } => self.order(datanode, DataNode::scrub),
+            Request::Rebuild { datanode } => self.order(datanode, DataNode::rebuild),
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss).await
             }
@@ -107,6 +110,17 @@ impl Control {
                 stall_milliseconds: took.as_millis() as u64,
             }),
             Err(reason) => Response::error(reason),
+        }
+    }
+
+    /// Something that the active one goes on with by itself.
+    fn order(&self, datanode: u16, begin: impl Fn(&DataNode) -> bool) -> Response {
+        if datanode != self.config.datanode {
+            return Response::error(format!("this is data node {}", self.config.datanode));
+        }
+        match begin(&self.node) {
+            true => Response::Ok(Reply::Done {}),
+            false => Response::error("this controller is not active; ask the other one"),
         }
     }
 
@@ -164,6 +178,7 @@ impl Control {
                 reserved: status.granted_slots * SLOT as u64,
                 held: status.slots_held * SLOT as u64,
                 rebuild: rebuild(&status),
+                scrub: scrub(&status),
             }),
             drives,
         }
@@ -207,6 +222,25 @@ fn rebuild(status: &Status) -> RebuildStatus {
         done: report.done,
         without_room: report.without_room,
         unreadable: report.unreadable,
+        left: report.left.map(|left| left.as_secs()),
+    }
+}
+
+fn scrub(status: &Status) -> ScrubStatus {
+    let report = status.scrub;
+    let shown = |figures: cleave_coordinator::records::ScrubFigures| ScrubFigures {
+        looked: figures.looked,
+        damaged: figures.damaged,
+        repaired: figures.repaired,
+        unrepairable: figures.unrepairable,
+    };
+    ScrubStatus {
+        running: report.running,
+        hurried: report.hurried,
+        passes: report.passes,
+        found: shown(report.found),
+        before: shown(report.before),
+        suspects: report.suspects,
         left: report.left.map(|left| left.as_secs()),
     }
 }
@@ -261,6 +295,8 @@ fn drive(configured: &ConfiguredDrive, status: &Status) -> DriveStatus {
         },
         errors: report.counters.errors,
         check_failures: report.counters.identity_faults,
+        damaged: report.counters.damaged,
+        repaired: report.counters.repaired,
         ..shown
     }
 }
@@ -277,5 +313,6 @@ fn drive_statistics(report: &DriveReport) -> DriveStatistics {
         read: count(counters.reads, counters.read_bytes),
         write: count(counters.writes, counters.write_bytes),
         flush: count(counters.flushes, 0),
+        scrubbed_bytes: counters.verified_bytes,
     }
 }

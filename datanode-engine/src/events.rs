@@ -3,6 +3,7 @@
 use crate::drives::ConfiguredDrive;
 use cleave_control::config::DatanodeConfig;
 use cleave_control::events::{Events, Kind, News, Subject};
+use cleave_coordinator::records::ScrubFigures;
 use cleave_datanode_core::DataNode;
 use cleave_datanode_core::notices::Notice;
 use cleave_runtime::time::Clock;
@@ -88,6 +89,23 @@ fn news(config: &DatanodeConfig, notice: Notice) -> News {
             News::new(Kind::ShardDamaged, Subject::Drive(drive.0))
                 .at(format!("slot {}", slot.0))
                 .because("its header is damaged or another shard's; or it was given out anew since the reader looked it up")
+        }
+        Notice::ShardRepaired { drive, slot } => {
+            News::new(Kind::ShardRepaired, Subject::Drive(drive.0)).at(format!("slot {}", slot.0))
+        }
+        Notice::StripeDamaged { stripe, vdisks, reason } => {
+            let names: Vec<String> = vdisks.iter().map(ToString::to_string).collect();
+            let place = match names.is_empty() {
+                true => format!("stripe {stripe}, of no known vdisk"),
+                false => format!("stripe {stripe}, of vdisks {}", names.join(", ")),
+            };
+            News::new(Kind::StripeDamaged, own()).at(place).because(reason)
+        }
+        Notice::Scrubbed(ScrubFigures { looked, damaged, repaired, unrepairable }) => {
+            let kind = if unrepairable > 0 { Kind::ScrubbedDamaged } else { Kind::Scrubbed };
+            News::new(kind, own()).because(format!(
+                "{looked} stripes: {damaged} shards were damaged, {repaired} written anew; {unrepairable} stripes could not be mended"
+            ))
         }
         Notice::DriveLost { drive, reason } => {
             News::new(Kind::DriveLost, Subject::Drive(drive.0)).because(reason)

@@ -253,7 +253,14 @@ def active_points(crashes, parts):
     # Its shards are written anew on the others.
     for point in ("rebuild.lent", "rebuild.written", "log.swap.appended", "rebuild.swapped"):
         crashes.die(ACTIVE, point)
+
+    def scrub_now():
+        _until_active(parts, ACTIVE)
+        parts.ask(ACTIVE, "scrub", datanode=1)
+
+    crashes.die(ACTIVE, "scrub.recorded", scrub_now)
     crashes.start(ACTIVE)
+    until(lambda: parts.stripes()["scrub"]["hurried"], START_SECONDS, "the order to scrub is forgotten")
     until(lambda: parts.lost_drives() == [crashes.sick.number], START_SECONDS, "one drive is lost")
     _vault(crashes, parts, ACTIVE)
     crashes.kill(ACTIVE)

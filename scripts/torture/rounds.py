@@ -26,6 +26,7 @@ ROUND_SECONDS = 420
 FLASH = "flash.img"
 NOTICE_SECONDS = 20
 DEGRADED_SECONDS = 30
+SCRUB_SECONDS = 300
 
 
 class Field:
@@ -151,6 +152,10 @@ def run_round(context, seed, seconds, totals, say, guest=True):
     parts.start_all()
     load.read_again()
     _check_redundancy(parts, sick)
+    # What bits were flipped of, and nobody read since, is found and mended.
+    say(f"scrub: {parts.cleave('pool', 'scrub', '--now', '--wait', timeout=SCRUB_SECONDS).strip()}")
+    again = parts.cleave("pool", "scrub", "--now", "--wait", timeout=SCRUB_SECONDS)
+    check("no damage" in again, f"a second scrub finds what the first one did not mend: {again}")
     parts.stop()
     _check_logs(parts)
     totals.add(field, figures)

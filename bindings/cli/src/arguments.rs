@@ -102,7 +102,7 @@ pub enum Command {
     /// Add, retire and show the host's flash.
     #[command(subcommand)]
     Flash(FlashCommand),
-    /// Look at the pool: drives, space, stripes.
+    /// Look at the pool (drives, space, stripes), and have damage looked for.
     #[command(subcommand)]
     Pool(PoolCommand),
     /// Start an engine that has ended, or end and start one that runs.
@@ -219,11 +219,34 @@ pub enum HostCommand {
 /// What to do with the pool.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Show its drives, what of its space is used, its stripes, and what it lacks.
+    /// Show its drives, what of its space is used, its stripes, what it lacks, and how far rebuild and scrub are.
     Status {
         /// As JSON (docs/STATUS.md).
         #[arg(long)]
         json: bool,
+    },
+    /// Show how far the scrub is, which reads all stripes whole and writes anew what is damaged; or have it done now.
+    ///
+    /// It goes on by itself, slowly: a pass over all stripes takes 12 days at most while guests leave it time. What readers find
+    /// damaged comes first.
+    Scrub {
+        /// Begin anew, and look at all stripes as fast as guests let it.
+        #[arg(long)]
+        now: bool,
+        /// With --now: until it is over. Fails when something cannot be mended.
+        #[arg(long, requires = "now")]
+        wait: bool,
+        /// The data node's number.
+        #[arg(long, default_value_t = crate::dev::settings::DATANODE_ID)]
+        datanode: u16,
+    },
+    /// Look now for stripes that lack shards, and write these anew.
+    ///
+    /// That is done by itself when a drive is lost; what had no room, or could not be read, is tried again every 20 seconds.
+    Rebuild {
+        /// The data node's number.
+        #[arg(long, default_value_t = crate::dev::settings::DATANODE_ID)]
+        datanode: u16,
     },
 }
 

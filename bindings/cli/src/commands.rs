@@ -4,19 +4,21 @@
 //! | --- | --- |
 //! | [`attach`] | QEMU arguments and libvirt XML for a vdisk |
 //! | [`events`] | what happened |
+//! | [`pool`] | drives, space, stripes, scrub |
 //! | [`text`] | status and statistics for people |
 
 pub mod attach;
 pub mod events;
+pub mod pool;
 pub mod text;
 
-use crate::arguments::{Command, FlashCommand, HostCommand, PoolCommand, VdiskCommand};
+use crate::arguments::{Command, FlashCommand, HostCommand, VdiskCommand};
 use crate::dev::directory::control_socket;
 use crate::error::{Error, Result};
 use crate::image::{self, Export, Import};
 use cleave_control::names::check_name;
 use cleave_control::protocol::{Reply, Request, call};
-use cleave_control::status::{HostStatus, PoolStatus, VdiskEntry};
+use cleave_control::status::{HostStatus, VdiskEntry};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -79,15 +81,7 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
         }
         Command::Host(HostCommand::Cpu { insane, cores, json }) => cpu(&dir, insane, cores, json),
         Command::Flash(command) => flash(&dir, command),
-        Command::Pool(PoolCommand::Status { json }) => {
-            let (Reply::Status(status), Reply::Statistics(statistics)) =
-                (ask(&dir, &Request::Status {})?, ask(&dir, &Request::Stats {})?)
-            else {
-                return Err(Error::UnknownAnswer);
-            };
-            let pool = PoolStatus::of(&status, &statistics);
-            if json { print_json(&pool) } else { print(&text::pool(&pool)) }
-        }
+        Command::Pool(command) => pool::run(&dir, command),
         Command::Restart { name } => done(&dir, &Request::RestartChild { name }),
         Command::SwitchOver { datanode } => match ask(&dir, &Request::SwitchOver { datanode })? {
             Reply::SwitchedOver { active, stall_milliseconds } => print(&format!(

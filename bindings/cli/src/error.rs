@@ -174,6 +174,22 @@ pub enum Error {
     /// Certificates.
     #[error("{0}")]
     Identity(String),
+    /// Nobody knows of the pool's stripes.
+    #[error("no controller is active now; look at cleave status")]
+    NoActiveController,
+    /// What a scrub could not mend.
+    #[error(
+        "{stripes} stripes are damaged and cannot be mended; cleave events says which and whose they are"
+    )]
+    Damaged {
+        /// How many.
+        stripes: u64,
+    },
+    /// The order was not kept.
+    #[error(
+        "the active controller changed before it had recorded that a scrub was wanted; say it again"
+    )]
+    ScrubForgotten,
 
     // The system's.
     /// Too little space.

@@ -120,6 +120,16 @@ pub enum Request {
         /// Which data node.
         datanode: u16,
     },
+    /// Look at all stripes for damage now, and mend it, as fast as guests let it; answered when that is ordered.
+    Scrub {
+        /// Which data node.
+        datanode: u16,
+    },
+    /// Look now for stripes that lack shards, and write these anew; answered when that is ordered.
+    Rebuild {
+        /// Which data node.
+        datanode: u16,
+    },
     /// Start a data node with an empty log although no controller holds the old one (C7).
     StartEmptyLog {
         /// Which data node.

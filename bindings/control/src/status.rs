@@ -365,6 +365,9 @@ pub struct StripeStatus {
     /// How far it is with writing shards anew that are lost.
     #[serde(default)]
     pub rebuild: RebuildStatus,
+    /// How far it is with looking at all of them for damage.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
 }
 
 /// A pass over the stripes that lack shards, or the last one.
@@ -382,6 +385,38 @@ pub struct RebuildStatus {
     pub unreadable: u64,
     /// Seconds that the rest will take, by how long it took until now; `null` when that is not known.
     pub left: Option<u64>,
+}
+
+/// A pass over all stripes, each of which is read whole: what is damaged is written anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Whether the controller goes on with it: not before it has read from the coordinator store how far it was.
+    pub running: bool,
+    /// Whether it is to be over soon, as an operator said.
+    pub hurried: bool,
+    /// Passes that are over.
+    pub passes: u64,
+    /// What the present one came upon until now.
+    pub found: ScrubFigures,
+    /// What the last one that is over came upon.
+    pub before: ScrubFigures,
+    /// Stripes that wait to be looked at before the others, as somebody met damage in them.
+    pub suspects: u64,
+    /// Seconds until the present one is to be over; `null` when it is hurried, or not running.
+    pub left: Option<u64>,
+}
+
+/// What a pass of the scrub comes upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubFigures {
+    /// Stripes that it looked at.
+    pub looked: u64,
+    /// Shards that it found damaged.
+    pub damaged: u64,
+    /// Of these, those that were written anew.
+    pub repaired: u64,
+    /// Stripes with damage that could not be mended.
+    pub unrepairable: u64,
 }
 
 /// What `cleave pool status` shows: the drives and stripes of all data nodes, and what hosts did to them.
@@ -458,6 +493,12 @@ pub struct DriveStatus {
     pub errors: u64,
     /// Shards whose check failed.
     pub check_failures: u64,
+    /// Shards that were found damaged when their stripes were looked at whole.
+    #[serde(default)]
+    pub damaged: u64,
+    /// Of these, those that were written anew elsewhere.
+    #[serde(default)]
+    pub repaired: u64,
 }
 
 /// Answer to `stats` of a whole cluster.
@@ -751,6 +792,9 @@ pub struct DriveStatistics {
     pub write: OperationStatistics,
     /// Flushes.
     pub flush: OperationStatistics,
+    /// Bytes of shards that were read whole to look for damage, and had none.
+    #[serde(default)]
+    pub scrubbed_bytes: u64,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `datanode/ID` | [`LogRole`] | the data node's controllers (C7) |
 //! | `owner/VDISK` | [`VdiskOwner`] | the host engine that opens the vdisk (C8) |
+//! | `scrub/ID` | [`ScrubPass`] | the data node's active controller |
 //! | `counter/NAME` | [`Counter`] | [`next_number`] |
 //!
 //! Identifiers here are plain numbers (this crate stands below the formats); in keys they are
@@ -97,6 +98,37 @@ pub struct VdiskOwner {
     pub incarnation: Option<u64>,
 }
 
+/// How far a data node's controllers are with looking at all stripes for damage. Whoever is active goes on from here; nothing
+/// else depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct ScrubPass {
+    /// Passes that are over.
+    pub passes: u64,
+    /// The next stripe that is looked at.
+    pub from: u64,
+    /// How long controllers are at the pass.
+    pub spent_seconds: u64,
+    /// An operator wants it over soon.
+    pub hurried: bool,
+    /// What it came upon until now.
+    pub found: ScrubFigures,
+    /// What the pass before came upon, which is over.
+    pub before: ScrubFigures,
+}
+
+/// What a pass of the scrub comes upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct ScrubFigures {
+    /// Stripes that it looked at.
+    pub looked: u64,
+    /// Shards that it found damaged.
+    pub damaged: u64,
+    /// Of these, those that were written anew.
+    pub repaired: u64,
+    /// Stripes with damage that could not be mended.
+    pub unrepairable: u64,
+}
+
 /// The newest number given out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Counter {
@@ -110,6 +142,11 @@ pub const INCARNATIONS: &str = "incarnation";
 /// `datanode/ID`: a [`LogRole`].
 pub fn datanode_key(datanode: u64) -> String {
     format!("datanode/{datanode}")
+}
+
+/// `scrub/ID`: a [`ScrubPass`].
+pub fn scrub_key(datanode: u64) -> String {
+    format!("scrub/{datanode}")
 }
 
 /// `owner/VDISK`: a [`VdiskOwner`].

@@ -151,6 +151,8 @@ points! {
     RebuildWritten = "rebuild.written",
     /// The record that says so is mirrored; the catalogs may not have it.
     RebuildSwapped = "rebuild.swapped",
+    /// The store has how far the scrub is, or an operator's word to hurry; the process goes by another revision of it.
+    ScrubRecorded = "scrub.recorded",
     /// One copy of a superblock was written again.
     SuperblockWritten = "drive.superblock.written",
     // A controller: the catalog (C11).

@@ -52,6 +52,12 @@ bugs! {
     CommitAcrossLogs breaks "C2";
     /// Reads trust frames and slots without their checks and identities.
     ReadWithoutChecks breaks "C3";
+    /// Who looks for damage leaves parity out.
+    ScrubSkipsParity breaks "C16";
+    /// A rebuild trusts the shards that it solves others from.
+    RebuildWithoutChecks breaks "C3";
+    /// A stripe's places are swapped before its shards are written there.
+    SwapBeforeWritten breaks "C16";
     /// What rotted in a log's memory is left as it is.
     LeaveRot breaks "rule 3.3";
     /// A frame's checksum at rest does not cover its address.

@@ -291,6 +291,29 @@ impl Catalog {
         Ok((found, None))
     }
 
+    /// Committed stripes with slots, from one on, at most `count`, in order of their identities; and where to go on.
+    pub fn committed(
+        &self,
+        from: StripeId,
+        count: usize,
+    ) -> Result<(Vec<StripeId>, Option<StripeId>), CatalogError> {
+        let read = self.database.begin_read()?;
+        let mut found = Vec::new();
+        let rows = read.open_table(STRIPES)?;
+        for (looked, entry) in ascending("stripes", rows.range(from.0..)?).enumerate() {
+            let (stripe, row) = entry?;
+            let stripe = StripeId(stripe.value());
+            if looked == count {
+                return Ok((found, Some(stripe)));
+            }
+            let row: StripeRow = decode("stripes", row.value())?;
+            if !row.slots.is_empty() {
+                found.push(stripe);
+            }
+        }
+        Ok((found, None))
+    }
+
     /// What an active controller keeps resident.
     pub fn resident(&self) -> Result<Resident, CatalogError> {
         let read = self.database.begin_read()?;

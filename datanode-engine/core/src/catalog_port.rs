@@ -61,6 +61,8 @@ pub enum CatalogRequest {
         /// From this one on.
         from: StripeId,
     },
+    /// Committed stripes, from one on.
+    Committed(StripeId),
     /// The first piece of a new dump, or the next of the one under way.
     Dump {
         /// Begin anew.
@@ -97,6 +99,8 @@ pub enum CatalogReply {
     Damage(Damage),
     /// To a question for endangered stripes.
     Endangered(EndangeredPage),
+    /// To a question for committed stripes: these, and where to go on.
+    Committed(Vec<StripeId>, Option<StripeId>),
     /// To a dump; `None` after the last piece.
     Dumped(Option<Vec<u8>>),
     /// To a beginning, piece or abandonment of a restore.
@@ -164,6 +168,10 @@ impl CatalogWorker {
             CatalogRequest::Damage(lost) => CatalogReply::Damage(catalog.damage(&lost)?),
             CatalogRequest::Endangered { lost, from } => {
                 CatalogReply::Endangered(catalog.endangered(&lost, from, STRIPES_A_PAGE)?)
+            }
+            CatalogRequest::Committed(from) => {
+                let (stripes, next) = catalog.committed(from, STRIPES_A_PAGE)?;
+                CatalogReply::Committed(stripes, next)
             }
             CatalogRequest::Dump { begin } => {
                 if begin {

@@ -69,6 +69,8 @@ pub enum DriveEvent {
         slot: SlotIndex,
         /// How.
         fault: ShardFault,
+        /// The stripe of which that is damage, perhaps; none where whoever reads it looks at all of it anyway.
+        suspect: Option<StripeId>,
     },
     /// A drive became lost.
     Lost {
@@ -96,6 +98,14 @@ pub struct DriveCounters {
     pub errors: u64,
     /// Reads that found another stripe's shard.
     pub identity_faults: u64,
+    /// Bytes of shards that were read whole and passed all their checks, by the scrub.
+    pub verified_bytes: u64,
+    /// Shards that it found damaged.
+    pub damaged: u64,
+    /// Of these, those that were written anew.
+    pub repaired: u64,
+    /// And those that could not be.
+    pub unrepairable: u64,
 }
 
 /// A drive's status.
@@ -300,6 +310,11 @@ impl Drives {
             counters: drive.counters,
         };
         self.drives.iter().map(report).collect()
+    }
+
+    /// The counters of a drive, for who looks at what lies there.
+    pub(crate) fn counters(&mut self, drive: DriveId) -> Option<&mut DriveCounters> {
+        self.drives.get_mut(&drive).map(|drive| &mut drive.counters)
     }
 
     /// Whether no request is in flight.
@@ -625,7 +640,8 @@ impl Drives {
             } else {
                 this.fault = Some(ShardFault::Identity);
             }
-            if let (true, true, Some(header), Some(bytes)) = (this.whole, same, &header, &buffer) {
+            let checked = this.whole && !is_planted(Planted::RebuildWithoutChecks);
+            if let (true, true, Some(header), Some(bytes)) = (checked, same, &header, &buffer) {
                 let mut columns = bytes[SLOT_HEADER..].chunks_exact(COLUMN).enumerate();
                 if columns.any(|(index, column)| header.check_column(index, column).is_err()) {
                     this.fault = Some(ShardFault::Damaged);
@@ -661,7 +677,8 @@ impl Drives {
         counters.identity_faults += u64::from(result == Err(ShardFault::Identity));
         if let Err(fault @ (ShardFault::Identity | ShardFault::Io)) = result {
             let (drive, slot) = key;
-            self.events.push(DriveEvent::Fault { drive, slot, fault });
+            let suspect = (!read.whole).then_some(read.stripe);
+            self.events.push(DriveEvent::Fault { drive, slot, fault, suspect });
         }
         self.events.push(DriveEvent::Read { number: read.number, result });
     }

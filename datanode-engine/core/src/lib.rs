@@ -16,6 +16,7 @@
 //! | [`grants`], [`allocator`] | stripes and slots given to hosts |
 //! | [`drives`] | shards on the pool's drives |
 //! | [`rebuild`] | shards that are written anew |
+//! | [`scrub`] | damage that is looked for, and mended |
 //! | [`superblocks`] | whose drives they are |
 //! | [`vault`] | the log's image on a clean stop |
 //! | [`catalog_port`], `catalog_queue` | the catalog, on a thread of its own or inline; who waits for it |
@@ -38,6 +39,7 @@ pub mod notices;
 pub mod rebuild;
 pub mod resident;
 pub mod roles;
+pub mod scrub;
 mod solo;
 mod state;
 pub mod status;

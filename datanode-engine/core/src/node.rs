@@ -8,10 +8,10 @@ use crate::catalog_port::CatalogPort;
 use crate::drives::{DriveEvent, Drives, OpenDrive};
 use crate::join;
 use crate::notices::Notice;
-use crate::rebuild;
 use crate::state::{Held, Observer, PeerInput, PeerLink, Phase, Settings, State};
 use crate::status::Status;
 use crate::vault;
+use crate::{rebuild, scrub};
 use cleave_coordinator::{StoreClient, next_incarnation};
 use cleave_erasure::Solver;
 use cleave_format::ids::{DatanodeId, DriveId, Epoch, Incarnation, Position};
@@ -106,6 +106,7 @@ impl DataNode {
         executor.spawn(Priority::Foreground, begin(node.clone()));
         executor.spawn(Priority::Foreground, keep_house(node.clone()));
         executor.spawn(Priority::Background, rebuild::run(node.clone()));
+        executor.spawn(Priority::Background, scrub::run(node.clone()));
         DataNode(node)
     }
 
@@ -171,6 +172,11 @@ impl DataNode {
         async move { node.switch_over().await }
     }
 
+    /// An operator's word: has all stripes looked at now, and what is damaged mended. False when this controller is not active.
+    pub fn scrub(&self) -> bool {
+        self.0.state_mut().scrub_now()
+    }
+
     /// What an operator should know of, the oldest first, and how often it happened in a row; `None` when everything was taken.
     pub fn next_notice(&self) -> Option<(Notice, u64)> {
         self.0.state_mut().notices.next()
@@ -210,6 +216,7 @@ async fn keep_house(node: Node) {
             state.look_for_rot();
             state.look_for_rebuild();
             state.cool_down();
+            state.look_for_scrub();
             probes = (probes + 1) % PROBES_A_COUNT;
             if probes == 0 && state.damage_stale && !state.stopping {
                 state.count_damage();

@@ -4,7 +4,10 @@
 //! waits is counted with it, and what comes when there are as many is dropped and counted. Nothing here is on the way of a request that
 //! succeeds. A crash loses what the shell had not taken; nothing depends on it.
 
-use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, SlotIndex, VdiskId};
+use cleave_coordinator::records::ScrubFigures;
+use cleave_format::ids::{
+    DriveId, Epoch, HostId, Incarnation, Position, SlotIndex, StripeId, VdiskId,
+};
 use cleave_wire::ShardFault;
 use std::collections::VecDeque;
 
@@ -117,6 +120,24 @@ pub enum Notice {
         /// Which slot.
         slot: SlotIndex,
     },
+    /// A damaged shard was written anew, elsewhere.
+    ShardRepaired {
+        /// On which drive it was.
+        drive: DriveId,
+        /// In which slot.
+        slot: SlotIndex,
+    },
+    /// What is damaged of a stripe could not be mended.
+    StripeDamaged {
+        /// Which.
+        stripe: StripeId,
+        /// Vdisks that may name it.
+        vdisks: Vec<VdiskId>,
+        /// Why not.
+        reason: String,
+    },
+    /// All stripes were looked at, as an operator said, or there was damage.
+    Scrubbed(ScrubFigures),
     /// A drive is lost.
     DriveLost {
         /// Which.

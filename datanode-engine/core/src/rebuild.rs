@@ -12,7 +12,7 @@
 //!
 //! Guests go first: while they read or write shards one worker is at it, and rests three times as long as a stripe took.
 
-mod stripe;
+pub(crate) mod stripe;
 
 use crate::catalog_port::{CatalogReply, CatalogRequest};
 use crate::drives::DriveEvent;
@@ -40,11 +40,11 @@ const QUEUE_MAX: usize = 1 << 18;
 /// Stripes that are rebuilt at once while guests are quiet.
 const WORKERS: usize = 4;
 /// While they are not: rests between stripes, for each time that a stripe took.
-const REST: u32 = 3;
+pub(crate) const REST: u32 = 3;
 /// The longest rest.
-const REST_MAX: Duration = Duration::from_secs(2);
+pub(crate) const REST_MAX: Duration = Duration::from_secs(2);
 /// A worker looks this often whether guests became quiet.
-const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// Commits that lack shards are gathered for so long: a drive without space makes many of them.
 const SOON: Duration = Duration::from_millis(500);
 /// What could not be rebuilt, for lack of a drive or of space, is tried again after this.
@@ -68,7 +68,7 @@ pub struct RebuildReport {
 }
 
 /// What became of a request to a drive.
-type Done = Result<Option<Bytes>, ShardFault>;
+pub(crate) type Done = Result<Option<Bytes>, ShardFault>;
 
 /// A request of the rebuild that is on its way to a drive.
 struct OwnRequest {
@@ -107,6 +107,16 @@ pub(crate) struct Rebuild {
 }
 
 impl Rebuild {
+    /// Which time as the active controller it is.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Whether stripes that lack shards are looked for, or rebuilt.
+    pub fn is_running(&self) -> bool {
+        self.report.running
+    }
+
     /// This controller is active.
     pub fn begin(&mut self) {
         self.term += 1;
@@ -184,7 +194,7 @@ impl Rebuild {
 
 impl State {
     /// Whether what began in this time as the active controller may go on.
-    fn may_rebuild(&self, term: u64) -> bool {
+    pub(crate) fn may_rebuild(&self, term: u64) -> bool {
         let over = self.stopping || self.leaving || self.unheard || self.fatal.is_some();
         self.rebuild.term == term && self.active.is_some() && self.held.is_some() && !over
     }
@@ -261,7 +271,11 @@ impl Node {
         }
     }
 
-    async fn ask_catalog(&self, term: u64, request: CatalogRequest) -> Option<CatalogReply> {
+    pub(crate) async fn ask_catalog(
+        &self,
+        term: u64,
+        request: CatalogRequest,
+    ) -> Option<CatalogReply> {
         let asked = {
             let mut state = self.state_mut();
             state.may_rebuild(term).then(|| state.catalog.ask_flow(request))?
@@ -361,7 +375,7 @@ impl Node {
             }
             let Some((lacking, stripe)) = pass.queue.borrow_mut().pop_first() else { continue };
             let began = self.executor().now();
-            let outcome = self.rebuild_stripe(pass.term, stripe).await?;
+            let outcome = self.rebuild_stripe(pass.term, stripe, None).await?;
             {
                 let mut state = self.state_mut();
                 let report = &mut state.rebuild.report;

@@ -21,6 +21,7 @@ use crate::notices::Notices;
 use crate::rebuild::Rebuild;
 use crate::resident::Resident;
 use crate::roles::Recorded;
+use crate::scrub::Scrub;
 use crate::solo::Solo;
 use bytes::Bytes;
 use cleave_catalog::Damage;
@@ -281,6 +282,8 @@ pub(crate) struct State {
     pub mending: Mending,
     /// Shards that are written anew (C16).
     pub rebuild: Rebuild,
+    /// Damage that is looked for.
+    pub scrub: Scrub,
     /// Reads of all sessions that wait until their host took earlier replies.
     pub waiting_reads: usize,
     pub catalog: CatalogQueue,
@@ -333,6 +336,7 @@ impl State {
             sessions: BTreeMap::new(),
             mending: Mending::default(),
             rebuild: Rebuild::default(),
+            scrub: Scrub::default(),
             waiting_reads: 0,
             catalog: CatalogQueue::new(catalog),
             stripes: 0,

@@ -2,6 +2,7 @@
 
 use crate::drives::DriveReport;
 use crate::rebuild::RebuildReport;
+use crate::scrub::ScrubReport;
 use crate::state::{Counters, Phase, State};
 use cleave_format::ids::{DriveId, Epoch, HostId, Incarnation, Position, StripeId};
 
@@ -71,6 +72,8 @@ pub struct Status {
     pub damage: cleave_catalog::Damage,
     /// How far it is with rebuilding them.
     pub rebuild: RebuildReport,
+    /// How far it is with looking for damage.
+    pub scrub: ScrubReport,
     /// All slots, and those that are free.
     pub slots: (u64, u64),
     /// Drives, with their free slots. The standby has none.
@@ -118,6 +121,7 @@ impl Status {
             stripes: state.stripes,
             damage: state.damage,
             rebuild: state.rebuild.report(state.executor.now()),
+            scrub: state.scrub.report(state.executor.now()),
             slots: allocator.map_or((0, 0), |all| all.totals()),
             drives: drives.into_iter().map(|report| (report.clone(), free(&report))).collect(),
             counters: state.counters,

@@ -153,6 +153,11 @@ pub enum HostMessage {
         /// Its granted place.
         place: SlotPlace,
     },
+    /// Read class. Content of stripes was read and failed its check (C3). It has no answer; the controller looks itself.
+    Damaged {
+        /// Which, at most 64.
+        stripes: Vec<StripeId>,
+    },
 }
 
 /// Who connects.

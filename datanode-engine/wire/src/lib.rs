@@ -21,7 +21,7 @@ use bytes::Bytes;
 use cleave_format::FormatError;
 
 /// Version of the conversation; both sides must have the same in this release.
-pub const WIRE_VERSION: u16 = 8;
+pub const WIRE_VERSION: u16 = 9;
 
 /// Longest header that is accepted.
 pub const HEADER_LENGTH_MAX: usize = 2 << 20;

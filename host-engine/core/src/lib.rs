@@ -46,6 +46,7 @@ mod sequence;
 mod solve;
 mod state;
 mod stats;
+mod suspects;
 mod tenure;
 mod write;
 

@@ -299,6 +299,7 @@ impl State {
     fn distribute(&mut self, range: RangeRead, bytes: &[u8]) {
         if let Some(failed) = self.deliver_checked(range, bytes) {
             self.stats.checks_failed += failed.frames.len() as u64;
+            self.tell_damaged(failed.stripe);
             self.slow.push_back(SlowRead::Solve(failed));
         }
     }

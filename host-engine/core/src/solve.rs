@@ -134,7 +134,9 @@ impl Shared {
             if check(&bytes) {
                 return Ok(bytes);
             }
-            self.state.borrow_mut().stats.checks_failed += 1;
+            let mut state = self.state.borrow_mut();
+            state.stats.checks_failed += 1;
+            state.tell_damaged(range.stripe);
         }
         self.solve(range, check).await
     }
@@ -201,7 +203,11 @@ impl Shared {
             }
         }
         // One of these is damaged though its drive does not say so: read what is left, and leave each out.
-        self.state.borrow_mut().stats.checks_failed += 1;
+        {
+            let mut state = self.state.borrow_mut();
+            state.stats.checks_failed += 1;
+            state.tell_damaged(range.stripe);
+        }
         self.read_batch(range, offset, length, untried, &mut there, &mut lost).await;
         for left_out in there.keys().copied().collect::<Vec<_>>() {
             let Some(solved) = self.solve_with(range, &there, Some(left_out), length) else {

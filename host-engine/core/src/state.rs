@@ -19,6 +19,7 @@ use crate::request::{GuestCompletion, GuestError};
 use crate::runs::Run;
 use crate::sequence::Sequences;
 use crate::stats::{CoreStats, Event, VdiskStats};
+use crate::suspects::Suspects;
 use crate::write::{Cost, FingerprintJob, Waiting};
 use bytes::BytesMut;
 use cleave_codec::{Codec, Keys, Settings};
@@ -135,6 +136,7 @@ pub(crate) struct State {
     pub next_range: RangeKey,
     pub unsent_ranges: VecDeque<RangeKey>,
     pub slow: VecDeque<SlowRead>,
+    pub suspects: Suspects,
     pub flash: Flash,
     pub ahead: Ahead,
     pub fingerprints: VecDeque<FingerprintJob>,
@@ -207,6 +209,7 @@ impl State {
             next_range: 0,
             unsent_ranges: VecDeque::new(),
             slow: VecDeque::new(),
+            suspects: Suspects::default(),
             flash,
             ahead: Ahead::default(),
             fingerprints: VecDeque::new(),

@@ -27,8 +27,9 @@ use cleave_datanode_core::log::LogSettings;
 use cleave_datanode_core::roles::order_start_empty;
 use cleave_datanode_core::status::Status;
 use cleave_datanode_core::vault::vault_capacity;
+use cleave_format::control::SlotPlace;
 use cleave_format::ids::{ClusterId, DatanodeId, DriveId, Position};
-use cleave_format::superblock::DriveIdentity;
+use cleave_format::superblock::{DriveIdentity, Superblock};
 use cleave_runtime::drives::DriveIo;
 use cleave_runtime::executor::Priority;
 use cleave_runtime::links::PeerAddress;
@@ -415,6 +416,29 @@ impl Rig {
         self.controllers.iter().flatten().filter(|one| one.is_stopped()).count()
     }
 
+    /// An operator has all stripes looked at, and what is damaged mended, by whichever controller is active; they give their
+    /// word again when a cut took it.
+    pub fn scrub(&mut self) {
+        let before = Cell::new(None);
+        self.until("all stripes are looked at", |rig| {
+            let active = |one: &&Controller| one.status().is_some_and(|status| status.serving);
+            let Some(controller) = rig.controllers.iter().flatten().find(active) else {
+                return false;
+            };
+            let Some(scrub) = controller.status().map(|status| status.scrub) else { return false };
+            match before.get() {
+                _ if !scrub.running => false,
+                Some(passes) if scrub.passes > passes => !scrub.hurried,
+                _ if scrub.hurried => false,
+                passes => {
+                    before.set(passes.or(Some(scrub.passes)));
+                    controller.scrub();
+                    false
+                }
+            }
+        });
+    }
+
     /// Whether all machines are on one power line.
     pub fn shares_power(&self) -> bool {
         self.shared_power
@@ -434,6 +458,15 @@ impl Rig {
     pub fn lose(&mut self, drive: DriveId) {
         self.lost.push(drive);
         self.drives[usize::from(drive.0)].lose();
+    }
+
+    /// Flips a bit of a slot, at this byte of it.
+    pub fn flip(&self, place: &SlotPlace, at: u64) {
+        let drive = &self.drives[usize::from(place.drive.0)];
+        let identity = identity(usize::from(place.drive.0));
+        let superblock = Superblock::for_size(identity, drive.capacity());
+        let slot = superblock.expect("drives are large enough").slot_offset(place.slot);
+        drive.flip_bit(slot + at, 3);
     }
 
     /// The operator's word that the log is given up, while no controller has it.

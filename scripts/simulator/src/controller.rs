@@ -104,6 +104,11 @@ impl ControllerEngine {
         &self.store
     }
 
+    /// An operator has all stripes looked at.
+    pub fn scrub(&self) -> bool {
+        self.shared.node.borrow().as_ref().is_some_and(DataNode::scrub)
+    }
+
     /// Begins a clean stop.
     pub fn stop(&self) {
         self.shared.stopping.set(true);

@@ -51,6 +51,19 @@ pub fn play(cluster: &mut Cluster) {
             if !cluster.until("shards that were lost are written anew", RECOVERY, rebuilt) {
                 return;
             }
+            // What rotted unseen is found and written anew, as far as parity goes (C3).
+            if !cluster.active().is_some_and(|active| active.scrub()) {
+                return cluster.journal.fail(
+                    "no controller takes an operator's word to look at all stripes".to_owned(),
+                );
+            }
+            let over = |c: &Cluster| {
+                let status = c.active().and_then(|active| active.status());
+                status.is_some_and(|status| status.scrub.running && !status.scrub.hurried)
+            };
+            if !cluster.until("all stripes are looked at", RECOVERY, over) {
+                return;
+            }
             let status = cluster.active().and_then(|active| active.status());
             let drives = status.map_or_else(Vec::new, |status| status.drives);
             stop_both(cluster);

@@ -145,6 +145,7 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::CommitAcrossLogs, 11),
     (Planted::LeaveRot, 2),
     (Planted::ReadWithoutChecks, 6),
+    (Planted::SwapBeforeWritten, 1),
     (Planted::ChecksumWithoutAddress, 148),
     (Planted::FlashWithoutChecks, 9),
     (Planted::FlashPlaceNotRechecked, 55),

@@ -10,9 +10,9 @@ use crate::nvme::Nvme;
 use cleave_catalog::tables::StripeRow;
 use cleave_catalog::{Catalog, Owner};
 use cleave_datanode_core::drives::DriveReport;
-use cleave_format::control::DriveState;
+use cleave_format::control::{DriveState, SlotPlace};
 use cleave_format::ids::{DriveId, StripeId};
-use cleave_format::layout::{COLUMN, COLUMNS, SHARD, SLOT, SLOT_HEADER};
+use cleave_format::layout::{COLUMN, COLUMNS, PARITY_SHARDS, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::slot::SlotHeader;
 use cleave_format::superblock::Superblock;
 use std::collections::BTreeMap;
@@ -109,6 +109,7 @@ fn look(cluster: &Cluster, drives: &[(DriveReport, u32)]) -> Result<(), String> 
             claim(&mut slots, place.drive.0, place.slot.0, stripe)?;
         }
         check_stripe(cluster, stripe, &row)?;
+        check_mended(cluster, drives, stripe, &row)?;
         check_rebuilt(drives, stripe, &row)?;
     }
     // A drive that could not be opened has no slots.
@@ -178,6 +179,76 @@ fn check_rebuilt(
     }
 }
 
+/// All stripes were looked at: of what parity can solve nothing on a drive in use is damaged any more, and parity is that of
+/// the data (C3, C16).
+fn check_mended(
+    cluster: &Cluster,
+    drives: &[(DriveReport, u32)],
+    stripe: StripeId,
+    row: &StripeRow,
+) -> Result<(), String> {
+    let width = row.slots.len();
+    let in_use = |drive: DriveId| {
+        drives.iter().any(|(it, _)| it.drive == drive && it.state == DriveState::Active)
+    };
+    let (mut damaged, mut lacking, mut shards) = (Vec::new(), 0, Vec::new());
+    for (shard, place) in row.slots.iter().enumerate() {
+        if row.shards_missing >> shard & 1 == 1 || !in_use(place.drive) {
+            lacking += 1;
+            shards.push(None);
+            continue;
+        }
+        let whole = shard_at(cluster, stripe, shard, place).ok();
+        if whole.is_none() {
+            damaged.push(shard);
+        }
+        shards.push(whole);
+    }
+    if !damaged.is_empty() && damaged.len() + lacking <= PARITY_SHARDS {
+        return Err(format!("stripe {stripe}: shards {damaged:?} are damaged after a scrub"));
+    }
+    if !damaged.is_empty() || lacking > 0 || width <= PARITY_SHARDS {
+        return Ok(());
+    }
+    let data: Vec<Option<&[u8]>> = shards
+        .iter()
+        .enumerate()
+        .map(|(shard, bytes)| bytes.as_deref().filter(|_| shard < width - PARITY_SHARDS))
+        .collect();
+    let (mut first, mut second) = (vec![0; SHARD], vec![0; SHARD]);
+    let mut wanted = [(width - 2, &mut first[..]), (width - 1, &mut second[..])];
+    let solved = cleave_erasure::Solver::new().recover(&data, &mut wanted);
+    solved.map_err(|error| format!("stripe {stripe}: {error}"))?;
+    match shards[width - 2].as_deref() == Some(&first[..])
+        && shards[width - 1].as_deref() == Some(&second[..])
+    {
+        true => Ok(()),
+        false => Err(format!("stripe {stripe}: parity is not that of its data (C16)")),
+    }
+}
+
+/// A shard as it lies on its drive, if it passes all checks (C3).
+fn shard_at(
+    cluster: &Cluster,
+    stripe: StripeId,
+    shard: usize,
+    place: &SlotPlace,
+) -> Result<Vec<u8>, String> {
+    let index = usize::from(place.drive.0);
+    let identity = crate::cluster::identity(&cluster.plan, index);
+    let superblock = Superblock::for_size(identity, cluster.plan.drive_size);
+    let offset = superblock.expect("drives are large enough").slot_offset(place.slot);
+    let drive = &cluster.drives[index];
+    let header = SlotHeader::decode(&drive.peek(offset, SLOT_HEADER));
+    let header = header.map_err(|error| error.to_string())?;
+    let same = header.check_identity(cluster.plan.cluster, stripe, shard, place);
+    same.map_err(|error| error.to_string())?;
+    let data = drive.peek(offset + SLOT_HEADER as u64, SHARD);
+    let column = |index| header.check_column(index, &data[index * COLUMN..][..COLUMN]);
+    (0..COLUMNS).try_for_each(column).map_err(|error| error.to_string())?;
+    Ok(data)
+}
+
 /// Redundancy is whole, but for what was harmed on purpose.
 fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<(), String> {
     let mut on: Vec<DriveId> = row.slots.iter().map(|place| place.drive).collect();
@@ -191,21 +262,12 @@ fn check_stripe(cluster: &Cluster, stripe: StripeId, row: &StripeRow) -> Result<
     let mut missing = 0;
     for (shard, place) in row.slots.iter().enumerate() {
         let said = row.shards_missing >> shard & 1 == 1;
-        let superblock = Superblock::for_size(
-            crate::cluster::identity(&cluster.plan, usize::from(place.drive.0)),
-            cluster.plan.drive_size,
-        );
+        let index = usize::from(place.drive.0);
+        let identity = crate::cluster::identity(&cluster.plan, index);
+        let superblock = Superblock::for_size(identity, cluster.plan.drive_size);
         let offset = superblock.expect("drives are large enough").slot_offset(place.slot);
-        let drive = &cluster.drives[usize::from(place.drive.0)];
         let harmed = is_harmed(cluster, place.drive.0, offset);
-        let header = SlotHeader::decode(&drive.peek(offset, SLOT_HEADER));
-        let whole = header.map_err(|error| error.to_string()).and_then(|header| {
-            let same = header.check_identity(cluster.plan.cluster, stripe, shard, place);
-            same.map_err(|error| error.to_string())?;
-            let data = drive.peek(offset + SLOT_HEADER as u64, SHARD);
-            let column = |index| header.check_column(index, &data[index * COLUMN..][..COLUMN]);
-            (0..COLUMNS).try_for_each(column).map_err(|error| error.to_string())
-        });
+        let whole = shard_at(cluster, stripe, shard, place).map(drop);
         match whole {
             Ok(()) => {}
             Err(_) if harmed || said => missing += 1,

@@ -2,8 +2,7 @@
 
 use cleave_control::status::{
     ClusterStatistics, ClusterStatus, DriveState, Fill, FlashState, HostCpuStatus, HostFlashStatus,
-    Latency, OperationStatistics, PoolStatus, ProcessState, ProcessStatus, RebuildStatus, Role,
-    StripeStatus, VdiskEntry, VdiskServing,
+    Latency, OperationStatistics, ProcessState, ProcessStatus, Role, VdiskEntry, VdiskServing,
 };
 use std::fmt::Write;
 
@@ -292,83 +291,6 @@ pub fn flash_events(flash: &HostFlashStatus) -> String {
     out
 }
 
-/// Shards that are written anew, if there is anything to say of them.
-fn rebuild(rebuild: RebuildStatus) -> String {
-    let mut out = String::new();
-    let RebuildStatus { running, waiting, done, without_room, unreadable, left } = rebuild;
-    if running && waiting + done > 0 {
-        let left = left.map(|left| format!(", about {left} s left")).unwrap_or_default();
-        line(&mut out, format_args!("  rebuild: {done} of {} stripes{left}", done + waiting));
-    }
-    if without_room > 0 {
-        line(
-            &mut out,
-            format_args!(
-                "  rebuild: {without_room} stripes lack shards for which no other drive has a free slot; it goes on when one has"
-            ),
-        );
-    }
-    if unreadable > 0 {
-        line(
-            &mut out,
-            format_args!(
-                "  rebuild: of {unreadable} stripes too few shards can be read; they are tried again"
-            ),
-        );
-    }
-    out
-}
-
-/// Drives, space, stripes.
-pub fn pool(pool: &PoolStatus) -> String {
-    let mut out = String::new();
-    let free = bytes(pool.space.capacity.saturating_sub(pool.space.used));
-    let percent = pool.space.used as f64 * 100.0 / pool.space.capacity.max(1) as f64;
-    line(&mut out, format_args!("pool: {} used ({percent:.1} %), {free} free", fill(pool.space)));
-    match &pool.stripes {
-        None => {
-            line(&mut out, format_args!("  no controller is active: its stripes are not known"))
-        }
-        Some(StripeStatus { data_shards, parity_shards, committed, degraded, lost, .. }) => line(
-            &mut out,
-            format_args!(
-                "  stripes: {committed}, {degraded} degraded, {lost} lost; {} freed; new ones are {data_shards}+{parity_shards}",
-                pool.stripes_freed
-            ),
-        ),
-    }
-    if let Some(stripes) = &pool.stripes {
-        out.push_str(&rebuild(stripes.rebuild));
-    }
-    line(
-        &mut out,
-        format_args!(
-            "  of what is used {} is reserved for stripes to be written; {} stripes wait for a map run to be left",
-            bytes(pool.reserved),
-            pool.stripes_dead
-        ),
-    );
-    if let Some(shortage) = &pool.shortage {
-        line(
-            &mut out,
-            format_args!("  destage waits: {shortage}; writes stall when the log is full"),
-        );
-    }
-    for drive in &pool.drives {
-        let state = match drive.state {
-            DriveState::Online => fill(drive.space),
-            DriveState::Lost => format!("lost: {}", drive.reason),
-        };
-        let (number, path) = (drive.drive, &drive.path);
-        let faults = match (drive.errors, drive.check_failures) {
-            (0, 0) => String::new(),
-            (errors, checks) => format!(", {errors} errors, {checks} shards failed their check"),
-        };
-        line(&mut out, format_args!("  drive {number} ({path}): {state}{faults}"));
-    }
-    out
-}
-
 /// Seconds since the Unix epoch, as a date and a time.
 pub fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -444,12 +366,12 @@ fn process(process: &ProcessStatus) -> String {
     }
 }
 
-fn fill(fill: Fill) -> String {
+pub(super) fn fill(fill: Fill) -> String {
     format!("{} of {}", bytes(fill.used), bytes(fill.capacity))
 }
 
 /// Three digits and a unit.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = count as f64;
     let mut unit = 0;
@@ -468,7 +390,7 @@ fn bytes(count: u64) -> String {
 }
 
 /// A line of it.
-pub fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+pub(super) fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     writeln!(out, "{text}").expect("writing to a string does not fail");
 }
 
@@ -503,41 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_and_flash_events_are_described() {
-        let mut shown = PoolStatus {
-            space: Fill { used: 1 << 30, capacity: 4 << 30 },
-            shortage: Some("no slots are free".to_owned()),
-            reserved: 30 << 20,
-            stripes_dead: 7,
-            ..PoolStatus::default()
-        };
-        let text = pool(&shown);
-        for part in [
-            "1.00 GiB of 4.00 GiB used (25.0 %), 3.00 GiB free",
-            "not known",
-            "no slots are free",
-            "30.0 MiB is reserved",
-            "; 7 stripes",
-        ] {
-            assert!(text.contains(part), "{part} is not in\n{text}");
-        }
-        shown.stripes =
-            Some(StripeStatus { data_shards: 4, parity_shards: 2, ..Default::default() });
-        let text = pool(&shown);
-        assert!(text.contains("new ones are 4+2") && !text.contains("rebuild"), "{text}");
-        let rebuild = RebuildStatus {
-            running: true,
-            waiting: 30,
-            done: 10,
-            without_room: 2,
-            unreadable: 1,
-            left: Some(90),
-        };
-        shown.stripes = Some(StripeStatus { rebuild, ..Default::default() });
-        let text = pool(&shown);
-        for part in ["10 of 40 stripes, about 90 s left", "2 stripes lack shards", "of 1 stripes"] {
-            assert!(text.contains(part), "{part} is not in\n{text}");
-        }
+    fn flash_events_are_described() {
         let event = FlashEventStatus {
             at: 0,
             device: "/dev/x".to_owned(),

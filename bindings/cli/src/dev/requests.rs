@@ -34,6 +34,8 @@ const SERVED: Duration = Duration::from_secs(60);
 const FLASH: Duration = Duration::from_secs(30);
 /// How long the host engine may take to note how many cores it should have.
 const CPU: Duration = Duration::from_secs(10);
+/// How long a controller may take to say that it goes on with an order.
+const ORDER: Duration = Duration::from_secs(10);
 /// A standby makes ready before the role moves to it.
 const SWITCH_OVER: Duration = Duration::from_secs(90);
 /// How exactly a stall is known.
@@ -83,7 +85,15 @@ impl Requests {
             Request::SetCpu { insane, cores } => self.set_cpu(insane, cores),
             Request::AddFlash { device, size, host } => self.add_flash(device, size, host),
             Request::RetireFlash { device, host } => self.retire_flash(device, host),
-            Request::SwitchOver { datanode } => self.switch_over(datanode),
+            Request::SwitchOver { datanode } => {
+                self.ask_active(datanode, &Request::SwitchOver { datanode }, SWITCH_OVER)
+            }
+            Request::Scrub { datanode } => {
+                self.ask_active(datanode, &Request::Scrub { datanode }, ORDER)
+            }
+            Request::Rebuild { datanode } => {
+                self.ask_active(datanode, &Request::Rebuild { datanode }, ORDER)
+            }
             Request::StartEmptyLog { datanode, accept_data_loss } => {
                 self.start_empty(datanode, accept_data_loss)
             }
@@ -334,7 +344,8 @@ impl Requests {
         Ok(reply)
     }
 
-    fn switch_over(&self, datanode: u16) -> Result<Reply> {
+    /// Has a data node's active controller do something.
+    fn ask_active(&self, datanode: u16, request: &Request, limit: Duration) -> Result<Reply> {
         let option = |reason: &str| {
             let (option, value) = ("--datanode", datanode.to_string());
             Err(Error::Option { option, value, reason: reason.to_owned() })
@@ -347,8 +358,7 @@ impl Requests {
         let Some(active) = own.iter().find(|one| one.role == Role::Active) else {
             return option("none of its controllers is active now; look at cleave status");
         };
-        let request = Request::SwitchOver { datanode };
-        self.overview.forward(&active.process.name, &request, SWITCH_OVER)
+        self.overview.forward(&active.process.name, request, limit)
     }
 
     fn start_empty(&self, datanode: u16, accept_data_loss: bool) -> Result<Reply> {

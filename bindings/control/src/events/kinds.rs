@@ -158,6 +158,17 @@ kinds! {
     DriveFault, "drive_fault", Warning, "failed a request", "replace the drive when this is told again";
     /// A shard is not what should be there.
     ShardDamaged, "shard_damaged", Warning, "holds something else than the shard that should be there; it is solved from parity", "";
+    /// It was written anew.
+    ShardRepaired, "shard_repaired", Info, "had a damaged shard, which was written anew elsewhere",
+        "replace the drive when this is told again and again";
+    /// And what could not be.
+    StripeDamaged, "stripe_damaged", Error, "found damage that cannot be mended",
+        "bring lost drives back; else restore what cannot be read of the vdisks that are named";
+    /// The scrub is through.
+    Scrubbed, "scrubbed", Info, "has looked at all stripes", "";
+    /// And found what it could not mend.
+    ScrubbedDamaged, "scrubbed_damaged", Error, "has looked at all stripes, and could not mend some",
+        "look at the events before this one for which: cleave events";
     /// A drive is not used any more.
     DriveLost, "drive_lost", Error, "is lost: what it held is solved from parity", "replace the drive";
     /// A drive could not be opened at the start.

@@ -68,6 +68,8 @@ fn requests_have_this_form() {
             Request::CreateVdisk { name: "a".to_owned(), size: 4096, encrypted: None },
         ),
         (r#"{"request":"switch_over","datanode":1}"#, Request::SwitchOver { datanode: 1 }),
+        (r#"{"request":"scrub","datanode":1}"#, Request::Scrub { datanode: 1 }),
+        (r#"{"request":"rebuild","datanode":2}"#, Request::Rebuild { datanode: 2 }),
         (
             r#"{"request":"start_empty_log","datanode":1,"accept_data_loss":true}"#,
             Request::StartEmptyLog { datanode: 1, accept_data_loss: true },

@@ -6,6 +6,7 @@ use crate::catalog_queue::Waiter;
 use crate::drives::DriveEvent;
 use crate::log::{Appended, LogEntryKind, Soundness, soundness};
 use crate::notices::Notice;
+use crate::scrub::SUSPECTS_A_MESSAGE;
 use crate::state::{Ack, State};
 use bytes::Bytes;
 use cleave_catalog::Cursor;
@@ -192,7 +193,10 @@ impl State {
                 self.reply(host.connection, host.lane, &message, payload);
             }
             DriveEvent::AreaWritten { number, durable } => self.solo.written(number, durable),
-            DriveEvent::Fault { drive, slot, fault } => {
+            DriveEvent::Fault { drive, slot, fault, suspect } => {
+                if let Some(stripe) = suspect {
+                    self.scrub.suspect(stripe, Some((drive, slot)), now);
+                }
                 self.notices.tell(Notice::of_fault(drive, slot, fault))
             }
             DriveEvent::Lost { drive, reason } => self.drive_lost(drive, &reason),
@@ -249,6 +253,17 @@ impl State {
                 }
                 let request = waiter(request, WaiterKind::Locate);
                 self.catalog.ask(request, CatalogRequest::Locate(stripes));
+            }
+            HostMessage::Damaged { stripes } => {
+                // It has no answer. A host's word is a reason to look, and no more.
+                if let Some(session) = self.sessions.get_mut(&connection) {
+                    session.requests = session.requests.saturating_sub(1);
+                }
+                if stripes.len() > SUSPECTS_A_MESSAGE {
+                    return Err("too many damaged stripes at a time".to_owned());
+                }
+                let now = self.executor.now();
+                stripes.into_iter().for_each(|stripe| self.scrub.suspect(stripe, None, now));
             }
             read @ HostMessage::Read { .. } => self.read_or_wait(connection, lane, read),
             _ => unreachable!("dispatched before"),

@@ -321,6 +321,7 @@ impl State {
             self.active = Some(active);
             self.damage_stale = true;
             self.rebuild.begin();
+            self.scrub.end();
         }
         self.assign_records();
     }
@@ -333,6 +334,7 @@ impl State {
         self.mending = crate::mend::Mending::default();
         self.solo.end();
         self.rebuild.end();
+        self.scrub.end();
         self.mirror.alone = false;
         if let Some(active) = self.active.take() {
             self.pool = Some(active.drives.rested());

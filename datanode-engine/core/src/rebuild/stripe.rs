@@ -23,6 +23,7 @@ use cleave_format::layout::{COLUMN, PARITY_SHARDS, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::slot::{SlotHeader, column_checksums};
 use cleave_runtime::crash_points::{Point, reached};
 use cleave_runtime::message::Message;
+use cleave_runtime::planted::{Planted, is_planted};
 use cleave_runtime::sync::{Outcome, promise};
 use cleave_wire::ShardFault;
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ const ROOM: usize = 4 << 10;
 
 /// What became of a stripe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rebuilt {
+pub(crate) enum Rebuilt {
     /// It lacks nothing any more.
     Whole,
     /// Shards are lacking for which there is no slot.
@@ -44,7 +45,7 @@ pub(super) enum Rebuilt {
 }
 
 /// Shards of a stripe, by their number.
-type Shards = BTreeMap<usize, Bytes>;
+pub(crate) type Shards = BTreeMap<usize, Bytes>;
 
 /// What reading a stripe came to.
 enum Read {
@@ -55,18 +56,36 @@ enum Read {
 }
 
 impl Node {
-    /// Rebuilds a stripe as far as it can be; nothing when this controller is not active any more.
-    pub(super) async fn rebuild_stripe(&self, term: u64, stripe: StripeId) -> Option<Rebuilt> {
+    /// Rebuilds a stripe as far as it can be; nothing when this controller is not active any more. `found`: shards that are
+    /// to be written anew although they are there, of the stripe as it was at that generation.
+    pub(crate) async fn rebuild_stripe(
+        &self,
+        term: u64,
+        stripe: StripeId,
+        found: Option<(u32, &[usize])>,
+    ) -> Option<Rebuilt> {
         let asked = self.ask_catalog(term, CatalogRequest::Stripe(stripe)).await?;
         let CatalogReply::Stripe(row) = asked else { return None };
         let Some(row) = row.filter(|row| !row.slots.is_empty()) else {
             return Some(Rebuilt::Whole); // It is freed.
         };
-        let lacking: Vec<usize> = {
+        let mut lacking: Vec<usize> = {
             let state = self.state();
             let lost = state.active.as_ref()?.drives.lost();
             row.lacking(&lost).collect()
         };
+        if let Some((generation, damaged)) = found {
+            if generation != row.generation {
+                return Some(Rebuilt::Again);
+            }
+            lacking.extend(
+                damaged
+                    .iter()
+                    .filter(|shard| !lacking.contains(shard))
+                    .copied()
+                    .collect::<Vec<_>>(),
+            );
+        }
         if lacking.is_empty() {
             return Some(Rebuilt::Whole);
         }
@@ -121,34 +140,8 @@ impl Node {
             if lacking.len() > PARITY_SHARDS || batch.is_empty() {
                 return Some(Read::Unreadable);
             }
-            let reads: Vec<(usize, Outcome<Done>)> = {
-                let mut state = self.state_mut();
-                if !state.may_rebuild(term) {
-                    return None;
-                }
-                let state = &mut *state;
-                let active = state.active.as_mut()?;
-                let rebuild = &mut state.rebuild;
-                let read = |shard: usize| {
-                    let place = row.slots[shard];
-                    let free = active.grants.allocator.is_free(&place);
-                    let (done, outcome) = promise();
-                    let entry = rebuild.requests.vacant_entry();
-                    let number = entry.key() as u64 | OWN;
-                    let begun = match free {
-                        true => Err(ShardFault::Identity),
-                        false => active.drives.read_whole(number, &place, stripe, shard as u8),
-                    };
-                    match begun {
-                        Ok(()) => drop(entry.insert(OwnRequest { loan: None, done })),
-                        Err(fault) => done.fulfil(Err(fault)),
-                    }
-                    (shard, outcome)
-                };
-                batch.into_iter().map(read).collect()
-            };
-            for (shard, outcome) in reads {
-                match outcome.wait().await? {
+            for (shard, done) in self.read_batch(term, stripe, row, batch).await? {
+                match done {
                     Ok(bytes) => drop(shards.insert(shard, bytes?)),
                     Err(fault) => {
                         if fault == ShardFault::Identity && self.changed(term, stripe, row).await? {
@@ -162,8 +155,54 @@ impl Node {
         }
     }
 
+    /// Reads shards whole at once, each checked (C3); nothing when this controller is not active any more.
+    pub(crate) async fn read_batch(
+        &self,
+        term: u64,
+        stripe: StripeId,
+        row: &StripeRow,
+        batch: Vec<usize>,
+    ) -> Option<Vec<(usize, Done)>> {
+        let reads: Vec<(usize, Outcome<Done>)> = {
+            let mut state = self.state_mut();
+            if !state.may_rebuild(term) {
+                return None;
+            }
+            let state = &mut *state;
+            let active = state.active.as_mut()?;
+            let rebuild = &mut state.rebuild;
+            let read = |shard: usize| {
+                let place = row.slots[shard];
+                let free = active.grants.allocator.is_free(&place);
+                let (done, outcome) = promise();
+                let entry = rebuild.requests.vacant_entry();
+                let number = entry.key() as u64 | OWN;
+                let begun = match free {
+                    true => Err(ShardFault::Identity),
+                    false => active.drives.read_whole(number, &place, stripe, shard as u8),
+                };
+                match begun {
+                    Ok(()) => drop(entry.insert(OwnRequest { loan: None, done })),
+                    Err(fault) => done.fulfil(Err(fault)),
+                }
+                (shard, outcome)
+            };
+            batch.into_iter().map(read).collect()
+        };
+        let mut all = Vec::with_capacity(reads.len());
+        for (shard, outcome) in reads {
+            all.push((shard, outcome.wait().await?));
+        }
+        Some(all)
+    }
+
     /// Whether a stripe lies elsewhere by now, or is freed.
-    async fn changed(&self, term: u64, stripe: StripeId, row: &StripeRow) -> Option<bool> {
+    pub(crate) async fn changed(
+        &self,
+        term: u64,
+        stripe: StripeId,
+        row: &StripeRow,
+    ) -> Option<bool> {
         let asked = self.ask_catalog(term, CatalogRequest::Stripe(stripe)).await?;
         let CatalogReply::Stripe(now) = asked else { return None };
         Some(now.is_none_or(|now| now.generation != row.generation))
@@ -245,6 +284,9 @@ impl Node {
             writes.push(outcome);
         }
         let mut durable = true;
+        if is_planted(Planted::SwapBeforeWritten) {
+            return Some(Some(places));
+        }
         for write in writes {
             durable &= write.wait().await?.is_ok();
         }

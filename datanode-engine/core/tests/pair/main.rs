@@ -10,6 +10,7 @@ mod members;
 mod rebuild;
 mod rig;
 mod rot;
+mod scrub;
 mod switch;
 mod takeover;
 

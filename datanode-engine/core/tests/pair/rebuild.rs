@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Writes and commits some stripes.
-fn stripes(rig: &Rig, host: &mut FakeHost, count: u16) -> Vec<GrantedStripe> {
+pub(crate) fn stripes(rig: &Rig, host: &mut FakeHost, count: u16) -> Vec<GrantedStripe> {
     let granted = host.grant(rig, count);
     for stripe in &granted {
         append_some(host, 3);
@@ -25,13 +25,13 @@ fn stripes(rig: &Rig, host: &mut FakeHost, count: u16) -> Vec<GrantedStripe> {
     granted
 }
 
-fn active(rig: &Rig) -> Option<usize> {
+pub(crate) fn active(rig: &Rig) -> Option<usize> {
     let serves = |number: &usize| rig.controllers[*number].is_some() && rig.status(*number).serving;
     [0, 1].into_iter().find(serves)
 }
 
 /// Runs until the active controller has nothing more to rebuild.
-fn run_until_rebuilt(rig: &Rig) {
+pub(crate) fn run_until_rebuilt(rig: &Rig) {
     let rebuilt = rig.world.run_until(
         || {
             active(rig).is_some_and(|number| {
@@ -46,7 +46,7 @@ fn run_until_rebuilt(rig: &Rig) {
 }
 
 /// Both stop; looks at what lies on the drives. Gives the stripes' rows.
-fn look_at_rest(rig: &mut Rig) -> BTreeMap<StripeId, GrantedStripe> {
+pub(crate) fn look_at_rest(rig: &mut Rig) -> BTreeMap<StripeId, GrantedStripe> {
     let status = rig.status(active(rig).unwrap());
     let (slots, free) = status.slots;
     rig.stop_both();
@@ -73,7 +73,7 @@ fn look_at_rest(rig: &mut Rig) -> BTreeMap<StripeId, GrantedStripe> {
 }
 
 /// A stripe is whole: all of its shards, on different drives that are there, with the right content.
-fn assert_whole(rig: &Rig, now: &GrantedStripe, lost: &[DriveId]) {
+pub(crate) fn assert_whole(rig: &Rig, now: &GrantedStripe, lost: &[DriveId]) {
     let mut drives: Vec<DriveId> = now.slots.iter().map(|place| place.drive).collect();
     assert!(drives.iter().all(|drive| !lost.contains(drive)), "{now:?} with {lost:?} lost");
     drives.sort_unstable();

@@ -202,7 +202,11 @@ impl Shared {
             let mut tail = parts.concat();
             if !is_footer(stripe, &tail) {
                 // Damaged though its drives do not say so, in one of its shards or in two.
-                self.state.borrow_mut().stats.checks_failed += 1;
+                {
+                    let mut state = self.state.borrow_mut();
+                    state.stats.checks_failed += 1;
+                    state.tell_damaged(stripe);
+                }
                 let check = |parts: &[Bytes]| is_footer(stripe, &parts.concat());
                 if let Ok(parts) = self.solve_together(&wanted, check).await {
                     tail = parts.concat();

@@ -7,6 +7,7 @@ use cleave_codec::Keys;
 use cleave_format::ids::*;
 use cleave_host_core::*;
 use cleave_runtime::random::Random;
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -154,6 +155,11 @@ fn lost_drives_and_rot_are_solved() {
     model.read_all(&rig);
     let stats = rig.core().stats();
     assert!(stats.checks_failed > 0 && stats.reads_solved > 0, "{stats:?}");
+    // It is told, to have it mended; and nothing that is sound.
+    let told = std::mem::take(&mut rig.pool.borrow_mut().told_damaged);
+    let rotten: BTreeSet<StripeId> =
+        rig.pool.borrow().rotten.iter().map(|(stripe, _)| *stripe).collect();
+    assert!(!told.is_empty() && told.is_subset(&rotten), "{told:?}");
     rig.pool.borrow_mut().rotten.clear();
     // Two drives are lost; the host learns it by faults, then by the next welcome.
     rig.pool.borrow_mut().lost.extend([DriveId(2), DriveId(3)]);

@@ -93,6 +93,8 @@ pub(super) fn lines_seeds() -> Vec<Vec<u8>> {
         Request::AddFlash { device: "memory:1G".to_owned(), size: None, host: Some(2) },
         Request::RetireFlash { device: "memory:1G".to_owned(), host: Some(2) },
         Request::SwitchOver { datanode: 1 },
+        Request::Scrub { datanode: 1 },
+        Request::Rebuild { datanode: 1 },
         Request::StartEmptyLog { datanode: 1, accept_data_loss: true },
     ];
     let line = |request: &Request| {

@@ -7,7 +7,7 @@ use cleave_coordinator::contract::{Operation, Transaction, Versioned};
 use cleave_coordinator::encoding::{Decode, Encode, decode, encode};
 use cleave_coordinator::frame::{REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Request, first, framed};
 use cleave_coordinator::hub::{Hub, Reply};
-use cleave_coordinator::records::{Counter, LogRole, Member, VdiskOwner};
+use cleave_coordinator::records::{Counter, LogRole, Member, ScrubFigures, ScrubPass, VdiskOwner};
 use cleave_coordinator::{Answer, Condition, Lease, LeaseId, Listing, RedbStore};
 use cleave_runtime::time::Moment;
 use std::fmt::Debug;
@@ -116,6 +116,7 @@ fn record<T: Decode<()> + Encode + PartialEq + Debug>(data: &[u8]) {
 pub(super) fn records(data: &[u8]) {
     record::<LogRole>(data);
     record::<VdiskOwner>(data);
+    record::<ScrubPass>(data);
     record::<Counter>(data);
     if let Ok(found) = from_value::<ClusterRecord>("k", data) {
         assert_eq!(from_value("k", &to_value(&found)), Ok(found));
@@ -130,11 +131,15 @@ pub(super) fn records(data: &[u8]) {
 
 /// One of each.
 pub(super) fn records_seeds() -> Vec<Vec<u8>> {
+    let found = ScrubFigures { looked: 70_000, damaged: 3, repaired: 2, unrepairable: 1 };
+    let scrub =
+        ScrubPass { passes: 4, from: 81_000, spent_seconds: 500, found, ..ScrubPass::default() };
     let in_sync =
         vec![Member { controller: 0, incarnation: 9 }, Member { controller: 1, incarnation: 300 }];
     vec![
         encode(&LogRole { epoch: 2, log: 5, active: Some(9), since: 2, origin: 800, in_sync, solo: None }),
         encode(&VdiskOwner { epoch: 2, host: 1, incarnation: None }),
+        encode(&scrub),
         encode(&Counter { newest: 70_000 }),
         br#"{"uuid":"0123456789abcdef0123456789abcdef","encrypted":true,"key_check":"aa","format_level":1}"#.to_vec(),
         br#"{"id":4,"size":1073741824,"encrypted":false,"created":1,"host":null,"home":1,"state":"ready"}"#.to_vec(),

@@ -103,6 +103,7 @@ pub(super) fn host_seeds() -> Vec<Vec<u8>> {
         HostMessage::Fetch { request, vdisk, epoch, from: Position(1) },
         HostMessage::OpenMap { request, vdisk, epoch, cursor },
         HostMessage::Locate { request, stripes: vec![stripe] },
+        HostMessage::Damaged { stripes: vec![stripe] },
         HostMessage::Read { request, place: place(), stripe, shard: 1, offset: 64, length: 4096 },
         HostMessage::WriteShard { request, stripe, shard: 1, place: place() },
     ])

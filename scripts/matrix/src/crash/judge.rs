@@ -45,8 +45,8 @@ fn read_all(rig: &mut Rig, when: &str) {
     assert!(failed.is_empty(), "blocks cannot be read {when}: {failed:?}");
 }
 
-/// Both catalogs are the same, and committed stripes are whole.
-fn at_rest(rig: &Rig) {
+/// Both catalogs are the same, and committed stripes are whole. Nothing may run.
+pub fn at_rest(rig: &Rig) {
     let catalogs = [0, 1].map(|number| {
         let storage = rig.catalogs[number].open();
         Catalog::open_storage(storage, Path::new("catalog"), OWNER).expect("a catalog opens")

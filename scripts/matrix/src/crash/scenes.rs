@@ -5,13 +5,14 @@
 //! flushed remains, unless that leaves what another way left. The machine is started again after the cut, the scene goes on to its end, and the
 //! [`judge`](super::judge) looks at the cluster.
 
-use super::judge::judge;
+use super::judge::{judge, stripes};
 use crate::rig::{Machine, Rig};
 use crate::tally::{Extent, Tally};
 use crate::units::Unit;
 use cleave_datanode_core::Phase;
 use cleave_format::control::DriveState;
 use cleave_format::ids::DriveId;
+use cleave_format::layout::SLOT_HEADER;
 use cleave_runtime_sim::Remains;
 use std::time::Duration;
 
@@ -155,6 +156,37 @@ pub const SCENES: &[Scene] = &[
             });
             let rebuilt = rig.status(0).map_or(0, |status| status.counters.rebuilt);
             assert!(rig.was_cut() || rebuilt > 0, "nothing was rebuilt: the scene shows nothing");
+            rig.settle();
+        },
+    },
+    Scene {
+        name: "scrub of damaged stripes",
+        machines: &[Active, Standby, Store],
+        begin: |shared| {
+            let mut rig = Rig::wide(shared);
+            rig.destage((0..366).map(|block| block * 3));
+            rig.destage(400..800);
+            rig.kill_host();
+            rig.stop_controllers();
+            // In turn of data and of parity, of the header and of the content.
+            for (index, (_, row)) in stripes(&rig).into_iter().enumerate() {
+                let place = row.slots[index * 2 % row.slots.len()];
+                rig.flip(&place, (index % 2 * (SLOT_HEADER + 70_000) + 9) as u64);
+            }
+            rig.start_controllers();
+            rig.start_host();
+            rig.until("everything runs", |rig| rig.is_mirrored() && rig.serves());
+            rig.settle();
+            rig
+        },
+        act: |rig| {
+            rig.scrub();
+            // The judge looks whether everything is whole.
+            let repaired = |number| rig.status(number).map_or(0, |it| it.counters.repaired);
+            assert!(
+                rig.was_cut() || repaired(0) + repaired(1) > 0,
+                "nothing was mended: the scene shows nothing"
+            );
             rig.settle();
         },
     },

@@ -106,6 +106,14 @@ impl Controller {
         self.process.wake();
     }
 
+    /// An operator's word: looks at all stripes now.
+    pub fn scrub(&self) {
+        if let Some(node) = &*self.shared.node.borrow() {
+            node.scrub();
+        }
+        self.process.wake();
+    }
+
     /// Whether a clean stop is over.
     pub fn is_stopped(&self) -> bool {
         self.shared.node.borrow().as_ref().is_some_and(DataNode::is_stopped)

@@ -4,10 +4,11 @@
 //! memory when the damage is done: host and controllers start after it. Damage of at most two shards of a stripe is
 //! solved around; of more it is an error of the blocks that are lost, or of the opening, and says so.
 
-use crate::crash::judge::stripes;
+use crate::crash::judge::{at_rest, stripes};
 use crate::rig::{DRIVES, Rig, identity};
 use crate::rot::Rot;
 use crate::tally::{Extent, Tally};
+use cleave_format::control::DriveState;
 use cleave_format::ids::SlotIndex;
 use cleave_format::layout::{COLUMN, PARITY_SHARDS, SHARD, SLOT, SLOT_HEADER};
 use cleave_format::superblock::{SUPERBLOCK, Superblock};
@@ -110,6 +111,26 @@ impl Resting {
                 + drives.iter().map(of_drives).sum::<u64>()
                 + failed.len() as u64;
             assert!(noticed > 0, "nobody noticed");
+        }
+        if cost != Cost::Blocks {
+            self.mend();
+        }
+    }
+
+    /// Whatever parity covers is mended by a scrub, parity too (C16). A drive whose superblock is gone is lost for good; four
+    /// drives have no room for what it held.
+    fn mend(mut self) {
+        let rig = &mut self.rig;
+        rig.settle();
+        rig.scrub();
+        let whole = [0, 1].into_iter().filter_map(|number| rig.status(number));
+        let whole = whole.filter(|status| status.serving).all(|status| {
+            status.drives.iter().all(|(report, _)| report.state == DriveState::Active)
+        });
+        rig.kill_host();
+        rig.stop_controllers();
+        if whole {
+            at_rest(rig);
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Pool {
     pub no_space: bool,
     /// Renewals of leases are answered.
     pub gives_leases: bool,
+    /// Stripes that a host said are damaged.
+    pub told_damaged: BTreeSet<StripeId>,
     /// Gives what shards have that are not written.
     pub made_up: Option<MadeUp>,
 }
@@ -91,6 +93,7 @@ impl Pool {
             fail_writes: 0,
             no_space: false,
             gives_leases: true,
+            told_damaged: BTreeSet::new(),
             made_up: None,
         }))
     }
@@ -488,6 +491,10 @@ impl Controller {
             }
             HostMessage::ReturnGrant { stripes } => {
                 stripes.iter().for_each(|stripe| drop(pool.grants.remove(stripe)));
+                return;
+            }
+            HostMessage::Damaged { stripes } => {
+                pool.told_damaged.extend(stripes);
                 return;
             }
             HostMessage::Fetch { request, vdisk, epoch, from: start } => {
