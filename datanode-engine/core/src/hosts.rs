@@ -12,7 +12,7 @@ mod expiry;
 
 use crate::catalog_port::CatalogReply;
 use crate::notices::Notice;
-use crate::state::State;
+use crate::state::{Active, State};
 use bytes::Bytes;
 use cleave_catalog::MapPage;
 use cleave_erasure::geometry;
@@ -289,7 +289,8 @@ impl State {
         }
     }
 
-    /// Whether what is asked speaks of an owner that was made elsewhere.
+    /// Whether what is asked speaks of an owner that was made elsewhere: it is unknown here, or what is known of it was never
+    /// mirrored. Owners ask such things once they were told that their seal is durable.
     fn lacks_owner_of(&self, message: &HostMessage) -> bool {
         let (HostMessage::Delete { vdisk, epoch, .. }
         | HostMessage::OpenMap { vdisk, epoch, .. }
@@ -298,7 +299,9 @@ impl State {
         else {
             return false;
         };
-        self.active.as_ref().is_some_and(|active| active.resident.lacks_owner(*vdisk, *epoch))
+        let mirrored = Position(self.mirror.mirrored);
+        let lacks = |active: &Active| active.resident.lacks_owner(*vdisk, *epoch, mirrored);
+        self.active.as_ref().is_some_and(lacks)
     }
 
     fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Result<(), Malformed> {

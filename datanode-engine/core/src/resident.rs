@@ -142,10 +142,15 @@ impl Resident {
         self.seals.get(&vdisk).filter(owns).ok_or(Refusal::Sealed)
     }
 
-    /// Whether an owner of this epoch is unknown here, and no newer one is known. It was told that its seal is durable: who lacks
-    /// that is active no more, or never was with this log (C7, C8), and must not say that the vdisk has another owner.
-    pub fn lacks_owner(&self, vdisk: VdiskId, epoch: Epoch) -> bool {
-        self.seals.get(&vdisk).is_none_or(|seal| seal.epoch < epoch)
+    /// Whether an owner of this epoch is unknown here, or its seal is not mirrored, and no newer one is known. It was told that its
+    /// seal is durable: who lacks that is active no more, or never was with this log (C7, C8), and must not say that the vdisk
+    /// has another owner.
+    pub fn lacks_owner(&self, vdisk: VdiskId, epoch: Epoch, mirrored: Position) -> bool {
+        self.seals.get(&vdisk).is_none_or(|seal| {
+            // Of one that deleted it the position is that of the deletion.
+            let sealed = seal.position <= mirrored || seal.deleted;
+            seal.epoch < epoch || seal.epoch == epoch && !sealed
+        })
     }
 
     /// The position at which this owner deleted the vdisk, if it did (C28).
@@ -218,8 +223,10 @@ mod tests {
             resident.check_owner(VDISK, Epoch(epoch), Incarnation(incarnation)).is_ok()
         };
         assert!(owner(2, 6) && !owner(1, 5) && !owner(2, 5) && !owner(3, 6));
-        let lacks = |vdisk, epoch| resident.lacks_owner(vdisk, Epoch(epoch));
-        assert!(lacks(VDISK, 3) && !lacks(VDISK, 2) && !lacks(VDISK, 1) && lacks(VdiskId(99), 1));
+        let lacks =
+            |vdisk, epoch, mirrored| resident.lacks_owner(vdisk, Epoch(epoch), Position(mirrored));
+        assert!(lacks(VDISK, 3, 12) && !lacks(VDISK, 2, 12) && !lacks(VDISK, 1, 12));
+        assert!(lacks(VDISK, 2, 11) && !lacks(VDISK, 1, 11) && lacks(VdiskId(99), 1, 12));
         resident.apply(Position(13), &Control::Delete { vdisk: VDISK, epoch: Epoch(2) });
         assert!(resident.check_owner(VDISK, Epoch(2), Incarnation(6)).is_err());
         assert_eq!(check(&resident, 3, 6), Err(Refusal::Sealed));

@@ -57,6 +57,7 @@ impl State {
         let held = self.held.as_mut().expect("a session is good on a confirmed active only");
         let active = self.active.as_mut().expect("as above");
         let (resident, quota) = (&active.resident, active.quota);
+        let mirrored = Position(self.mirror.mirrored);
         let mut last = Position(0);
         let mut outlived = false;
         for record in &append.records {
@@ -67,7 +68,7 @@ impl State {
                     return Ok(());
                 }
                 let owner = resident.check_owner(identity.vdisk, epoch, who.incarnation);
-                outlived = owner.is_err() && resident.lacks_owner(identity.vdisk, epoch);
+                outlived = owner.is_err() && resident.lacks_owner(identity.vdisk, epoch, mirrored);
                 owner.map(drop)
             });
             match outcome {
@@ -342,11 +343,10 @@ impl State {
         }
     }
 
-    /// Whether this host owns the vdisk by a mirrored seal (C8).
+    /// Whether this host owns the vdisk (C8). That its seal is mirrored was looked at before.
     fn check_sealed(&self, who: Who, vdisk: VdiskId, epoch: Epoch) -> Result<(), Refusal> {
         let active = self.active.as_ref().expect("good on a confirmed active only");
-        let seal = active.resident.check_owner(vdisk, epoch, who.incarnation)?;
-        if seal.position.0 > self.mirror.mirrored { Err(Refusal::Sealed) } else { Ok(()) }
+        active.resident.check_owner(vdisk, epoch, who.incarnation).map(drop)
     }
 
     /// Goes on with a fetch, unless its session is gone.

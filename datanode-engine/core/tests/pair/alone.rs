@@ -5,7 +5,7 @@ use crate::rig::{FakeHost, NAMES, Rig, SECOND};
 use crate::{append_some, begin_on, destage, draws};
 use cleave_datanode_core::Phase;
 use cleave_format::control::{GrantedStripe, MapRun};
-use cleave_format::ids::{DriveId, Epoch, Position, VdiskId};
+use cleave_format::ids::{DriveId, Epoch, Position, StripeId, VdiskId};
 use cleave_format::solo::SegmentHead;
 use cleave_runtime::links::Class;
 use cleave_runtime_sim::Span;
@@ -94,6 +94,53 @@ fn an_owner_that_is_unknown_to_a_superseded_controller_is_not_fenced_by_it() {
                 host.ask(Class::Log, None, |request| HostMessage::Delete { request, vdisk, epoch });
             }
         }
+        rig.world.run_for(SECOND);
+        host.look();
+        assert!(!host.is_connected(), "attempt {attempt}");
+        assert_eq!(host.told.borrow().events, [], "attempt {attempt}");
+    }
+    rig.stores[0].as_ref().unwrap().set_connected(true);
+    rig.world.heal(NAMES[0], NAMES[1]);
+    host.settle(&rig);
+    host.verify(&rig);
+    whole(&mut rig, &mut host);
+}
+
+/// The same, when it was asked first: it has the seal, and nobody was told so by it.
+#[test]
+fn a_seal_that_a_superseded_controller_never_had_mirrored_fences_nobody() {
+    let (mut rig, mut host) = begin(321);
+    settle(&rig, &mut host);
+    rig.world.partition(NAMES[0], NAMES[1]);
+    rig.stores[0].as_ref().unwrap().set_connected(false);
+    let (vdisk, epoch) = (VdiskId(host.vdisk), Epoch(host.epoch + 1));
+    let gone: Vec<Epoch> = (0..epoch.0).map(Epoch).collect();
+    let question = host.ask(Class::Log, None, |request| HostMessage::Seal {
+        request,
+        vdisk,
+        epoch,
+        gone: gone.clone(),
+    });
+    run_until_alone(&rig, 1);
+    assert!(host.reply(&rig, question).is_none(), "nothing else has it");
+    host.controller = 1;
+    host.connect(&rig);
+    assert_eq!(host.controller, 1);
+    host.seal(&rig).unwrap();
+    assert_eq!(Epoch(host.epoch), epoch);
+    settle(&rig, &mut host);
+    let (from, stripe, cursor) = (Position(0), StripeId(0), None);
+    for attempt in 0..3 {
+        host.controller = 0;
+        host.connect(&rig);
+        assert_eq!((host.controller, rig.status(0).serving), (0, true));
+        host.look();
+        host.told.borrow_mut().events.clear();
+        host.ask(Class::Read, None, |request| match attempt {
+            0 => HostMessage::Fetch { request, vdisk, epoch, from },
+            1 => HostMessage::OpenMap { request, vdisk, epoch, cursor },
+            _ => HostMessage::ListStripes { request, vdisk, epoch, from: stripe },
+        });
         rig.world.run_for(SECOND);
         host.look();
         assert!(!host.is_connected(), "attempt {attempt}");
