@@ -96,10 +96,11 @@ def _damage(path, skip=1 << 20):
 @scenario
 def damage_is_found_and_mended(context):
     """Bits of two drives flip while nobody reads; a scrub writes anew what they struck, so that two others may be lost."""
-    cluster = Cluster(context, arguments=["--drive-size", "1G", "--flash", "none"])
+    arguments = ["--drive-size", "1G", "--log-size", "32M", "--host-memory", "128M", "--flash", "none"]
+    cluster = Cluster(context, arguments=arguments)
     cluster.start("--vdisk", "data:256M")
     saved = context.path("saved")
-    Verifier(context, cluster, "data", 96 * MIB, ["--save", saved]).finish(600)
+    Verifier(context, cluster, "data", 256 * MIB, ["--save", saved]).finish(600)
     pool = Pool(cluster)
     flipped = _damage(cluster.drive(3)) + _damage(cluster.drive(8))
     said = cluster.cleave("pool", "scrub", "--now", "--wait")

@@ -133,8 +133,8 @@ fn recorded(bug: Planted) -> Option<u64> {
 /// The first small seed that found each bug, when somebody looked last.
 const FOUND: &[(Planted, u64)] = &[
     (Planted::AcknowledgeBeforeMirrored, 11),
-    (Planted::AcknowledgeBeforeOnDrives, 94),
-    (Planted::FreeUnderALateWrite, 132),
+    (Planted::AcknowledgeBeforeOnDrives, 70),
+    (Planted::FreeUnderALateWrite, 135),
     (Planted::TakeGaps, 193),
     (Planted::CompleteOnFirstPart, 3),
     (Planted::ForgetUnanswered, 0),
@@ -146,6 +146,8 @@ const FOUND: &[(Planted, u64)] = &[
     (Planted::LeaveRot, 2),
     (Planted::ReadWithoutChecks, 6),
     (Planted::SwapBeforeWritten, 1),
+    (Planted::ScrubSkipsParity, 40),
+    (Planted::RebuildWithoutChecks, 189),
     (Planted::ChecksumWithoutAddress, 148),
     (Planted::FlashWithoutChecks, 9),
     (Planted::FlashPlaceNotRechecked, 55),
