@@ -52,11 +52,11 @@ fn news(config: &DatanodeConfig, notice: Notice) -> News {
         Notice::LogEmpty { next } => News::new(Kind::LogEmpty, log())
             .at(format!("position {next}"))
             .because("there was none before, or an operator gave it up"),
-        Notice::VaultWritten { entries } => {
-            News::new(Kind::VaultWritten, vault()).because(format!("{entries} entries, at the stop"))
+        Notice::VaultWritten(image) => {
+            News::new(Kind::VaultWritten, vault()).because(format!("{image}, at the stop"))
         }
-        Notice::VaultLoaded { entries } => {
-            News::new(Kind::VaultLoaded, vault()).because(format!("{entries} entries"))
+        Notice::VaultLoaded(image) => {
+            News::new(Kind::VaultLoaded, vault()).because(image)
         }
         Notice::VaultDamaged { reason } => {
             News::new(Kind::VaultDamaged, vault()).because(reason)

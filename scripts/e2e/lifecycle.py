@@ -13,7 +13,7 @@ from verifier import Verifier
 
 @scenario
 def a_clean_stop_and_a_start_keep_everything(context):
-    """The log goes to the vaults and comes back; SIGINT stops as SIGTERM does."""
+    """The log goes to the vaults and comes back; SIGINT and SIGPWR stop as SIGTERM does."""
     cluster = Cluster(context)
     cluster.start("--vdisk", "data:512M")
     saved = context.path("saved")
@@ -24,10 +24,13 @@ def a_clean_stop_and_a_start_keep_everything(context):
     for name in CONTROLLERS:
         vault = os.path.join(cluster.dir, name, "vault")
         check(os.path.getsize(vault) > 8192, f"{vault} holds no image")
-    for _ in range(2):
+    for with_signal in (signal.SIGPWR, signal.SIGTERM):
         cluster.start("--vdisk", "data:512M")
         Verifier(context, cluster, "data", 32 << 20, ["--load", saved, "--save", saved]).finish(300)
-        cluster.stop()
+        told = [line for line in cluster.cleave("events").splitlines() if " MiB in " in line]
+        check(any("was loaded" in line and " s per GiB)" in line for line in told), f"{told}")
+        check(any("at the stop" in line and " s per GiB)" in line for line in told), f"{told}")
+        cluster.stop(with_signal)
 
 
 @scenario

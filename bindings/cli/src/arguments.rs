@@ -28,7 +28,7 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a whole cluster on this machine, until SIGINT or SIGTERM.
+    /// Run a whole cluster on this machine, until SIGINT, SIGTERM or SIGPWR.
     ///
     /// Creates the cluster in DIR at the first start; prints a line `ready` when every vdisk is served at
     /// DIR/vhost/NAME.sock. Sizes take K, M, G and T (powers of 1024).

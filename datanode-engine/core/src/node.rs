@@ -7,7 +7,7 @@
 use crate::catalog_port::CatalogPort;
 use crate::drives::{DriveEvent, Drives, OpenDrive};
 use crate::join;
-use crate::notices::Notice;
+use crate::notices::{Notice, VaultImage};
 use crate::state::{Held, Observer, PeerInput, PeerLink, Phase, Settings, State};
 use crate::status::Status;
 use crate::vault;
@@ -252,10 +252,13 @@ async fn stop(node: Node) {
     if let Some(Held { log, member }) = held.filter(|_| confirmed) {
         let identity =
             VaultIdentity { incarnation: member, log_id: log.id(), ..node.vault_identity() };
+        let began = node.executor().now();
         match vault::write(&node.0.vault, identity, &log).await {
-            Ok(()) => {
-                tracing::info!("wrote the log to the vault: {} entries", log.len());
-                node.state_mut().notices.tell(Notice::VaultWritten { entries: log.len() });
+            Ok(bytes) => {
+                let took = node.executor().now().since(began);
+                let image = VaultImage { entries: log.len(), bytes, took };
+                tracing::info!("wrote the log to the vault: {image}");
+                node.state_mut().notices.tell(Notice::VaultWritten(image));
             }
             Err(error) => node.fail(format!("the log was not saved: {error}")),
         }

@@ -10,9 +10,35 @@ use cleave_format::ids::{
 };
 use cleave_wire::ShardFault;
 use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
 
 /// Most notices that wait.
 pub const NOTICES_MAX: usize = 128;
+
+/// An image of the log that was written or loaded. How long a GiB takes says for how long the power must last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VaultImage {
+    /// Entries of the log.
+    pub entries: u64,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl fmt::Display for VaultImage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (entries, took) = (self.entries, self.took.as_secs_f64());
+        let mebibytes = self.bytes as f64 / f64::from(1 << 20);
+        write!(out, "{entries} entries, {mebibytes:.1} MiB in {took:.2} s")?;
+        // Of a short one what is around it takes most of the time.
+        match mebibytes >= 1.0 {
+            true => write!(out, " ({:.1} s per GiB)", took * 1024.0 / mebibytes),
+            false => Ok(()),
+        }
+    }
+}
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,15 +85,9 @@ pub enum Notice {
         next: Position,
     },
     /// The log is in the vault.
-    VaultWritten {
-        /// Its entries.
-        entries: u64,
-    },
+    VaultWritten(VaultImage),
     /// The log was loaded from the vault.
-    VaultLoaded {
-        /// Its entries.
-        entries: u64,
-    },
+    VaultLoaded(VaultImage),
     /// The vault's image cannot be used.
     VaultDamaged {
         /// Why.
@@ -225,6 +245,13 @@ impl Notices {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_says_what_a_gib_takes() {
+        let image = |bytes| VaultImage { entries: 7, bytes, took: Duration::from_millis(250) };
+        assert_eq!(image(64 << 20).to_string(), "7 entries, 64.0 MiB in 0.25 s (4.0 s per GiB)");
+        assert_eq!(image(4096).to_string(), "7 entries, 0.0 MiB in 0.25 s");
+    }
 
     #[test]
     fn what_repeats_is_counted_and_what_finds_no_room_is_dropped() {

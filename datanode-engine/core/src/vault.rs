@@ -115,8 +115,8 @@ pub async fn load(
     Ok(log)
 }
 
-/// Writes an image of the log. When this returns, it is durable.
-pub async fn write(io: &DriveIo, identity: VaultIdentity, log: &Log) -> Result<(), VaultError> {
+/// Writes an image of the log. When this returns, it is durable. Gives its bytes.
+pub async fn write(io: &DriveIo, identity: VaultIdentity, log: &Log) -> Result<u64, VaultError> {
     let newest = read_header(io, &identity).await.or_else(|error| match error {
         // What is no vault at all may become one; a newer version's, or another's, may not.
         VaultError::Format(
@@ -161,7 +161,7 @@ pub async fn write(io: &DriveIo, identity: VaultIdentity, log: &Log) -> Result<(
     reached(Point::VaultFlushed);
     write_header(io, &header).await?;
     reached(Point::VaultWritten);
-    Ok(())
+    Ok(header.body_length)
 }
 
 /// Marks an image as consumed: its loader is a member of the in-sync set now.

@@ -37,6 +37,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+/// The power supply warns: as an order to stop (not among the library's names, which are those of POSIX).
+const SIGPWR: i32 = Signal::POWER.as_raw();
 /// Everything must be served within this.
 const READY: Duration = Duration::from_secs(30);
 const READY_LOOK: Duration = Duration::from_millis(50);
@@ -203,7 +205,7 @@ pub fn supervise(mut cluster: Cluster, restart: bool, engines: bool) -> Result<(
 
 fn watch_signals(events: Sender<Event>) -> Result<()> {
     let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system("watch for signals"))?;
+        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGPWR]).map_err(system("watch for signals"))?;
     let watching = move || {
         for _ in signals.forever() {
             if events.send(Event::Signal).is_err() {

@@ -3,7 +3,7 @@
 
 use crate::log::Log;
 use crate::node::Node;
-use crate::notices::Notice;
+use crate::notices::{Notice, VaultImage};
 use crate::roles;
 use crate::solo;
 use crate::state::{Held, Phase};
@@ -61,12 +61,15 @@ impl Node {
             let state = self.state();
             (state.settings.clone(), Position(state.mirror.catalog))
         };
+        let began = self.executor().now();
         match vault::load(&io, &header, settings.log, settings.advice, catalog).await {
             Ok(log) => {
-                tracing::info!("loaded the log from the vault: {} entries", log.len());
+                let took = self.executor().now().since(began);
+                let loaded = VaultImage { entries: log.len(), bytes: header.body_length, took };
+                tracing::info!("loaded the log from the vault: {loaded}");
                 reached(Point::VaultLoaded);
                 let mut state = self.state_mut();
-                state.notices.tell(Notice::VaultLoaded { entries: log.len() });
+                state.notices.tell(Notice::VaultLoaded(loaded));
                 state.mirror.effects = 0;
                 state.held = Some(Held { log, member: image.incarnation });
                 state.image = Some(header);
