@@ -273,30 +273,29 @@ impl Catalog {
         from: StripeId,
         count: usize,
     ) -> Result<EndangeredPage, CatalogError> {
-        let read = self.database.begin_read()?;
-        let mut found = Vec::new();
-        let rows = read.open_table(STRIPES)?;
-        for (looked, entry) in ascending("stripes", rows.range(from.0..)?).enumerate() {
-            let (stripe, row) = entry?;
-            let stripe = StripeId(stripe.value());
-            if looked == count {
-                return Ok((found, Some(stripe)));
-            }
-            let row: StripeRow = decode("stripes", row.value())?;
+        self.stripes_page(from, count, |stripe, row| {
             let lacking = row.lacking(lost).count();
-            if (1..=PARITY_SHARDS).contains(&lacking) {
-                found.push((stripe, lacking as u8));
-            }
-        }
-        Ok((found, None))
+            (1..=PARITY_SHARDS).contains(&lacking).then_some((stripe, lacking as u8))
+        })
     }
 
-    /// Committed stripes with slots, from one on, at most `count`, in order of their identities; and where to go on.
+    /// Committed stripes with slots, from one on, in order of their identities; at most `count` stripes are looked at. And where
+    /// to go on.
     pub fn committed(
         &self,
         from: StripeId,
         count: usize,
     ) -> Result<(Vec<StripeId>, Option<StripeId>), CatalogError> {
+        self.stripes_page(from, count, |stripe, row| (!row.slots.is_empty()).then_some(stripe))
+    }
+
+    /// What is said of stripes from one on, of which at most `count` are looked at; and where to go on.
+    fn stripes_page<T>(
+        &self,
+        from: StripeId,
+        count: usize,
+        say: impl Fn(StripeId, &StripeRow) -> Option<T>,
+    ) -> Result<(Vec<T>, Option<StripeId>), CatalogError> {
         let read = self.database.begin_read()?;
         let mut found = Vec::new();
         let rows = read.open_table(STRIPES)?;
@@ -306,10 +305,7 @@ impl Catalog {
             if looked == count {
                 return Ok((found, Some(stripe)));
             }
-            let row: StripeRow = decode("stripes", row.value())?;
-            if !row.slots.is_empty() {
-                found.push(stripe);
-            }
+            found.extend(say(stripe, &decode("stripes", row.value())?));
         }
         Ok((found, None))
     }

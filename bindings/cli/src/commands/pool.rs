@@ -21,14 +21,14 @@ pub fn run(dir: &Path, command: PoolCommand) -> Result<()> {
         PoolCommand::Status { json: false } => print(&describe(&pool(dir)?)),
         PoolCommand::Rebuild { datanode } => done(dir, &Request::Rebuild { datanode }),
         PoolCommand::Scrub { datanode, now, wait } => {
-            let before = scrub(dir)?;
+            let before = if wait { known_scrub(dir)?.passes } else { 0 };
             if now {
                 done(dir, &Request::Scrub { datanode })?;
             }
             if wait {
-                return wait_for_scrub(dir, before.passes);
+                return wait_for_scrub(dir, before);
             }
-            let stripes = pool(dir)?.stripes.unwrap_or_default();
+            let Some(stripes) = pool(dir)?.stripes else { return Err(Error::NoActiveController) };
             print(&describe_scrub(&stripes.scrub, stripes.committed))
         }
     }
@@ -43,11 +43,14 @@ fn pool(dir: &Path) -> Result<PoolStatus> {
     }
 }
 
-/// How far the scrub is. A controller that became active a moment ago may not know yet.
-fn scrub(dir: &Path) -> Result<ScrubStatus> {
-    match pool(dir)?.stripes {
-        Some(stripes) => Ok(stripes.scrub),
-        None => Err(Error::NoActiveController),
+/// How far the scrub is, once the active controller has read that from the store: before, it knows of no passes.
+fn known_scrub(dir: &Path) -> Result<ScrubStatus> {
+    loop {
+        match pool(dir)?.stripes {
+            Some(StripeStatus { scrub, .. }) if scrub.running => return Ok(scrub),
+            Some(_) => std::thread::sleep(LOOK_AGAIN),
+            None => return Err(Error::NoActiveController),
+        }
     }
 }
 
@@ -110,7 +113,7 @@ fn describe_scrub(scrub: &ScrubStatus, stripes: u64) -> String {
     }
     let when = match (scrub.hurried, scrub.left) {
         (true, _) => ", as fast as guests let it".to_owned(),
-        (false, Some(left)) => format!(", over in {} at most", rough(left)),
+        (false, Some(left)) => format!(", to be over in {}", rough(left)),
         (false, None) => String::new(),
     };
     let ScrubFigures { looked, .. } = scrub.found;
@@ -269,7 +272,7 @@ mod tests {
             ScrubStatus { running: true, passes: 2, found, before, left, ..Default::default() };
         let text = describe_scrub(&scrub, 100);
         for part in [
-            "scrub: 30 of 100 stripes, over in 11 d at most, no damage\n",
+            "scrub: 30 of 100 stripes, to be over in 11 d, no damage\n",
             "last scrub: 90 stripes, 4 shards were damaged, 2 of them written anew; 1 stripes cannot be mended\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
