@@ -132,7 +132,7 @@ fn alike(cluster: &Cluster, drive: &SimDrive) -> Option<(u64, u64)> {
 }
 
 /// Brings back what an earlier strike took away: nothing is on its way in a cluster that lies in pieces.
-fn well(cluster: &mut Cluster) -> bool {
+pub fn well(cluster: &mut Cluster) -> bool {
     revive(cluster);
     cluster.until("well before an aimed strike", RECOVERY, |c| c.serves() && c.mirrored())
 }

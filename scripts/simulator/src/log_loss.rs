@@ -7,11 +7,13 @@
 //! it is gone too, blocks that it had unreleased records of may hold what they held before; all others
 //! are judged as ever.
 
+use crate::aimed;
 use crate::cluster::Cluster;
 use crate::director::{RECOVERY, revive, time_of};
 use crate::finale;
 use crate::kinds::Kind;
 use crate::rot;
+use crate::strikes::keep_busy;
 use cleave_coordinator::encoding::encode;
 use cleave_coordinator::records::datanode_key;
 use cleave_coordinator::{Answer, Operation, Transaction};
@@ -82,9 +84,10 @@ pub fn lose_both(cluster: &mut Cluster, second: &dyn Random) {
 /// Everything loses its power at once: guests, host, controllers, the store. Of what was not destaged nothing is
 /// left; what was, is.
 pub fn lose_everything(cluster: &mut Cluster) {
-    if !cluster.plan.loses_everything || !cluster.serves() {
+    if !cluster.plan.loses_everything || !aimed::well(cluster) {
         return;
     }
+    keep_busy(cluster);
     let second = Rc::clone(&cluster.second);
     cluster.journal.fault(Kind::PowerOfAll, "everything loses its power at once");
     let Some(host) = &cluster.host else { return };

@@ -39,14 +39,14 @@ pub enum Trouble {
 
 /// What strikes controllers how often.
 pub const TROUBLES: [(Trouble, u64); 8] = [
-    (Trouble::Slow, 5),
-    (Trouble::Flip, 4),
+    (Trouble::Slow, 4),
+    (Trouble::Flip, 3),
     (Trouble::Fail, 4),
-    (Trouble::Hang, 5),
-    (Trouble::Corrupt, 3),
-    (Trouble::Power, 2),
-    (Trouble::BreakDown, 1),
-    (Trouble::Remove, 2),
+    (Trouble::Hang, 4),
+    (Trouble::Corrupt, 4),
+    (Trouble::Power, 3),
+    (Trouble::BreakDown, 4),
+    (Trouble::Remove, 3),
 ];
 
 /// Failures that controllers report.
@@ -62,7 +62,7 @@ const STATUSES: [Status; 5] = [
 pub fn strike(cluster: &Cluster) {
     let Some(nvme) = &cluster.nvme else { return };
     let random = &nvme.random;
-    if random.below(3) == 0 || cluster.journal.failed() {
+    if random.below(6) == 0 || cluster.journal.failed() {
         return;
     }
     let Some(controller) = target(cluster, nvme) else { return };
