@@ -1,10 +1,10 @@
-//! When a vdisk moves to another core because its own has too much to do: a decision a second, from what the cores did
-//! meanwhile. It knows no clock and no core.
+//! When a share of a vdisk moves to another core because its own has too much to do: a decision a second, from what the
+//! cores did meanwhile. It knows no clock and no core.
 //!
-//! A move costs the guest a pause, and the vdisk's flash is warmed up on the other core. So it must be worth it: a
+//! A move costs the guest a pause, and the share's flash is warmed up on the other core. So it must be worth it: a
 //! core is overloaded when it was busy for [`HOT_PERMILLE`] through [`HOT_SAMPLES`] samples; a move takes at least
-//! [`GAIN_PERMILLE`] off the busier of the two; after it nothing moves for [`REST_SAMPLES`], and the vdisk itself not for
-//! [`VDISK_REST_SAMPLES`]. A vdisk that alone keeps a core busy stays: a vdisk is served by one core.
+//! [`GAIN_PERMILLE`] off the busier of the two; after it nothing moves for [`REST_SAMPLES`], and the share itself not for
+//! [`SHARE_REST_SAMPLES`]. A share that alone keeps a core busy stays: it is served by one core.
 
 use cleave_format::ids::VdiskId;
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ const HOT_SAMPLES: u32 = 3;
 const GAIN_PERMILLE: u64 = 150;
 /// Samples between two moves.
 const REST_SAMPLES: u64 = 10;
-/// Samples between two moves of a vdisk.
-const VDISK_REST_SAMPLES: u64 = 120;
+/// Samples between two moves of a share.
+const SHARE_REST_SAMPLES: u64 = 120;
 
 /// What a core did since the sample before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,15 +27,15 @@ pub struct CoreSample {
     pub core: u16,
     /// Thousandths of the time that it worked.
     pub busy_permille: u64,
-    /// What its vdisks cost, in any unit, those that cost nothing too.
-    pub vdisks: Vec<(VdiskId, u64)>,
+    /// What its shares of vdisks cost, in any unit, those that cost nothing too.
+    pub shares: Vec<(VdiskId, u64)>,
 }
 
-/// A vdisk, and the core that it should move to.
+/// A share of a vdisk, and the core that it should move to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Which vdisk.
-    pub vdisk: VdiskId,
+    /// Which share, by its identity.
+    pub share: VdiskId,
     /// The number of its next core.
     pub to: u16,
 }
@@ -49,7 +49,7 @@ pub struct Balancer {
     hot: BTreeMap<u16, u32>,
     /// Nothing moves before this sample.
     rest_until: u64,
-    /// When vdisks moved last.
+    /// When shares moved last.
     moved: BTreeMap<VdiskId, u64>,
 }
 
@@ -58,7 +58,7 @@ impl Balancer {
     pub fn sample(&mut self, cores: &[CoreSample]) -> Option<Move> {
         self.samples += 1;
         let samples = self.samples;
-        self.moved.retain(|_, at| *at + VDISK_REST_SAMPLES > samples);
+        self.moved.retain(|_, at| *at + SHARE_REST_SAMPLES > samples);
         self.hot = cores
             .iter()
             .filter(|core| core.busy_permille >= HOT_PERMILLE)
@@ -75,13 +75,13 @@ impl Balancer {
             .iter()
             .filter(|core| core.core != busiest.core)
             .min_by_key(|core| core.busy_permille)?;
-        let all: u64 = busiest.vdisks.iter().map(|(_, cost)| cost).sum();
-        let candidates = busiest.vdisks.iter().filter(|(vdisk, _)| !self.moved.contains_key(vdisk));
+        let all: u64 = busiest.shares.iter().map(|(_, cost)| cost).sum();
+        let candidates = busiest.shares.iter().filter(|(share, _)| !self.moved.contains_key(share));
         let best = candidates
-            .map(|(vdisk, cost)| {
-                let share = busiest.busy_permille * cost / all.max(1);
-                let left = busiest.busy_permille - share;
-                (left.max(idlest.busy_permille + share), *vdisk)
+            .map(|(share, cost)| {
+                let part = busiest.busy_permille * cost / all.max(1);
+                let left = busiest.busy_permille - part;
+                (left.max(idlest.busy_permille + part), *share)
             })
             .min()?;
         if best.0 + GAIN_PERMILLE > busiest.busy_permille {
@@ -89,11 +89,11 @@ impl Balancer {
         }
         self.rest_until = samples + REST_SAMPLES;
         self.moved.insert(best.1, samples);
-        Some(Move { vdisk: best.1, to: idlest.core })
+        Some(Move { share: best.1, to: idlest.core })
     }
 }
 
-/// Moves after which the cores have equally many vdisks, as far as that goes: for cores that were just started. As few
+/// Moves after which the cores have equally many shares, as far as that goes: for cores that were just started. As few
 /// as that takes.
 pub fn spread(cores: &[(u16, Vec<VdiskId>)]) -> Vec<Move> {
     let mut left: Vec<(u16, Vec<VdiskId>)> = cores.to_vec();
@@ -108,10 +108,10 @@ pub fn spread(cores: &[(u16, Vec<VdiskId>)]) -> Vec<Move> {
             return moves;
         }
         let core = *core;
-        let vdisk = left[from].1.pop().expect("it has the most");
-        moves.push(Move { vdisk, to: core });
+        let share = left[from].1.pop().expect("it has the most");
+        moves.push(Move { share, to: core });
         // It counts there, and does not move on.
-        left[to].1.insert(0, vdisk);
+        left[to].1.insert(0, share);
     }
 }
 
@@ -120,8 +120,8 @@ mod tests {
     use super::*;
 
     fn core(core: u16, busy_permille: u64, costs: &[(u64, u64)]) -> CoreSample {
-        let vdisks = costs.iter().map(|(vdisk, cost)| (VdiskId(*vdisk), *cost)).collect();
-        CoreSample { core, busy_permille, vdisks }
+        let shares = costs.iter().map(|(share, cost)| (VdiskId(*share), *cost)).collect();
+        CoreSample { core, busy_permille, shares }
     }
 
     fn after(balancer: &mut Balancer, samples: u64, cores: &[CoreSample]) -> Vec<(u64, Move)> {
@@ -129,15 +129,15 @@ mod tests {
     }
 
     #[test]
-    fn an_overloaded_core_gives_a_vdisk_to_the_idlest() {
+    fn an_overloaded_core_gives_a_share_to_the_idlest() {
         let cores = [
             core(0, 950, &[(1, 500), (2, 450), (3, 0)]),
             core(1, 300, &[(4, 300)]),
             core(2, 100, &[(5, 100)]),
         ];
         let found = after(&mut Balancer::default(), 3, &cores);
-        // Vdisk 1 has 500 of 950: 450 stay, 600 are there then; with vdisk 2 it would be 500 and 550.
-        assert_eq!(found, [(2, Move { vdisk: VdiskId(2), to: 2 })]);
+        // Share 1 has 500 of 950: 450 stay, 600 are there then; with share 2 it would be 500 and 550.
+        assert_eq!(found, [(2, Move { share: VdiskId(2), to: 2 })]);
     }
 
     #[test]
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn what_gains_little_stays() {
         let mut balancer = Balancer::default();
-        // One vdisk alone: the other core would be as busy as this one.
+        // One share alone: the other core would be as busy as this one.
         let alone = [core(0, 1000, &[(1, 900), (2, 0)]), core(1, 0, &[])];
         assert_eq!(after(&mut balancer, 100, &alone), []);
         let both = [core(0, 1000, &[(1, 5), (2, 5)]), core(1, 700, &[(3, 1)])];
@@ -165,21 +165,21 @@ mod tests {
     }
 
     #[test]
-    fn moves_are_rare_and_a_vdisk_does_not_swing() {
+    fn moves_are_rare_and_a_share_does_not_swing() {
         let mut balancer = Balancer::default();
         let cores = [core(0, 900, &[(1, 3), (2, 3), (3, 3)]), core(1, 0, &[])];
         let found = after(&mut balancer, 60, &cores);
         let times: Vec<u64> = found.iter().map(|(at, _)| *at).collect();
         assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= REST_SAMPLES), "{times:?}");
-        let mut vdisks: Vec<u64> = found.iter().map(|(_, found)| found.vdisk.0).collect();
-        vdisks.sort_unstable();
-        vdisks.dedup();
-        assert_eq!(vdisks.len(), found.len(), "each once");
-        // The load swings with the vdisk: nothing follows it.
+        let mut shares: Vec<u64> = found.iter().map(|(_, found)| found.share.0).collect();
+        shares.sort_unstable();
+        shares.dedup();
+        assert_eq!(shares.len(), found.len(), "each once");
+        // The load swings with the share: nothing follows it.
         let swung = [core(0, 0, &[]), core(1, 900, &[(1, 3), (2, 3), (3, 3)])];
         assert_eq!(after(&mut balancer, 50, &swung), []);
         // Much later it may move again.
-        assert!(!after(&mut balancer, 2 * VDISK_REST_SAMPLES, &swung).is_empty());
+        assert!(!after(&mut balancer, 2 * SHARE_REST_SAMPLES, &swung).is_empty());
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(moves.len(), 3);
         let to = |core| moves.iter().filter(|found| found.to == core).count();
         assert!((to(7), to(9)) == (1, 2) || (to(7), to(9)) == (2, 1), "{moves:?}");
-        let mut moved: Vec<u64> = moves.iter().map(|found| found.vdisk.0).collect();
+        let mut moved: Vec<u64> = moves.iter().map(|found| found.share.0).collect();
         moved.sort_unstable();
         moved.dedup();
         assert_eq!(moved.len(), 3, "each moves once");

@@ -1,13 +1,13 @@
 //! The engine's cores: started, ended and balanced while guests go on.
 //!
 //! ```text
-//! more: start the new ones ── share flash anew ── move vdisks there
-//! fewer: move the vdisks away ── share flash anew ── end those that are left over
+//! more: start the new ones ── share flash anew ── move shares of vdisks there
+//! fewer: move the shares away ── share flash anew ── end those that are left over
 //! ```
 //! Core numbers are never used twice by an engine (C29: they name the nonces' keys, C1: and the log's host cores). A
 //! core's *place* among the cores says which zones of flash it has, where it listens, and on which processor it runs;
-//! it is the same as long as the core runs. A vdisk moves as it is opened after a restart (C8), but its device stays
-//! connected: `vdisk.rs`.
+//! it is the same as long as the core runs. A vdisk's share moves as it is opened after a restart (C8), but the device
+//! stays connected: `vdisk.rs`.
 //!
 //! A crash leaves nothing of this: a successor starts as many cores as are configured.
 
@@ -235,12 +235,15 @@ async fn shrink(engine: &Rc<Engine>, wanted: u16) {
     }
 }
 
-/// Has every vdisk leave these cores; true when none is there any more.
+/// Has every share leave these cores; true when none is there any more.
 fn move_away(engine: &Engine, leaving: &[Rc<CoreHandle>]) -> bool {
     for vdisk in engine.vdisks.borrow().values() {
-        let there = leaving.iter().any(|core| core.core == vdisk.core().core);
-        if there && vdisk.target.borrow().is_none() {
-            vdisk.move_to(engine.least_loaded());
+        for share in &vdisk.shares {
+            let there = leaving.iter().any(|core| core.core == share.core().core);
+            if there && share.target.borrow().is_none() {
+                let mut target = engine.least_loaded(1);
+                vdisk.move_share(share, target.remove(0));
+            }
         }
     }
     !is_used(engine, leaving)
@@ -249,17 +252,17 @@ fn move_away(engine: &Engine, leaving: &[Rc<CoreHandle>]) -> bool {
 fn is_used(engine: &Engine, cores: &[Rc<CoreHandle>]) -> bool {
     let vdisks = engine.vdisks.borrow();
     let there = |number| cores.iter().any(|core| core.core == number);
-    vdisks.values().any(|vdisk| there(vdisk.core().core))
+    vdisks.values().flat_map(|vdisk| &vdisk.shares).any(|share| there(share.core().core))
 }
 
-fn is_leaving(engine: &Engine, vdisk: VdiskId) -> bool {
-    let vdisks = engine.vdisks.borrow();
-    vdisks.get(&vdisk.0).is_some_and(|vdisk| vdisk.target.borrow().is_some())
+fn is_leaving(engine: &Engine, share: VdiskId) -> bool {
+    let found = engine.share(share);
+    found.is_some_and(|(vdisk, share)| vdisk.shares[share].target.borrow().is_some())
 }
 
 /// Waits until these moves are over, one way or the other; those of vdisks that wait for something else are not waited for.
 async fn until_moved(engine: &Engine, moves: &[Move]) {
-    let over = || (!moves.iter().any(|found| is_leaving(engine, found.vdisk))).then_some(());
+    let over = || (!moves.iter().any(|found| is_leaving(engine, found.share))).then_some(());
     engine.executor.timeout(MOVE_MAX, engine.cpu.changed.until(over)).await;
 }
 
@@ -276,25 +279,24 @@ async fn tell_shares(engine: &Engine) {
 fn by_core(engine: &Engine) -> Vec<(u16, Vec<VdiskId>)> {
     let vdisks = engine.vdisks.borrow();
     let of = |number: u16| {
-        let there = vdisks.values().filter(|vdisk| vdisk.core().core == number);
-        there.map(|vdisk| vdisk.id).collect()
+        let shares = vdisks.values().flat_map(|vdisk| &vdisk.shares);
+        shares.filter(|share| share.core().core == number).map(|share| share.identity).collect()
     };
     engine.cores.borrow().iter().map(|core| (core.core, of(core.core))).collect()
 }
 
-/// Has vdisks move.
+/// Has shares move.
 fn apply(engine: &Engine, moves: &[Move]) {
-    for Move { vdisk, to } in moves {
+    for Move { share, to } in moves {
         let cores = engine.cores.borrow();
         let target = cores.iter().find(|core| core.core == *to).cloned();
-        let vdisk = engine.vdisks.borrow().get(&vdisk.0).cloned();
-        if let (Some(target), Some(vdisk)) = (target, vdisk) {
-            vdisk.move_to(target);
+        if let (Some(target), Some((vdisk, share))) = (target, engine.share(*share)) {
+            vdisk.move_share(&vdisk.shares[share], target);
         }
     }
 }
 
-/// Moves vdisks off cores that have too much to do, for as long as the engine runs.
+/// Moves shares off cores that have too much to do, for as long as the engine runs.
 async fn balance(engine: Rc<Engine>) {
     let mut balancer = Balancer::default();
     let mut before: Vec<CoreLoad> = Vec::new();
@@ -310,7 +312,7 @@ async fn balance(engine: Rc<Engine>) {
         if let Some(found) = balancer.sample(&samples)
             && !engine.cpu.changing.get()
         {
-            tracing::info!(vdisk = %found.vdisk, to = found.to, "moves, because its core has too much to do");
+            tracing::info!(share = %found.share, to = found.to, "moves, because its core has too much to do");
             apply(&engine, &[found]);
             until_moved(&engine, &[found]).await;
             // What was done meanwhile is no measure.
@@ -339,10 +341,10 @@ fn sample(now: &CoreLoad, before: &[CoreLoad]) -> CoreSample {
     };
     let passed = now.at.since(then.at).as_micros().max(1);
     let busy = now.busy.saturating_sub(then.busy).as_micros();
-    let vdisks = now.vdisks.iter().map(|(vdisk, cost)| {
-        let known = then.vdisks.iter().find(|(other, _)| other == vdisk);
-        (*vdisk, cost.saturating_sub(known.map_or(*cost, |(_, cost)| *cost)))
+    let shares = now.shares.iter().map(|(share, cost)| {
+        let known = then.shares.iter().find(|(other, _)| other == share);
+        (*share, cost.saturating_sub(known.map_or(*cost, |(_, cost)| *cost)))
     });
     let busy_permille = u64::try_from(busy * 1000 / passed).unwrap_or(u64::MAX).min(1000);
-    CoreSample { core: now.core, busy_permille, vdisks: vdisks.collect() }
+    CoreSample { core: now.core, busy_permille, shares: shares.collect() }
 }

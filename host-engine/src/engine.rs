@@ -14,9 +14,9 @@ use crate::vdisk::{Vdisk, tend};
 use cleave_codec::Keys;
 use cleave_control::config::HostConfig;
 use cleave_control::events::{Events, Kind, News, Subject};
-use cleave_control::records::{VDISKS, VdiskRecord, from_value};
+use cleave_control::records::{SHARES_MAX, VDISKS, VdiskRecord, from_value};
 use cleave_coordinator::{Changed, StoreClient, StoreError, WatchEvent};
-use cleave_format::ids::Incarnation;
+use cleave_format::ids::{Incarnation, VdiskId};
 use cleave_runtime::executor::{Executor, Priority};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -98,10 +98,8 @@ impl Engine {
                 Report::Fenced { vdisk } => {
                     let news = News::new(Kind::Fenced, self.vdisk_subject(vdisk));
                     self.tell(news.because("the log knows a newer owner, or that it was deleted"));
-                    let fenced = self.vdisks.borrow().get(&vdisk.0).cloned();
-                    if let Some(fenced) = fenced {
-                        fenced.fenced.set(true);
-                        fenced.changed.notify();
+                    if let Some((fenced, share)) = self.share(vdisk) {
+                        fenced.fence(&fenced.shares[share]);
                     }
                 }
                 Report::FlashReady { name } => self.flash.ready(&name, count),
@@ -154,6 +152,16 @@ impl Engine {
                 return;
             }
         };
+        if let Some(record) = &record
+            && !(1..=SHARES_MAX).contains(&record.shares)
+        {
+            tracing::error!(
+                name,
+                shares = record.shares,
+                "a vdisk's record is passed over: so many shares are not known here"
+            );
+            return;
+        }
         let before = match &record {
             Some(record) => self.names.borrow_mut().insert(name.to_owned(), record.id),
             None => self.names.borrow_mut().remove(name),
@@ -182,21 +190,34 @@ impl Engine {
         if self.stopping.get() {
             return;
         }
-        let core = self.least_loaded();
-        let vdisk = Rc::new(Vdisk::new(name, record, core));
+        let vdisk = Rc::new(Vdisk::new(name, record, self.least_loaded(record.shares)));
         self.vdisks.borrow_mut().insert(record.id, Rc::clone(&vdisk));
         self.executor.spawn(Priority::Foreground, tend(Rc::clone(self), vdisk));
     }
 
-    /// The core with the fewest vdisks.
-    pub fn least_loaded(&self) -> Rc<CoreHandle> {
+    /// Cores for so many shares: each goes to one with the fewest.
+    pub fn least_loaded(&self, shares: u16) -> Vec<Rc<CoreHandle>> {
         let vdisks = self.vdisks.borrow();
-        let load = |core: &&Rc<CoreHandle>| {
-            vdisks.values().filter(|vdisk| vdisk.next_core().core == core.core).count()
-        };
+        let all = vdisks.values().flat_map(|vdisk| &vdisk.shares);
+        let mut taken: Vec<u16> = all.map(|share| share.next_core().core).collect();
         let cores = self.cores.borrow();
-        let least = cores.iter().min_by_key(load).expect("an engine has cores before vdisks");
-        Rc::clone(least)
+        let mut next = || {
+            let load = |core: &&Rc<CoreHandle>| {
+                taken.iter().filter(|number| **number == core.core).count()
+            };
+            let least = cores.iter().min_by_key(load).expect("an engine has cores before vdisks");
+            taken.push(least.core);
+            Rc::clone(least)
+        };
+        (0..shares.max(1)).map(|_| next()).collect()
+    }
+
+    /// The vdisk that has a share of this identity, and the number of that.
+    pub fn share(&self, identity: VdiskId) -> Option<(Rc<Vdisk>, usize)> {
+        let vdisks = self.vdisks.borrow();
+        let (_, vdisk) = vdisks.range(..=identity.0).next_back()?;
+        let number = vdisk.shares.iter().position(|share| share.identity == identity)?;
+        Some((Rc::clone(vdisk), number))
     }
 
     /// Nothing is left to do for a vdisk; when it is wanted again by now, it begins anew.

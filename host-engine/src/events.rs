@@ -53,11 +53,10 @@ impl Engine {
         self.tell(News { subject, ..news });
     }
 
-    /// A vdisk by its name, if it is known.
-    pub fn vdisk_subject(&self, vdisk: VdiskId) -> Subject {
-        let vdisks = self.vdisks.borrow();
-        let known = vdisks.get(&vdisk.0).map(|known| known.name.clone());
-        Subject::Vdisk(known.unwrap_or_else(|| vdisk.to_string()))
+    /// The vdisk that has a share, by its name, if it is known.
+    pub fn vdisk_subject(&self, share: VdiskId) -> Subject {
+        let known = self.share(share).map(|(vdisk, _)| vdisk.name.clone());
+        Subject::Vdisk(known.unwrap_or_else(|| share.to_string()))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use cleave_control::histogram::Histogram;
 use cleave_control::status::{GuestStatistics, OperationStatistics};
+use cleave_host_core::VdiskStats;
 
 /// What a guest asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,21 +57,6 @@ impl Measures {
         }
     }
 
-    /// What it cost the core, in nanoseconds, roughly: to tell vdisks of a core apart. A request costs some
-    /// microseconds; data that is written is encoded, checked, sent and packed, data that is read is checked and decoded.
-    pub fn cost(&self) -> u64 {
-        const REQUEST: u64 = 8_000;
-        let of = |kind: Kind, a_byte: u64| {
-            let Operations { operations, bytes, .. } = &self.0[kind as usize];
-            operations * REQUEST + bytes * a_byte
-        };
-        of(Kind::Read, 1)
-            + of(Kind::Write, 4)
-            + of(Kind::Flush, 0)
-            + of(Kind::Discard, 0)
-            + of(Kind::WriteZeroes, 0)
-    }
-
     /// As statistics show them.
     pub fn shown(&self) -> GuestStatistics {
         let shown = |kind: Kind| {
@@ -87,6 +73,15 @@ impl Measures {
             write_zeroes: shown(Kind::WriteZeroes),
         }
     }
+}
+
+/// What a share's requests cost its core, in nanoseconds, roughly: to tell shares of a core apart. A request costs some
+/// microseconds; data that is written is encoded, checked, sent and packed, data that is read is checked and decoded.
+pub fn cost(stats: &VdiskStats) -> u64 {
+    const REQUEST: u64 = 8_000;
+    (stats.reads + stats.writes + stats.discards) * REQUEST
+        + stats.read_bytes
+        + stats.write_bytes * 4
 }
 
 #[cfg(test)]
@@ -110,13 +105,11 @@ mod tests {
 
     #[test]
     fn writes_cost_more_than_reads() {
-        let cost = |kind, bytes| {
-            let mut one = Measures::default();
-            one.record(kind, bytes, 1, true);
-            one.cost()
-        };
-        assert!(cost(Kind::Write, 4096) > cost(Kind::Read, 4096));
-        assert!(cost(Kind::Read, 65_536) > cost(Kind::Read, 4096));
-        assert_eq!(cost(Kind::Discard, 1 << 40), cost(Kind::Flush, 0));
+        let none = VdiskStats::default();
+        let read = |bytes| cost(&VdiskStats { reads: 1, read_bytes: bytes, ..none.clone() });
+        let write = |bytes| cost(&VdiskStats { writes: 1, write_bytes: bytes, ..none.clone() });
+        assert!(write(4096) > read(4096));
+        assert!(read(65_536) > read(4096));
+        assert_eq!(cost(&VdiskStats { discards: 1, ..none.clone() }), read(0));
     }
 }

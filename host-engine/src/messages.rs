@@ -12,6 +12,8 @@ use cleave_flash::FlashStats;
 use cleave_format::flash::{FlashId, FlashSuperblock};
 use cleave_format::ids::ClusterId;
 use cleave_format::ids::{Epoch, VdiskId};
+use cleave_host_core::front::{Place, ShareEnd};
+use cleave_host_core::shares::Shares;
 use cleave_host_core::{CoreShare, CoreStats, HostError, VdiskStats};
 use cleave_runtime::time::Moment;
 use cleave_vhost_user::{DetachedDisk, DiskConfig, DiskState};
@@ -29,27 +31,61 @@ pub struct Command {
 /// What a core is to do.
 #[derive(Debug)]
 pub enum Order {
-    /// Open a vdisk and serve it: [`Answer::Opened`].
+    /// Open a share of a vdisk, and serve it, or, the first one, the vdisk: [`Answer::Opened`].
     Open(Box<OpenOrder>),
-    /// Let a vdisk grow: [`Answer::Resized`].
+    /// Take requests for a share from here on, and from nowhere else: [`Answer::Carried`].
+    Carry {
+        /// Which; it is open here.
+        share: VdiskId,
+        /// From the core that has the vdisk's device.
+        end: ShareEnd,
+    },
+    /// Write a share's map, so that closing it soon takes little: [`Answer::Prepared`].
+    Prepare {
+        /// Which; it is open here.
+        share: VdiskId,
+    },
+    /// Have requests for a share wait, and say when none is in flight: [`Answer::Paused`].
+    Pause {
+        /// The vdisk, whose device is here.
+        vdisk: VdiskId,
+        /// Number of the share.
+        share: u16,
+    },
+    /// Let requests for a share go on where it is now: [`Answer::Resumed`].
+    Resume {
+        /// The vdisk, whose device is here.
+        vdisk: VdiskId,
+        /// Number of the share.
+        share: u16,
+        /// Where it is.
+        place: Place,
+    },
+    /// Take no more of a vdisk's requests, and say when those taken are done, or will not be soon: [`Answer::Quiet`].
+    Quiet {
+        /// The vdisk, whose device is here.
+        vdisk: VdiskId,
+    },
+    /// Let a share, with its device if that is here, grow: [`Answer::Resized`].
     Resize {
-        /// Which.
+        /// Which share.
         vdisk: VdiskId,
         /// Bytes.
         size: u64,
     },
-    /// Take no more of a vdisk's requests, finish what was taken, let it go: [`Answer::Closed`].
+    /// Take no more of a share's requests, finish what was taken, let it go, with its device if that is here:
+    /// [`Answer::Closed`].
     Close {
-        /// Which.
+        /// Which share.
         vdisk: VdiskId,
     },
-    /// Take no more of a vdisk's requests, finish what was taken, let it go, and give its device away, to which the front
-    /// end stays connected: [`Answer::Handed`].
+    /// Take no more of a vdisk's requests, finish what was taken, let its first share go, and give its device away, to
+    /// which the front end stays connected: [`Answer::Handed`].
     Hand {
         /// Which.
         vdisk: VdiskId,
     },
-    /// End a vdisk for ever (C28): [`Answer::Deleted`].
+    /// End a share for ever (C28): [`Answer::Deleted`].
     Delete {
         /// Which; it is open here.
         vdisk: VdiskId,
@@ -102,10 +138,10 @@ pub struct FlashOrder {
     pub parts: NvmeParts,
 }
 
-/// A vdisk to be served, by whoever took its epoch in the store.
+/// A share to be served, by whoever took its epoch in the store.
 #[derive(Debug)]
 pub struct OpenOrder {
-    /// Which.
+    /// Which share.
     pub vdisk: VdiskId,
     /// Its ownership epoch.
     pub epoch: Epoch,
@@ -117,8 +153,14 @@ pub struct OpenOrder {
     pub device: DiskConfig,
     /// The device itself, when it comes from another core.
     pub handed: Option<Box<Handed>>,
-    /// It is opened only to be ended: without a device.
+    /// It is opened only to be ended, or is not the first share: without a device.
     pub without_device: bool,
+    /// All shares of the vdisk.
+    pub shares: Shares,
+    /// With the device: where each share is.
+    pub places: Vec<Place>,
+    /// When the device is on another core: what comes from there.
+    pub carry: Option<ShareEnd>,
 }
 
 /// A vdisk's device on its way from core to core.
@@ -140,9 +182,9 @@ pub enum Report {
         /// What came of it.
         answer: Answer,
     },
-    /// A newer owner took the vdisk, or it was deleted: it is not served here any more (C8).
+    /// A newer owner took the share, or it was deleted: it is not served here any more (C8).
     Fenced {
-        /// Which.
+        /// Which share.
         vdisk: VdiskId,
     },
     /// A device of flash is in use.
@@ -189,6 +231,16 @@ pub enum Answer {
     Resized(Result<(), String>),
     /// It is let go.
     Closed,
+    /// Requests come from there.
+    Carried,
+    /// Its map is written, as far as that is worth it.
+    Prepared,
+    /// Nothing is in flight; or its requests go on as before, and why.
+    Paused(Result<(), String>),
+    /// Requests go on.
+    Resumed,
+    /// What can be done of what was taken is.
+    Quiet,
     /// It is let go, with its device if it has one; or it is served as before, and why.
     Handed(Result<Option<Box<Handed>>, String>),
     /// It is no more, or not.
@@ -232,8 +284,8 @@ pub struct CoreLoad {
     pub at: Moment,
     /// Time in which it worked.
     pub busy: Duration,
-    /// What its vdisks' requests cost, as [`Measures::cost`](crate::measure::Measures::cost) guesses it.
-    pub vdisks: Vec<(VdiskId, u64)>,
+    /// What the requests of its shares cost, as [`cost`](crate::measure::cost) guesses it.
+    pub shares: Vec<(VdiskId, u64)>,
 }
 
 /// How a core is.
@@ -253,23 +305,30 @@ pub struct CoreView {
     pub guests: Measures,
     /// What was encoded for vdisks that are closed by now.
     pub closed: VdiskStats,
-    /// Its vdisks, in order of their numbers.
+    /// The shares that are open on it, in order of their numbers.
     pub vdisks: Vec<VdiskView>,
 }
 
-/// How a vdisk is.
+/// How a share is.
 #[derive(Clone, Debug)]
 pub struct VdiskView {
     /// Which.
     pub vdisk: VdiskId,
-    /// Its device.
+    /// The core's figures.
+    pub stats: VdiskStats,
+    /// The vdisk's device, if it is here.
+    pub device: Option<DeviceView>,
+}
+
+/// How a vdisk's device is.
+#[derive(Clone, Debug)]
+pub struct DeviceView {
+    /// Its connection.
     pub state: DiskState,
     /// Queues that the front end has set up.
     pub queues: u32,
     /// Requests taken and not completed.
     pub in_flight: u64,
-    /// The core's figures.
-    pub stats: VdiskStats,
     /// What its guest did.
     pub guest: Measures,
 }

@@ -6,8 +6,8 @@ use crate::cpu::CpuPolicy;
 use crate::engine::Engine;
 use crate::flash;
 use crate::measure::Measures;
-use crate::messages::{Answer, CoreView, Order, VdiskView};
-use crate::vdisk::Vdisk;
+use crate::messages::{Answer, CoreView, DeviceView, Order, VdiskView};
+use crate::vdisk::{Share, Vdisk};
 use cleave_control::histogram::Histogram;
 use cleave_control::names::vhost_socket;
 use cleave_control::protocol::{Reply, Request, Response};
@@ -21,6 +21,7 @@ use cleave_format::layout::BLOCK;
 use cleave_process::machine::processors;
 use cleave_process::stop::Stop;
 use cleave_vhost_user::DiskState;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Answers one request.
@@ -78,6 +79,10 @@ pub async fn look(engine: &Engine) -> Vec<CoreView> {
     views
 }
 
+fn shares(vdisks: &BTreeMap<u64, Rc<Vdisk>>) -> impl Iterator<Item = &Share> {
+    vdisks.values().flat_map(|vdisk| &vdisk.shares)
+}
+
 fn cpu_status(engine: &Engine) -> HostCpuStatus {
     let (cpu, processors) = (&engine.cpu, processors());
     let policy = cpu.policy.get();
@@ -87,7 +92,7 @@ fn cpu_status(engine: &Engine) -> HostCpuStatus {
         core: core.core,
         processor: core.processor.and_then(|processor| u32::try_from(processor).ok()),
         busy_percent: core.busy_percent(),
-        vdisks: vdisks.values().filter(|vdisk| vdisk.core().core == core.core).count() as u32,
+        vdisks: shares(&vdisks).filter(|share| share.core().core == core.core).count() as u32,
     });
     HostCpuStatus {
         processors: processors as u32,
@@ -113,12 +118,8 @@ fn status(engine: &Engine, views: &[CoreView]) -> HostStatus {
         quota: Fill { used: buffered, capacity: sum(|view| view.core.buffer_limit) },
         write_buffer: Fill { used: buffered, capacity: config.write_buffer },
     };
-    let mut vdisks: Vec<VdiskStatus> = engine
-        .vdisks
-        .borrow()
-        .values()
-        .map(|vdisk| vdisk_status(engine, vdisk, view_of(views, vdisk)))
-        .collect();
+    let mut vdisks: Vec<VdiskStatus> =
+        engine.vdisks.borrow().values().map(|vdisk| vdisk_status(engine, vdisk, views)).collect();
     vdisks.sort_by(|one, other| one.vdisk.name.cmp(&other.vdisk.name));
     HostStatus {
         host: config.id,
@@ -167,11 +168,21 @@ fn process(engine: &Engine) -> ProcessStatus {
     }
 }
 
-fn view_of<'v>(views: &'v [CoreView], vdisk: &Vdisk) -> Option<&'v VdiskView> {
-    views.iter().flat_map(|view| &view.vdisks).find(|view| view.vdisk == vdisk.id)
+/// What the core with its device says.
+fn device_of<'v>(views: &'v [CoreView], vdisk: &Vdisk) -> Option<&'v DeviceView> {
+    let mut all = views.iter().flat_map(|view| &view.vdisks);
+    all.find(|view| view.vdisk == vdisk.id)?.device.as_ref()
 }
 
-fn vdisk_status(engine: &Engine, vdisk: &Vdisk, view: Option<&VdiskView>) -> VdiskStatus {
+/// Blocks that its shares have a frame for.
+fn mapped_blocks(views: &[CoreView], vdisk: &Vdisk) -> u64 {
+    let own = |view: &&VdiskView| vdisk.shares.iter().any(|share| share.identity == view.vdisk);
+    let all = views.iter().flat_map(|view| &view.vdisks);
+    all.filter(own).map(|view| view.stats.mapped_blocks).sum()
+}
+
+fn vdisk_status(engine: &Engine, vdisk: &Vdisk, views: &[CoreView]) -> VdiskStatus {
+    let view = device_of(views, vdisk);
     let record = vdisk.record.borrow();
     let serving = vdisk.serving.get();
     let served = view.filter(|_| serving == VdiskServing::Serving);
@@ -190,9 +201,10 @@ fn vdisk_status(engine: &Engine, vdisk: &Vdisk, view: Option<&VdiskView>) -> Vdi
         state: serving,
         epoch: vdisk.epoch.get(),
         core: vdisk.core().core,
+        shares: vdisk.shares.iter().map(|share| share.core().core).collect(),
         queues: view.map_or(0, |view| view.queues),
         in_flight: view.map_or(0, |view| view.in_flight),
-        mapped: view.map_or(0, |view| view.stats.mapped_blocks * BLOCK as u64),
+        mapped: mapped_blocks(views, vdisk) * BLOCK as u64,
     }
 }
 
@@ -206,7 +218,7 @@ fn statistics(engine: &Engine, views: &[CoreView]) -> HostStatistics {
         .map(|vdisk| VdiskStatistics {
             name: vdisk.name.clone(),
             id: vdisk.id.0,
-            guest: view_of(views, vdisk).map(|view| view.guest.shown()).unwrap_or_default(),
+            guest: device_of(views, vdisk).map(|view| view.guest.shown()).unwrap_or_default(),
         })
         .collect();
     vdisks.sort_by(|one, other| one.name.cmp(&other.name));

@@ -5,11 +5,16 @@
 //!    ▲                                                                                                       │
 //!    └──────────────── fenced, refused, failed: again later, with a new epoch ◀──────────────────────────────┘
 //! ```
-//! While it serves it may move to another core of this engine:
+//! It consists of shares, each on a core of this engine (`cleave_host_core::shares`); the first one with the device. One
+//! compare-and-swap takes the epoch for all of them, each is sealed and opened by its core, the first one last, so that
+//! nothing is served before all are open. While it serves a share may move to another core:
 //!
 //! ```text
 //! serving ─ epoch of the next core in the store ─▶ first core: drained, closed, device detached ─▶ next core: opened (C8)
 //! ```
+//! A share that is not the first goes without the device, whose core has its requests wait meanwhile; the others go on,
+//! each under the epoch under which it was opened. The store has the newest of them.
+//!
 //! The namespace says what is wanted; this task brings it about, one step after another. The lock is held
 //! from before the first epoch until nothing of the vdisk runs here any more. An epoch is taken only while the vdisk's
 //! record names this host, in one transaction: a host that was slow takes nothing back that another one was given. A crash
@@ -17,7 +22,8 @@
 
 use crate::core::CoreHandle;
 use crate::engine::Engine;
-use crate::messages::{Answer, OpenError, OpenOrder, Order};
+use crate::messages::{Answer, Handed, OpenError, OpenOrder, Order};
+use cleave_codec::Keys;
 use cleave_control::events::{Kind, News, Subject};
 use cleave_control::names::vhost_socket;
 use cleave_control::records::{VdiskRecord, VdiskState, from_value, vdisk_key};
@@ -26,6 +32,8 @@ use cleave_coordinator::encoding::encode;
 use cleave_coordinator::records::owner_key;
 use cleave_coordinator::{Outcome, StoreError, Transaction, VdiskOwner};
 use cleave_format::ids::{Epoch, VdiskId};
+use cleave_host_core::front::{Place, ShareEnd, link};
+use cleave_host_core::shares::Shares;
 use cleave_host_core::{HostError, OwnerBefore, Tenure};
 use cleave_process::lock::{KernelLock, holder};
 use cleave_runtime::crash_points::{Point, reached};
@@ -35,6 +43,7 @@ use cleave_wire::Refusal;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks at a lock that somebody holds.
@@ -62,14 +71,49 @@ pub struct Vdisk {
     pub serving: Cell<VdiskServing>,
     /// The ownership epoch; 0 while this host does not own it.
     pub epoch: Cell<u64>,
-    /// The core that serves it.
-    core: RefCell<Rc<CoreHandle>>,
-    /// The core to which it is to move; gone once it did, or could not.
-    pub target: RefCell<Option<Rc<CoreHandle>>>,
-    /// The core said that a newer owner has it.
+    /// Its shares, in order.
+    pub shares: Vec<Share>,
+    /// A core said that a newer owner has a share.
     pub fenced: Cell<bool>,
     /// It could not be served, and an operator was told.
     failed: Cell<bool>,
+}
+
+/// A share of a vdisk.
+pub struct Share {
+    /// Its identity in the log.
+    pub identity: VdiskId,
+    /// Its number.
+    number: u16,
+    /// The core that has it, or is to.
+    core: RefCell<Rc<CoreHandle>>,
+    /// The core to which it is to move; gone once it did, or could not.
+    pub target: RefCell<Option<Rc<CoreHandle>>>,
+    /// It is open on its core.
+    open: Cell<bool>,
+    /// The epoch under which it was opened last.
+    epoch: Cell<Epoch>,
+}
+
+impl Share {
+    /// The core that has it, or is to.
+    pub fn core(&self) -> Rc<CoreHandle> {
+        Rc::clone(&self.core.borrow())
+    }
+
+    /// The core that will have it once it has moved.
+    pub fn next_core(&self) -> Rc<CoreHandle> {
+        self.target.borrow().clone().unwrap_or_else(|| self.core())
+    }
+}
+
+/// Where a share is for a device's core, and, if that is another one, what it gets from there.
+fn route(home: &CoreHandle, share: &CoreHandle) -> (Place, Option<ShareEnd>) {
+    if home.core == share.core {
+        return (Place::Here, None);
+    }
+    let (ours, theirs) = link(Arc::clone(&home.doorbell), Arc::clone(&share.doorbell));
+    (Place::There(ours), Some(theirs))
 }
 
 /// Why a vdisk is not served.
@@ -92,9 +136,19 @@ enum Failure {
 }
 
 impl Vdisk {
-    /// A vdisk that is to be served by `core`.
-    pub fn new(name: &str, record: &VdiskRecord, core: Rc<CoreHandle>) -> Vdisk {
+    /// A vdisk whose shares are to be served by these cores, one for each.
+    pub fn new(name: &str, record: &VdiskRecord, cores: Vec<Rc<CoreHandle>>) -> Vdisk {
+        let shares = Shares::new(VdiskId(record.id), cores.len() as u16);
+        let share = |(number, core)| Share {
+            identity: shares.identity(number),
+            number,
+            core: RefCell::new(core),
+            target: RefCell::default(),
+            open: Cell::new(false),
+            epoch: Cell::new(Epoch(0)),
+        };
         Vdisk {
+            shares: (0..).zip(cores).map(share).collect(),
             id: VdiskId(record.id),
             name: name.to_owned(),
             wanted: RefCell::new(Some(record.clone())),
@@ -102,33 +156,42 @@ impl Vdisk {
             changed: Signal::new(),
             serving: Cell::new(VdiskServing::Waiting),
             epoch: Cell::new(0),
-            core: RefCell::new(core),
-            target: RefCell::default(),
             fenced: Cell::new(false),
             failed: Cell::new(false),
         }
     }
 
-    /// The core that serves it, or is to.
+    /// The core that has its device and its first share, or is to.
     pub fn core(&self) -> Rc<CoreHandle> {
-        Rc::clone(&self.core.borrow())
+        self.shares[0].core()
     }
 
-    /// The core that will serve it once it has moved.
-    pub fn next_core(&self) -> Rc<CoreHandle> {
-        self.target.borrow().clone().unwrap_or_else(|| self.core())
-    }
-
-    /// It is to be served by another core, as soon as that is possible.
-    pub fn move_to(&self, core: Rc<CoreHandle>) {
+    /// A share is to be served by another core, as soon as that is possible.
+    pub fn move_share(&self, share: &Share, core: Rc<CoreHandle>) {
         match self.serving.get() {
             // No core has it: it waits for its lock, or for the next attempt.
-            VdiskServing::Waiting | VdiskServing::Failed => drop(self.core.replace(core)),
+            VdiskServing::Waiting | VdiskServing::Failed => drop(share.core.replace(core)),
             VdiskServing::Recovering | VdiskServing::Serving => {
-                self.target.replace(Some(core));
+                share.target.replace(Some(core));
                 self.changed.notify();
             }
         }
+    }
+
+    /// A core let go of a share, because a newer owner has it.
+    pub fn fence(&self, share: &Share) {
+        share.open.set(false);
+        self.fenced.set(true);
+        self.changed.notify();
+    }
+
+    /// Which part of it belongs to which share.
+    fn layout(&self) -> Shares {
+        Shares::new(self.id, self.shares.len() as u16)
+    }
+
+    fn moving(&self) -> Option<&Share> {
+        self.shares.iter().find(|share| share.target.borrow().is_some())
     }
 
     /// What is recorded has changed.
@@ -187,6 +250,18 @@ impl Vdisk {
         }
     }
 
+    /// Remembers that it is served: its newest epoch, or the row of them since the oldest of a share, if that is unbroken.
+    fn remember_served(&self, engine: &Engine) {
+        let open = self.shares.iter().filter(|share| share.open.get());
+        let newest = Epoch(self.epoch.get());
+        let oldest = open.map(|share| share.epoch.get()).min().unwrap_or(newest);
+        let row = match oldest == newest {
+            true => Some(Tenure::served(newest)),
+            false => self.remembered(engine).map(|row| row.since(oldest)),
+        };
+        self.remember(engine, row);
+    }
+
     /// This host took an epoch, and knows that of those before.
     fn took(&self, engine: &Engine, epoch: u64, known: Option<Tenure>) -> (Epoch, Vec<Epoch>) {
         self.remember(engine, known.map(Tenure::taken));
@@ -224,7 +299,9 @@ pub async fn tend(engine: Rc<Engine>, vdisk: Rc<Vdisk>) {
         let changed = vdisk.changed.until(|| (*vdisk.wanted.borrow() != looked_at).then_some(()));
         engine.executor.timeout(SERVE_AGAIN, changed).await;
     }
-    vdisk.target.take();
+    for share in &vdisk.shares {
+        share.target.take();
+    }
     engine.forget(&vdisk);
 }
 
@@ -251,60 +328,172 @@ async fn step(
     reached(Point::HostLocked);
     let (epoch, gone) = take_ownership(engine, vdisk).await?;
     reached(Point::HostEpochTaken);
-    let order = OpenOrder {
-        vdisk: vdisk.id,
-        epoch,
-        keys,
-        gone,
-        device: device(engine, vdisk, record.size)?,
-        handed: None,
-        without_device: deleting,
-    };
-    if let Some(target) = vdisk.target.take() {
-        // Nothing has it yet.
-        vdisk.core.replace(target);
-        engine.cpu.changed.notify();
+    for share in &vdisk.shares {
+        if let Some(target) = share.target.take() {
+            // Nothing has it yet.
+            share.core.replace(target);
+            engine.cpu.changed.notify();
+        }
     }
-    match vdisk.core().ask(Order::Open(Box::new(order))).wait().await {
-        Some(Answer::Opened(Err(error)))
-            if deleting && is_sealed(&error) && is_owner(engine, vdisk.id, epoch).await? =>
-        {
+    let opening = Opening { epoch, gone, keys, size: record.size };
+    let opened = open(engine, vdisk, &opening, deleting).await;
+    let outcome = match opened {
+        Ok(true) => {
+            vdisk.epoch.set(epoch.0);
+            vdisk.remember_served(engine);
+            match deleting {
+                true => Ok(()),
+                false => serve(engine, vdisk, record.size).await,
+            }
+        }
+        Ok(false) => {
             // Not because of a newer owner: the log has the deletion already, of a process that died before
             // anybody learned of it (C28).
             tracing::info!(vdisk = vdisk.name, "was deleted before");
             return Ok(true);
         }
-        Some(Answer::Opened(opened)) => opened?,
-        _ => return Err(OpenError::Stopping.into()),
-    }
-    vdisk.epoch.set(epoch.0);
-    vdisk.remember(engine, Some(Tenure::served(epoch)));
-    let outcome = match deleting {
-        true => Ok(()),
-        false => serve(engine, vdisk, record.size).await,
+        Err(failure) => Err(failure),
     };
-    // It may have moved.
+    // A share may have moved.
     let epoch = Epoch(vdisk.epoch.get());
     if outcome.is_ok() && vdisk.is_deleting() {
-        let deleted = vdisk.core().ask(Order::Delete { vdisk: vdisk.id }).wait().await;
+        let deleted = delete(vdisk).await;
         vdisk.epoch.set(0);
-        return match deleted {
-            Some(Answer::Deleted(Ok(()))) => {
-                reached(Point::HostDeleted);
-                vdisk.remember(engine, None);
-                tracing::info!(vdisk = vdisk.name, "deleted");
-                Ok(true)
-            }
-            Some(Answer::Deleted(Err(error))) => Err(OpenError::from(error).into()),
-            _ => Err(OpenError::Stopping.into()),
-        };
+        if deleted.is_err() {
+            close(vdisk).await;
+        }
+        deleted?;
+        reached(Point::HostDeleted);
+        vdisk.remember(engine, None);
+        tracing::info!(vdisk = vdisk.name, "deleted");
+        return Ok(true);
     }
+    close(vdisk).await;
     if outcome.is_ok() {
-        vdisk.core().ask(Order::Close { vdisk: vdisk.id }).wait().await;
         release(engine, vdisk.id, epoch).await?;
     }
     vdisk.epoch.set(0);
     outcome.map(|()| false)
+}
+
+/// What a share is opened with.
+struct Opening {
+    epoch: Epoch,
+    gone: Vec<Epoch>,
+    keys: Option<Keys>,
+    size: u64,
+}
+
+impl Opening {
+    /// The order to open a share that is not the first.
+    fn order(
+        &self,
+        engine: &Engine,
+        vdisk: &Vdisk,
+        share: &Share,
+        carry: Option<ShareEnd>,
+    ) -> Result<OpenOrder, Failure> {
+        Ok(OpenOrder {
+            vdisk: share.identity,
+            epoch: self.epoch,
+            keys: self.keys.clone(),
+            gone: self.gone.clone(),
+            device: device(engine, vdisk, self.size)?,
+            handed: None,
+            without_device: true,
+            shares: vdisk.layout(),
+            places: Vec::new(),
+            carry,
+        })
+    }
+}
+
+/// Opens all shares: the first one last, with the device. False when it is to be deleted, and the log says of each share
+/// that it was. When it fails, those that are open stay so.
+async fn open(
+    engine: &Engine,
+    vdisk: &Vdisk,
+    opening: &Opening,
+    deleting: bool,
+) -> Result<bool, Failure> {
+    let home = vdisk.core();
+    let (mut places, mut asked) = (vec![Place::Here], Vec::new());
+    for share in &vdisk.shares[1..] {
+        let (place, carry) = route(&home, &share.core());
+        places.push(place);
+        let order = opening.order(engine, vdisk, share, carry)?;
+        asked.push((share, share.core().ask(Order::Open(Box::new(order)))));
+    }
+    let mut failure = None;
+    for (share, asked) in asked {
+        let answer = asked.wait().await;
+        if let Err(failed) = opened(engine, vdisk, share, opening.epoch, answer, deleting).await {
+            failure.get_or_insert(failed);
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let first = &vdisk.shares[0];
+    let mut order = opening.order(engine, vdisk, first, None)?;
+    order.without_device = deleting;
+    order.places = places;
+    let answer = home.ask(Order::Open(Box::new(order))).wait().await;
+    opened(engine, vdisk, first, opening.epoch, answer, deleting).await?;
+    Ok(vdisk.shares.iter().any(|share| share.open.get()))
+}
+
+/// Takes the answer to an order to open a share.
+async fn opened(
+    engine: &Engine,
+    vdisk: &Vdisk,
+    share: &Share,
+    epoch: Epoch,
+    answer: Option<Answer>,
+    deleting: bool,
+) -> Result<(), Failure> {
+    match answer {
+        Some(Answer::Opened(Err(error)))
+            if deleting && is_sealed(&error) && is_owner(engine, vdisk.id, epoch).await? =>
+        {
+            Ok(())
+        }
+        Some(Answer::Opened(opened)) => {
+            opened?;
+            share.open.set(true);
+            share.epoch.set(epoch);
+            Ok(())
+        }
+        _ => Err(OpenError::Stopping.into()),
+    }
+}
+
+/// Ends every share that is open (C28).
+async fn delete(vdisk: &Vdisk) -> Result<(), Failure> {
+    for share in vdisk.shares.iter().filter(|share| share.open.get()) {
+        let deleted = share.core().ask(Order::Delete { vdisk: share.identity }).wait().await;
+        // Whatever came of it, the core has let go.
+        share.open.set(false);
+        match deleted {
+            Some(Answer::Deleted(deleted)) => deleted.map_err(OpenError::from)?,
+            _ => return Err(OpenError::Stopping.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Closes every share that is open, once what the device gave is done.
+async fn close(vdisk: &Vdisk) {
+    let (first, others) = vdisk.shares.split_first().expect("a vdisk has a share");
+    if first.open.get() && !others.is_empty() {
+        first.core().ask(Order::Quiet { vdisk: vdisk.id }).wait().await;
+    }
+    let open = std::iter::once(first).chain(others).filter(|share| share.open.replace(false));
+    let asked: Vec<_> =
+        open.map(|share| share.core().ask(Order::Close { vdisk: share.identity })).collect();
+    for asked in asked {
+        asked.wait().await;
+    }
 }
 
 /// Whether the log does not accept this owner.
@@ -329,7 +518,7 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
     loop {
         let news = || {
             let over = vdisk.fenced.get() || !vdisk.is_wanted();
-            let moves = vdisk.target.borrow().is_some();
+            let moves = vdisk.moving().is_some();
             (over || moves || vdisk.size() != size).then_some(())
         };
         vdisk.changed.until(news).await;
@@ -339,21 +528,20 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
         if !vdisk.is_wanted() {
             return Ok(());
         }
-        let target = vdisk.target.borrow().clone();
-        if let Some(target) = target {
-            let moved = change_core(engine, vdisk, &target, size).await;
-            vdisk.target.take();
+        if let Some(share) = vdisk.moving() {
+            let target = share.next_core();
+            let moved = change_core(engine, vdisk, share, &target, size).await;
+            share.target.take();
             engine.cpu.changed.notify();
             moved?;
             continue;
         }
         let wanted = vdisk.size();
-        let resize = Order::Resize { vdisk: vdisk.id, size: wanted };
-        match vdisk.core().ask(resize).wait().await {
-            Some(Answer::Resized(Ok(()))) => {
+        match resize(vdisk, wanted).await {
+            Some(Ok(())) => {
                 tracing::info!(vdisk = vdisk.name, from = size, to = wanted, "resized");
             }
-            Some(Answer::Resized(Err(reason))) => {
+            Some(Err(reason)) => {
                 tracing::error!(
                     vdisk = vdisk.name,
                     from = size,
@@ -361,31 +549,47 @@ async fn serve(engine: &Engine, vdisk: &Vdisk, mut size: u64) -> Result<(), Fail
                     "not resized: {reason}"
                 );
             }
-            _ => return Ok(()),
+            None => return Ok(()),
         }
         // A size that was refused is not tried again until another one is wanted.
         size = wanted;
     }
 }
 
-/// Has another core of this engine serve it; its device goes along. When the first core cannot let go of it in time, it
-/// stays there.
+/// Has all shares grow, the first one, with the device, last. `None`: a core ends.
+async fn resize(vdisk: &Vdisk, size: u64) -> Option<Result<(), String>> {
+    for share in vdisk.shares.iter().rev() {
+        let order = Order::Resize { vdisk: share.identity, size };
+        match share.core().ask(order).wait().await {
+            Some(Answer::Resized(Ok(()))) => {}
+            Some(Answer::Resized(Err(reason))) => return Some(Err(reason)),
+            _ => return None,
+        }
+    }
+    Some(Ok(()))
+}
+
+/// Has another core of this engine serve a share; with the first one the device goes along. When the first core
+/// cannot let go of it in time, it stays there.
 async fn change_core(
     engine: &Engine,
     vdisk: &Vdisk,
+    share: &Share,
     target: &Rc<CoreHandle>,
     size: u64,
 ) -> Result<(), Failure> {
-    let from = vdisk.core();
+    let from = share.core();
     if from.core == target.core {
         return Ok(());
     }
-    let record = vdisk.record.borrow().clone();
-    let device = device(engine, vdisk, size)?;
-    // Before the first core lets go, so that nothing but the log is needed then. Until the log is sealed under it, the
-    // first core serves under the epoch before.
-    let (epoch, gone) = match take_ownership(engine, vdisk).await {
-        Ok(taken) => taken,
+    let encrypted = vdisk.record.borrow().encrypted;
+    let keys = if encrypted { engine.keys.clone() } else { None };
+    // Whatever could fail does so before the first core lets go.
+    device(engine, vdisk, size)?;
+    // So that nothing but the log is needed then. Until the log is sealed under it, the first core serves under the
+    // epoch before.
+    let epoch = match take_ownership(engine, vdisk).await {
+        Ok((epoch, _)) => epoch,
         Err(error) => {
             tracing::warn!(vdisk = vdisk.name, "stays on its core: {error}");
             return Ok(());
@@ -394,28 +598,100 @@ async fn change_core(
     // That is what there is to release.
     vdisk.epoch.set(epoch.0);
     let since = engine.executor.now();
-    let handed = match from.ask(Order::Hand { vdisk: vdisk.id }).wait().await {
-        Some(Answer::Handed(Ok(handed))) => handed,
-        Some(Answer::Handed(Err(reason))) => {
-            tracing::info!(vdisk = vdisk.name, core = from.core, "stays on its core: {reason}");
-            return Ok(());
-        }
-        _ => return Err(OpenError::Stopping.into()),
+    // C9: this engine opened the share under it, and the core that did lets go before the next one seals.
+    let gone = vec![share.epoch.get()];
+    let opening = Opening { epoch, gone, keys, size };
+    let moved = match share.number {
+        0 => move_first(engine, vdisk, share, target, &opening).await?,
+        _ => move_other(engine, vdisk, share, target, &opening).await?,
     };
-    vdisk.core.replace(Rc::clone(target));
-    let keys = if record.encrypted { engine.keys.clone() } else { None };
-    let order =
-        OpenOrder { vdisk: vdisk.id, epoch, keys, gone, device, handed, without_device: false };
-    match target.ask(Order::Open(Box::new(order))).wait().await {
-        Some(Answer::Opened(opened)) => opened?,
+    let (from, to, share) = (from.core, target.core, share.number);
+    match moved {
+        Ok(()) => {
+            vdisk.remember_served(engine);
+            let took = engine.executor.now().since(since);
+            engine.cpu.moves.set(engine.cpu.moves.get() + 1);
+            let epoch = epoch.0;
+            tracing::info!(
+                vdisk = vdisk.name,
+                share,
+                epoch,
+                from,
+                to,
+                ?took,
+                "serving on another core"
+            );
+        }
+        Err(reason) => {
+            tracing::info!(vdisk = vdisk.name, share, core = from, "stays on its core: {reason}");
+        }
+    }
+    Ok(())
+}
+
+/// Moves the first share and the device. The inner error says why both stay.
+async fn move_first(
+    engine: &Engine,
+    vdisk: &Vdisk,
+    share: &Share,
+    target: &Rc<CoreHandle>,
+    opening: &Opening,
+) -> Result<Result<(), String>, Failure> {
+    let handed: Option<Box<Handed>> =
+        match share.core().ask(Order::Hand { vdisk: vdisk.id }).wait().await {
+            Some(Answer::Handed(Ok(handed))) => handed,
+            Some(Answer::Handed(Err(reason))) => return Ok(Err(reason)),
+            _ => return Err(OpenError::Stopping.into()),
+        };
+    share.open.set(false);
+    share.core.replace(Rc::clone(target));
+    let mut places = vec![Place::Here];
+    for other in &vdisk.shares[1..] {
+        let (place, carry) = route(target, &other.core());
+        places.push(place);
+        let Some(end) = carry else { continue };
+        let carry = Order::Carry { share: other.identity, end };
+        if !matches!(other.core().ask(carry).wait().await, Some(Answer::Carried)) {
+            return Err(OpenError::Stopping.into());
+        }
+    }
+    let mut order = opening.order(engine, vdisk, share, None)?;
+    order.without_device = false;
+    (order.handed, order.places) = (handed, places);
+    let answer = target.ask(Order::Open(Box::new(order))).wait().await;
+    opened(engine, vdisk, share, opening.epoch, answer, false).await?;
+    Ok(Ok(()))
+}
+
+/// Moves a share that is not the first, while the device has its requests wait. The inner error says why it stays.
+async fn move_other(
+    engine: &Engine,
+    vdisk: &Vdisk,
+    share: &Share,
+    target: &Rc<CoreHandle>,
+    opening: &Opening,
+) -> Result<Result<(), String>, Failure> {
+    let (home, from) = (vdisk.core(), share.core());
+    from.ask(Order::Prepare { share: share.identity }).wait().await;
+    let (vdisk_id, number) = (vdisk.id, share.number);
+    match home.ask(Order::Pause { vdisk: vdisk_id, share: number }).wait().await {
+        Some(Answer::Paused(Ok(()))) => {}
+        Some(Answer::Paused(Err(reason))) => return Ok(Err(reason)),
         _ => return Err(OpenError::Stopping.into()),
     }
-    vdisk.remember(engine, Some(Tenure::served(epoch)));
-    let took = engine.executor.now().since(since);
-    engine.cpu.moves.set(engine.cpu.moves.get() + 1);
-    let (from, to) = (from.core, target.core);
-    tracing::info!(vdisk = vdisk.name, epoch = epoch.0, from, to, ?took, "serving on another core");
-    Ok(())
+    share.open.set(false);
+    from.ask(Order::Close { vdisk: share.identity }).wait().await;
+    reached(Point::HostHanded);
+    share.core.replace(Rc::clone(target));
+    let (place, carry) = route(&home, target);
+    let order = opening.order(engine, vdisk, share, carry)?;
+    let answer = target.ask(Order::Open(Box::new(order))).wait().await;
+    opened(engine, vdisk, share, opening.epoch, answer, false).await?;
+    let resume = Order::Resume { vdisk: vdisk_id, share: number, place };
+    match home.ask(resume).wait().await {
+        Some(Answer::Resumed) => Ok(Ok(())),
+        _ => Err(OpenError::Stopping.into()),
+    }
 }
 
 /// The lock, or `None` when the vdisk is not wanted any more (C25).

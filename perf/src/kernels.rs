@@ -10,7 +10,12 @@ use cleave_format::address::Address;
 use cleave_format::ids::{BlockIndex, SliceIndex};
 use cleave_format::ids::{Epoch, Incarnation, Sequence, StripeId, VdiskId, Version};
 use cleave_format::layout::{BLOCK, COLUMN};
+use cleave_host_core::front::{self, Front, Place};
 use cleave_host_core::map::{Map, MapChange};
+use cleave_host_core::shares::Shares;
+use cleave_host_core::{GuestCompletion, GuestRequest, Operation};
+use cleave_runtime::buffer::LooseBuffer;
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::num::NonZeroU32;
 
@@ -33,11 +38,15 @@ pub enum Kernel {
     MapLookup,
     /// Two parity columns of 64 KiB over eight data columns; a block's share is 1/128 of it.
     Parity,
+    /// A request of a vdisk of one share, from its device to its core and back.
+    Front,
+    /// A request of a vdisk of two shares, for the one that the device's core has.
+    FrontOfShares,
 }
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 8] = [
+    pub const ALL: [Kernel; 10] = [
         Kernel::Encode,
         Kernel::EncodeEncrypted,
         Kernel::Decode,
@@ -46,6 +55,8 @@ impl Kernel {
         Kernel::MapApply,
         Kernel::MapLookup,
         Kernel::Parity,
+        Kernel::Front,
+        Kernel::FrontOfShares,
     ];
 
     /// Name on the command line and in the file of recorded figures.
@@ -127,6 +138,46 @@ pub fn run(kernel: Kernel, count: u64) {
                 black_box((&first, &second));
             }
         }
+        Kernel::Front => through_front(1, count),
+        Kernel::FrontOfShares => through_front(2, count),
+    }
+}
+
+/// A core that is done with everything at once, so that what is counted is the front's.
+#[derive(Default)]
+struct Prompt(RefCell<Vec<GuestCompletion>>);
+
+impl front::Core for Prompt {
+    fn submit(&self, request: GuestRequest) -> Result<(), GuestRequest> {
+        let completion = GuestCompletion { token: request.token, result: Ok(()), data: None };
+        self.0.borrow_mut().push(completion);
+        Ok(())
+    }
+
+    fn has_completions(&self) -> bool {
+        !self.0.borrow().is_empty()
+    }
+
+    fn completions(&self, completions: &mut Vec<GuestCompletion>) {
+        completions.append(&mut self.0.borrow_mut());
+    }
+
+    fn adopt(&self, _spare: LooseBuffer) {}
+}
+
+/// Takes requests of a vdisk, all of whose shares are here, and has them told to be done.
+fn through_front(shares: u16, count: u64) {
+    let mut front = Front::<u64, Prompt>::new(Prompt::default(), Vec::new());
+    let places = (0..shares).map(|_| Place::Here).collect();
+    let home = front.add_home(Shares::new(VdiskId(1), shares), places);
+    let mut done = Vec::new();
+    for round in 0..count {
+        let offset = round * BLOCK as u64;
+        front.take(home, round, [Operation::Read { offset, length: BLOCK as u32 }]);
+        front.done(&mut done);
+        assert_eq!(done.len(), 1, "each request is told of once");
+        black_box(&done);
+        done.clear();
     }
 }
 

@@ -164,3 +164,75 @@ def cores_come_and_go_while_front_ends_stay(context):
     shown = json.loads(cluster.cleave("host", "cpu", "--cores", "auto", "--json"))
     check(shown[0]["cores_configured"] == 0 and not shown[0]["changing"], f"{shown}")
     cluster.stop()
+
+
+@scenario
+def one_vdisk_is_served_by_several_cores(context):
+    """A vdisk of four shares under load while cores come and go and the engine is killed; grown and deleted at the end."""
+    cluster = Cluster(context, arguments=SMALL)
+    cluster.start("--vdisk", "small:64M")
+    cluster.cleave("host", "cpu", "--cores", "1")
+    cluster.cleave("vdisk", "create", "big", "256M", "--shares", "4")
+    cluster.cleave("vdisk", "create", "next", "64M")
+
+    def vdisk(name):
+        found = [one for one in cluster.status()["hosts"][0]["vdisks"] if one["name"] == name]
+        return found[0] if found else None
+
+    until(lambda: vdisk("next") and vdisk("next")["state"] == "serving", 60, "the vdisks are not served")
+    # Each share has an identity of its own.
+    check(vdisk("next")["id"] == vdisk("big")["id"] + 4, f"{vdisk('next')}")
+    check(len(vdisk("big")["shares"]) == 4 and len(vdisk("next")["shares"]) == 1, f"{vdisk('big')}")
+    verifiers = [
+        Verifier(context, cluster, "big", 8 << 30, ["--depth", "32"], until_told=True),
+        Verifier(context, cluster, "next", 8 << 30, ["--depth", "8"], until_told=True),
+    ]
+
+    def go_on(megabytes=8):
+        for verifier in verifiers:
+            verifier.until_written(verifier.written() + megabytes * MIB, 300)
+
+    def settle(cores):
+        until(lambda: not _cpu(cluster)["changing"], 60, "the cores do not settle")
+        shares = vdisk("big")["shares"]
+        check(len(set(shares)) == min(cores, 4), f"the shares are on {shares}")
+
+    processors = len(os.sched_getaffinity(0))
+    wanted = min(2, processors)
+    go_on(16)
+    for _ in range(3):
+        cluster.cleave("host", "cpu", "--cores", "2")
+        settle(wanted)
+        go_on()
+        cluster.cleave("host", "cpu", "--cores", "1")
+        settle(1)
+        go_on()
+    moves = _cpu(cluster)["moves"]
+    print(f"  {moves} shares moved; their guests waited at most {_longest_pause(cluster):.0f} ms")
+    check(moves >= 9 or wanted < 2, f"only {moves} shares moved")
+    for verifier in verifiers:
+        check(verifier.reconnects() == 0, f"a front end was disconnected: {verifier.output()[-500:]}")
+
+    # On two cores, and while shares are on their way.
+    for cores in ("2", "1", "2"):
+        changing = subprocess.Popen(
+            cluster.command("host", "cpu", "--cores", cores), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(0.2)
+        cluster.kill(HOST)
+        changing.wait(200)
+        cluster.restart(HOST)
+        go_on()
+    settle(wanted)
+    go_on()
+    for verifier in verifiers:
+        verifier.end_writing()
+    for verifier in verifiers:
+        verifier.finish(600)
+    cluster.stop()
+    cluster.start()
+    cluster.cleave("vdisk", "resize", "big", "300M")
+    until(lambda: vdisk("big")["size"] == 300 * MIB, 30, "the vdisk does not grow")
+    cluster.cleave("vdisk", "delete", "big")
+    check(vdisk("big") is None, f"{vdisk('big')}")
+    cluster.stop()

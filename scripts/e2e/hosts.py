@@ -40,7 +40,8 @@ def _serves(cluster, host, vdisk):
 def a_vdisk_moves_between_hosts(context):
     """A vdisk that no guest uses moves to the other host at once, and back; with a guest it does not."""
     cluster = Cluster(context, arguments=["--hosts", "2", "--drives", "3", "--drive-size", "2G"])
-    cluster.start("--vdisk", "data:256M")
+    cluster.start()
+    cluster.cleave("vdisk", "create", "data", "256M", "--shares", "2")
     saved = context.path("saved")
     Verifier(context, cluster, "data", 32 << 20, ["--save", saved]).finish(600)
     begin = time.monotonic()
@@ -66,7 +67,8 @@ def a_vdisk_moves_between_hosts(context):
 def a_lost_host_is_replaced(context):
     """A host is killed under load, and its flash is gone; the other one serves its vdisk, with all that was acknowledged."""
     cluster = Cluster(context, arguments=["--hosts", "2"])
-    cluster.start("--vdisk", "data:512M")
+    cluster.start()
+    cluster.cleave("vdisk", "create", "data", "512M", "--shares", "4")
     moving = MovingSocket(context, cluster, "data")
     verifier = Verifier(context, moving, "data", 1 << 40, until_told=True)
     verifier.until_written(64 << 20, 600)
@@ -112,7 +114,8 @@ def hosts_share_a_small_log(context):
 def a_stopped_host_is_fenced(context):
     """A host is stopped; the other one takes its vdisk and writes; when the first one comes to, it serves nothing of it."""
     cluster = Cluster(context, arguments=["--hosts", "2"])
-    cluster.start("--vdisk", "data:512M")
+    cluster.start()
+    cluster.cleave("vdisk", "create", "data", "512M", "--shares", "4")
     saved, later = context.path("saved"), context.path("later")
     Verifier(context, cluster, "data", 64 << 20, ["--save", saved]).finish(600)
     probe = Probe(context, cluster, "data")

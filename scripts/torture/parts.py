@@ -43,9 +43,12 @@ class Parts(Cluster):
         # Controllers that were alone when they were last looked at: what they acknowledged is on drives.
         self._on_drives = set()
 
-    def create(self, *arguments):
-        """Makes the cluster and gives its engines their addresses. Nothing runs afterwards."""
+    def create(self, *arguments, shares=()):
+        """Makes the cluster, with vdisks of several `shares` (name, size, how many), and gives its engines their addresses.
+        Nothing runs afterwards."""
         self.start(*arguments)
+        for name, size, count in shares:
+            self.cleave("vdisk", "create", name, size, "--shares", str(count))
         Cluster.stop(self)
         self.process = None
         self._place()

@@ -123,10 +123,10 @@ def run_round(context, seed, seconds, totals, say, guest=True):
     # Much less flash than there is content, or more.
     arguments += ["--flash-size", chance.choice(["128M", "2G"])]
     arguments += ["--host-memory", "256M"] + (["--encrypt"] if chance.random() < 0.5 else [])
-    vdisks = ["--vdisk", "data:256M", "--vdisk", "more:128M", "--vdisk", "guest:64M"]
+    vdisks = ["--vdisk", "data:256M", "--vdisk", "guest:64M"]
     network = Network(context, PARTS)
     parts = Parts(context, arguments=arguments, network=network)
-    parts.create(*vdisks)
+    parts.create(*vdisks, shares=[("more", "128M", 4)])
     sick = [SickDrive(context, parts, number) for number in sorted(chance.sample(range(drives), 2))]
     say(
         f"seed {seed}: {' '.join(arguments)}; drives {sick[0].number} and {sick[1].number} are sick; "

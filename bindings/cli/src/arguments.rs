@@ -293,6 +293,10 @@ pub enum VdiskCommand {
         /// Encrypt it; without this, as the cluster does.
         #[arg(long)]
         encrypt: bool,
+        /// How many cores of its host can serve it at once, 1 to 16; without this, 4 beyond 64 GiB, else 1. It is
+        /// never changed.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+        shares: Option<u16>,
     },
     /// List all vdisks.
     List {

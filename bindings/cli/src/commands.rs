@@ -56,7 +56,7 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             check_name(&name)?;
             let asked = Import { image, name, format, scratch, accept_data_loss, quiet };
             let name = &asked.name;
-            let create = |size| create(&dir, name, size, encrypt);
+            let create = |size| create(&dir, name, size, encrypt, None);
             image::import(&asked, || find(&dir, name), create)
         }
         Command::Export { name, image, format, overwrite, quiet } => {
@@ -160,9 +160,9 @@ fn flash(dir: &Path, command: FlashCommand) -> Result<()> {
 
 fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
     match command {
-        VdiskCommand::Create { name, size, encrypt } => {
+        VdiskCommand::Create { name, size, encrypt, shares } => {
             check_name(&name)?;
-            create(dir, &name, size, encrypt)
+            create(dir, &name, size, encrypt, shares)
         }
         VdiskCommand::List { json } => match ask(dir, &Request::ListVdisks {})? {
             Reply::Vdisks { vdisks } if json => print_json(&vdisks),
@@ -187,11 +187,11 @@ fn vdisk(dir: &Path, command: VdiskCommand) -> Result<()> {
     }
 }
 
-fn create(dir: &Path, name: &str, size: u64, encrypt: bool) -> Result<()> {
+fn create(dir: &Path, name: &str, size: u64, encrypt: bool, shares: Option<u16>) -> Result<()> {
     let name = name.to_owned();
     // Without the option the cluster decides.
     let encrypted = encrypt.then_some(true);
-    match ask(dir, &Request::CreateVdisk { name, size, encrypted })? {
+    match ask(dir, &Request::CreateVdisk { name, size, encrypted, shares })? {
         Reply::Vdisk(_) => Ok(()),
         _ => Err(Error::UnknownAnswer),
     }

@@ -47,6 +47,9 @@ pub enum Request {
         /// Whether to encrypt it; without it as the cluster does.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         encrypted: Option<bool>,
+        /// How many cores can serve it at once; without it by its size.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shares: Option<u16>,
     },
     /// All vdisks: [`Reply::Vdisks`].
     ListVdisks {},

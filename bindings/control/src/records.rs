@@ -79,6 +79,32 @@ pub struct VdiskRecord {
     pub home: u16,
     /// Whether it is to be served.
     pub state: VdiskState,
+    /// The parts that cores own, from 1 to [`SHARES_MAX`]: each has an identity of its own, `id` and its number added.
+    /// Never changes.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub shares: u16,
+}
+
+/// Most shares of a vdisk.
+pub const SHARES_MAX: u16 = 16;
+/// A vdisk of more bytes has several shares, unless told otherwise.
+const SEVERAL_FROM: u64 = 64 << 30;
+/// So many.
+const SEVERAL: u16 = 4;
+
+/// How many shares a new vdisk of this size has. Each costs a seal and a look at the catalog when the vdisk is opened,
+/// map runs of its own, and an entry in what the catalog knows of each stripe; a vdisk that is small is rarely
+/// more than one core can do. It goes by the size alone, so that it is the same on every machine.
+pub fn shares_for(size: u64) -> u16 {
+    if size > SEVERAL_FROM { SEVERAL } else { 1 }
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn is_one(shares: &u16) -> bool {
+    *shares == 1
 }
 
 /// Whether a drive is to be used.
@@ -144,6 +170,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn shares_go_by_the_size() {
+        assert_eq!([1, 64 << 30, (64 << 30) + 4096, 64 << 40].map(shares_for), [1, 1, 4, 4]);
+        const { assert!(SEVERAL <= SHARES_MAX) };
+    }
+
+    #[test]
     fn records_have_these_forms() {
         let vdisk = VdiskRecord {
             id: 7,
@@ -153,10 +185,15 @@ mod tests {
             host: Some(1),
             home: 1,
             state: VdiskState::Ready,
+            shares: 1,
         };
         let json = r#"{"id":7,"size":1073741824,"encrypted":true,"created":1700000000,"host":1,"home":1,"state":"ready"}"#;
         assert_eq!(String::from_utf8(to_value(&vdisk)).unwrap(), json);
-        assert_eq!(from_value::<VdiskRecord>("vdisk/a", json.as_bytes()), Ok(vdisk));
+        assert_eq!(from_value::<VdiskRecord>("vdisk/a", json.as_bytes()), Ok(vdisk.clone()));
+        let several = VdiskRecord { shares: 4, ..vdisk };
+        let json = r#"{"id":7,"size":1073741824,"encrypted":true,"created":1700000000,"host":1,"home":1,"state":"ready","shares":4}"#;
+        assert_eq!(String::from_utf8(to_value(&several)).unwrap(), json);
+        assert_eq!(from_value::<VdiskRecord>("vdisk/a", json.as_bytes()), Ok(several));
         let cluster = ClusterRecord {
             uuid: "0".repeat(32),
             encrypted: false,

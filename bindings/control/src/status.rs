@@ -272,6 +272,9 @@ pub struct VdiskStatus {
     /// The core that serves it, by its number.
     #[serde(default)]
     pub core: u16,
+    /// The core of each of its shares, in order; of most vdisks one.
+    #[serde(default)]
+    pub shares: Vec<u16>,
     /// Queues that the front end uses.
     pub queues: u32,
     /// Requests taken and not completed.

@@ -55,6 +55,55 @@ impl Buffer {
     pub fn registered(&self) -> Option<u16> {
         self.registered
     }
+
+    /// Takes it out of its pool, for another core. Registered memory stays with its ring: its content is copied.
+    pub fn loosen(mut self) -> LooseBuffer {
+        let length = self.length;
+        if self.registered.is_some() {
+            let mut copy = Buffer::new(length);
+            copy.copy_from_slice(&self);
+            return copy.loosen();
+        }
+        self.home = Weak::new();
+        LooseBuffer { pages: std::mem::take(&mut self.pages), length }
+    }
+}
+
+/// A buffer's memory on its way to another core: it belongs to no pool, so that it may change threads.
+/// [`BufferPool::adopt`] makes it a buffer again.
+pub struct LooseBuffer {
+    pages: Box<[Page]>,
+    length: usize,
+}
+
+impl LooseBuffer {
+    /// Its visible length.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing of it is visible.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// As [`Buffer::capacity`].
+    pub fn capacity(&self) -> usize {
+        self.pages.len() * PAGE
+    }
+}
+
+impl fmt::Debug for LooseBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LooseBuffer({} of {} bytes)", self.length, self.capacity())
+    }
+}
+
+impl From<LooseBuffer> for Buffer {
+    /// A buffer that belongs to no pool.
+    fn from(LooseBuffer { pages, length }: LooseBuffer) -> Buffer {
+        Buffer { pages, length, registered: None, home: Weak::new() }
+    }
 }
 
 fn allocate(length: usize) -> Box<[Page]> {
@@ -138,6 +187,24 @@ impl BufferPool {
         self.capacity
     }
 
+    /// An unused buffer, if there is one that is not registered: to be given to another core.
+    pub fn spare(&self) -> Option<LooseBuffer> {
+        let mut shelf = self.shelf.borrow_mut();
+        shelf.free.pop_if(|(_, registered)| registered.is_none()).map(|(pages, _)| {
+            let length = pages.len() * PAGE;
+            LooseBuffer { pages, length }
+        })
+    }
+
+    /// Takes memory from another core in: the buffer comes back to this pool if it has its capacity.
+    pub fn adopt(&self, loose: LooseBuffer) -> Buffer {
+        let mut buffer = Buffer::from(loose);
+        if buffer.capacity() == self.capacity {
+            buffer.home = Rc::downgrade(&self.shelf);
+        }
+        buffer
+    }
+
     /// A buffer of visible length `length`, with old content: an unused one, or a new unregistered one.
     ///
     /// # Panics
@@ -191,6 +258,37 @@ mod tests {
         let mut indices = kept.each_ref().map(Buffer::registered);
         indices.sort();
         assert_eq!(indices, [Some(0), Some(1)]);
+    }
+
+    #[test]
+    fn a_buffer_changes_cores_and_pools() {
+        let (here, there) = (BufferPool::new(PAGE, 4), BufferPool::new(PAGE, 4));
+        assert!(here.spare().is_none());
+        let mut buffer = here.take(10);
+        buffer.fill(9);
+        let address = buffer.as_ptr() as usize;
+        let loose = buffer.loosen();
+        let taken = std::thread::spawn(move || (loose.len(), loose)).join().unwrap();
+        let buffer = there.adopt(taken.1);
+        assert_eq!((taken.0, &buffer[..], buffer.as_ptr() as usize), (10, &[9; 10][..], address));
+        drop(buffer);
+        assert!(here.spare().is_none());
+        let spare = there.spare().expect("it was adopted");
+        // One of another size is no pool's.
+        drop(BufferPool::new(2 * PAGE, 4).adopt(spare));
+        assert!(there.spare().is_none());
+    }
+
+    #[test]
+    fn registered_memory_does_not_leave_its_core() {
+        let pool = BufferPool::registered(PAGE, 1, 0, |_, _| {});
+        assert!(pool.spare().is_none());
+        let mut buffer = pool.take(PAGE);
+        buffer.fill(3);
+        let address = buffer.as_ptr();
+        let copy = Buffer::from(buffer.loosen());
+        assert!(copy.as_ptr() != address && copy.iter().all(|byte| *byte == 3));
+        assert_eq!(pool.take(PAGE).as_ptr(), address);
     }
 
     #[test]

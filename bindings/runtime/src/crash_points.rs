@@ -95,7 +95,7 @@ points! {
     HostMapRead = "host.map.read",
     /// Unreleased records are in the buffer; nothing is served.
     HostRecordsFetched = "host.records.fetched",
-    /// A core has let go of a vdisk, and another one is to open it.
+    /// A core has let go of a share of a vdisk, and another one is to open it.
     HostHanded = "host.handed",
     /// The vdisk is closed; the store does not say that nobody runs.
     HostClosed = "host.closed",

@@ -38,6 +38,12 @@ bugs! {
     TakeGaps breaks "C1";
     /// A write over several slices is completed with its first record.
     CompleteOnFirstPart breaks "C1";
+    /// A change over several shares is completed with the first share's part.
+    CompleteOnFirstShare breaks "C1";
+    /// A share goes to another core with requests in flight.
+    MoveUndrained breaks "C1";
+    /// A change overtakes one of several parts that it overlaps.
+    OvertakeWideChanges breaks "C23";
     /// What a broken connection left unanswered is not sent again.
     ForgetUnanswered breaks "C1";
     /// Replay applies records that are older than what the map has.

@@ -15,6 +15,7 @@ use cleave_erasure::{Encoder, Solver};
 use cleave_flash::{Flash, FlashRead};
 use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_format::layout::SLICE_BLOCKS;
+use cleave_runtime::buffer::LooseBuffer;
 use cleave_runtime::executor::{Executor, Priority};
 use cleave_runtime::links::{Class, LinkEvent, Links};
 use cleave_runtime::random::Random;
@@ -136,6 +137,11 @@ impl HostCore {
         any || sent || slow
     }
 
+    /// Its number, which no other core of the engine ever has.
+    pub fn number(&self) -> u16 {
+        self.0.config.core
+    }
+
     /// The core's flash: to add and retire devices, to look at it, and to close it.
     pub fn flash(&self) -> &Flash {
         &self.0.flash
@@ -210,6 +216,13 @@ impl HostCore {
         let mut state = self.0.state.borrow_mut();
         completions.append(&mut state.completions);
         state.answer_reads(self.0.executor.now(), completions);
+    }
+
+    /// Takes a buffer in for reads, in exchange for one that goes to another core with a read's data.
+    pub fn adopt(&self, spare: LooseBuffer) {
+        let state = self.0.state.borrow();
+        let pool = state.buffers.iter().find(|pool| pool.capacity() == spare.capacity());
+        drop(pool.map(|pool| pool.adopt(spare)));
     }
 
     /// The next thing that the owner should know.

@@ -14,6 +14,7 @@
 //! | `dedupe` | where content lies already (C19, C30) |
 //! | `liveness` | which stripes a vdisk could leave (C20, C21) |
 //! | `destage`, `runs` | stripes, commits, map runs (C10, C16, C21) |
+//! | [`shares`], [`front`] | the parts of a vdisk that cores own; requests between devices and cores (C1, C23) |
 //! | `leases`, `tenure` | until when reads may be answered; which owners before are gone (C9) |
 //! | `open`, `close` | seal, map, replay; close, delete, resize (C8) |
 //!
@@ -29,6 +30,7 @@ mod core;
 mod dedupe;
 mod destage;
 mod error;
+pub mod front;
 mod handles;
 mod hash;
 mod leases;
@@ -43,6 +45,7 @@ mod read;
 mod request;
 mod runs;
 mod sequence;
+pub mod shares;
 mod solve;
 mod state;
 mod stats;

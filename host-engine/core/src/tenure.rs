@@ -40,9 +40,17 @@ impl Tenure {
     pub fn before(remembered: Option<Tenure>, owner: Option<OwnerBefore>) -> Option<Tenure> {
         match owner {
             None => Some(Tenure::served(Epoch(0))),
-            Some(owner) if owner.released => Some(Tenure::served(owner.epoch)),
-            Some(owner) => remembered.filter(|row| owner.own && row.last == owner.epoch),
+            Some(owner) => {
+                // It says more: shares of the vdisk may have been served under older epochs.
+                let row = remembered.filter(|row| owner.own && row.last == owner.epoch);
+                row.or(owner.released.then(|| Tenure::served(owner.epoch)))
+            }
         }
+    }
+
+    /// The shares of the vdisk are served under epochs of this row, none of them under one before this.
+    pub fn since(self, oldest: Epoch) -> Tenure {
+        Tenure { first: self.first.max(oldest).min(self.last), ..self }
     }
 
     /// This epoch is served.
@@ -101,6 +109,12 @@ mod tests {
         // Another host came between, or the file is an older one.
         assert_eq!(gone(Some(served), owner(5, false, false)), None);
         assert_eq!(gone(Some(served), owner(6, true, false)), None);
+        // Shares were served under epochs of the row, and let go with the newest one.
+        let row = served.taken().taken();
+        assert_eq!(gone(Some(row), owner(6, true, true)), Some(vec![4, 5, 6]));
+        assert_eq!(gone(Some(row.since(Epoch(5))), owner(6, true, true)), Some(vec![5, 6]));
+        assert_eq!(gone(Some(row), owner(6, false, true)), Some(vec![6]));
+        assert_eq!(gone(Some(row), owner(7, true, true)), Some(vec![7]));
         let long = Tenure { first: Epoch(4), last: Epoch(1_000) };
         let named = long.gone();
         assert_eq!((named.len(), named[0], named[63]), (64, Epoch(937), Epoch(1_000)));

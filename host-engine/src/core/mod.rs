@@ -1,21 +1,19 @@
-//! A core of the engine: one thread with a reactor, links, a host core, and the devices of its
-//! vdisks. It shares nothing; the control thread talks to it over two rings.
+//! A core of the engine: one thread with a reactor, links, a host core, shares of vdisks, and the devices of some.
+//! It shares nothing; the control thread talks to it over two rings, other cores over two for each share.
 //!
 //! ```text
-//! device ─ turn ─▶ split ─ submit ─▶ host core ─▶ links
-//!    ▲                 └ no room: stalled, in order       │
-//!    └─ complete, wake ◀── completions ◀──────────────────┘
+//! device ─ turn ─▶ front ─┬─▶ host core ─▶ links
+//!    ▲                    ╚═▶ another core that has the share
+//!    └─ complete, wake ◀── done
 //! ```
 //!
-//! **Back-pressure.** What the core has no room for waits here, in the order taken, for each vdisk; while
-//! anything waits, every other write of the core waits behind it, and vdisks take turns, so that none
-//! starves. Reads pass (rule 8). The devices bound what can wait, so it ends at the guests' queues.
+//! **Requests.** The front (`cleave_host_core::front`) gives each part of a request to the core that has the share, has
+//! what there is no room for wait, and says once that a request is done.
 //!
-//! **Answers.** A request is answered when its last piece is done. When the vdisk is taken away from
-//! the core, or it is closed, nothing more is answered: the front end keeps these requests in its inflight
-//! region, and whoever serves it next executes them again (C24).
+//! **Answers.** When the vdisk is taken away from the core, or it is closed, nothing more is answered: the front end
+//! keeps these requests in its inflight region, and whoever serves it next executes them again (C24).
 //!
-//! **Moves.** A vdisk goes to another core and comes from one with its device (`handover`).
+//! **Moves.** A share goes to another core; the first one with the device (`handover`).
 //!
 //! A crash leaves the sockets' files, and requests in inflight regions.
 
@@ -35,15 +33,16 @@ pub use thread::{CoreHandle, CoreSettings, start};
 
 use crate::events::of_core;
 use crate::measure::Measures;
-use crate::messages::{Answer, Command, CoreView, OpenError, OpenOrder, Order, Report, VdiskView};
+use crate::messages::{
+    Answer, Command, CoreView, DeviceView, OpenError, OpenOrder, Order, Report, VdiskView,
+};
 use background::BackgroundShare;
 use cleave_control::histogram::Histogram;
 use cleave_flash::Prepared;
 use cleave_format::ids::VdiskId;
-use cleave_host_core::{
-    Event, GuestCompletion, GuestError, GuestRequest, HostCore, HostError, OpenRequest, Operation,
-    VdiskStats,
-};
+use cleave_host_core::front::{Done, Front, Place};
+use cleave_host_core::shares::Shares;
+use cleave_host_core::{Event, GuestError, HostCore, HostError, OpenRequest, VdiskStats};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::drives::Drive;
 use cleave_runtime::executor::{Executor, Priority};
@@ -52,9 +51,9 @@ use cleave_runtime::sync::Queue;
 use cleave_runtime_real::reactor::{Reactor, Turn};
 use cleave_vhost_user::{Disk, Request};
 use flash::FlashEnd;
-use handover::HandStep;
+use handover::{HandStep, Waiting};
 use nvme::CoreNvme;
-use requests::{Taken, split};
+use requests::{Taken, answer, split};
 use serving::Serving;
 use slab::Slab;
 use std::cell::Cell;
@@ -134,16 +133,12 @@ struct Core<'r> {
     giving_back: bool,
     /// Vdisks that are about to go to another core, with requests in flight.
     leaving: usize,
+    /// Commands that wait until requests are done.
+    waiting: Vec<Waiting>,
+    front: Front<Taken>,
+    /// The shares that are open here.
     vdisks: Slab<Serving>,
     places: BTreeMap<VdiskId, usize>,
-    serials: u64,
-    taken: Slab<Taken>,
-    /// Requests that wait for room.
-    stalled: usize,
-    /// Requests that ever had to.
-    stalls: u64,
-    /// Whose turn it is to be given room.
-    turn_of: usize,
     /// A device said before the last sleep that it has something to do.
     wakeful: bool,
     /// What guests of closed vdisks did.
@@ -157,8 +152,7 @@ struct Core<'r> {
     mirrored: Histogram,
     // Empty between uses; kept for their memory.
     requests: Vec<Request>,
-    pieces: Vec<GuestRequest>,
-    completions: Vec<GuestCompletion>,
+    done: Vec<Done<Taken>>,
     times: Vec<Duration>,
 }
 
@@ -172,7 +166,7 @@ impl Turn for Core<'_> {
         worked |= self.core.turn();
         self.measure_log();
         worked |= self.answer();
-        worked |= self.give_room();
+        worked |= self.front.turn();
         worked |= self.hand_what_is_done();
         worked |= self.take_events();
         worked |= self.take_flash_events();
@@ -197,7 +191,7 @@ impl Turn for Core<'_> {
 }
 
 impl Core<'_> {
-    /// Takes what guests want, and gives it to the core.
+    /// Takes what guests want, and gives it to the front.
     fn take_requests(&mut self) -> bool {
         let mut worked = false;
         let now = self.executor.now();
@@ -207,23 +201,10 @@ impl Core<'_> {
                 continue;
             }
             worked = true;
-            let at = (place, serving.serial);
             for request in self.requests.drain(..) {
-                let taken = &mut self.taken;
-                let name = |request| taken.insert(request) as u64;
-                split(request, at, serving.vdisk, now, name, &mut self.pieces);
-            }
-            for piece in self.pieces.drain(..) {
-                let passes = matches!(piece.operation, Operation::Read { .. } | Operation::Flush);
-                let refused = match self.stalled > 0 && !passes {
-                    true => Err(piece),
-                    false => self.core.submit(piece),
-                };
-                if let Err(piece) = refused {
-                    serving.stalled.push_back(piece);
-                    self.stalled += 1;
-                    self.stalls += 1;
-                }
+                let home = serving.home.expect("a device is paused until its vdisk is open");
+                let (taken, operations) = split(request, place, now);
+                self.front.take(home, taken, operations);
             }
             // The front end may have brought other files.
             serving.watch(self.reactor);
@@ -231,70 +212,32 @@ impl Core<'_> {
         worked
     }
 
-    /// Gives the core what waits, one request of each vdisk after another, until it has no room.
-    fn give_room(&mut self) -> bool {
-        let mut worked = false;
-        // Vdisks found without anything that waits, since the last one that had something.
-        let mut empty = 0;
-        while self.stalled > 0 {
-            let end = self.vdisks.capacity();
-            assert!(empty <= end, "what waits belongs to a vdisk");
-            self.turn_of = if self.turn_of >= end { 0 } else { self.turn_of };
-            let waiting = self.vdisks.get_mut(self.turn_of);
-            let Some((serving, piece)) = waiting
-                .and_then(|serving| serving.stalled.pop_front().map(|piece| (serving, piece)))
-            else {
-                self.turn_of += 1;
-                empty += 1;
-                continue;
-            };
-            if let Err(piece) = self.core.submit(piece) {
-                serving.stalled.push_front(piece);
-                break;
-            }
-            self.turn_of += 1;
-            self.stalled -= 1;
-            (empty, worked) = (0, true);
-        }
-        worked
-    }
-
     /// Tells guests what is done.
     fn answer(&mut self) -> bool {
-        if !self.core.has_completions() {
+        if !self.front.has_done() {
             return false;
         }
         // C9: later than every request that is answered was taken.
         let now = self.reactor.clock().refresh();
-        self.core.completions(&mut self.completions);
-        if self.completions.is_empty() {
-            return false;
+        let worked = self.front.done(&mut self.done);
+        if self.done.is_empty() {
+            return worked;
         }
-        let mut completions = std::mem::take(&mut self.completions);
-        for GuestCompletion { token, result, data } in completions.drain(..) {
-            let name = usize::try_from(token).expect("a token given here");
-            let taken = &mut self.taken[name];
-            taken.left -= 1;
-            taken.data = data;
-            match result {
-                Ok(()) => {}
-                Err(GuestError::NotServed) => taken.void = true,
-                Err(_) => taken.failed = true,
-            }
-            if taken.left > 0 {
+        let mut all = std::mem::take(&mut self.done);
+        for done in all.drain(..) {
+            if done.result == Err(GuestError::NotServed) {
+                // It stays in the front end's inflight region (C24).
                 continue;
             }
-            let taken = self.taken.remove(name);
-            let (place, serial) = taken.place;
-            let Some(serving) = self.vdisks.get_mut(place).filter(|it| it.serial == serial) else {
-                continue;
-            };
-            let Some(disk) = serving.disk.as_mut().filter(|_| !taken.void) else { continue };
-            let nanoseconds = u64::try_from(now.since(taken.since).as_nanos()).unwrap_or(u64::MAX);
-            serving.measures.record(taken.kind, taken.bytes, nanoseconds, !taken.failed);
-            taken.answer(|tag, outcome| disk.complete(tag, outcome));
+            let Taken { place, kind, bytes, since, .. } = done.user;
+            let serving = self.vdisks.get_mut(place).filter(|it| it.home == Some(done.home));
+            let Some(serving) = serving else { continue };
+            let Some(disk) = serving.disk.as_mut() else { continue };
+            let nanoseconds = u64::try_from(now.since(since).as_nanos()).unwrap_or(u64::MAX);
+            serving.measures.record(kind, bytes, nanoseconds, done.result.is_ok());
+            answer(&done, |tag, outcome| disk.complete(tag, outcome));
         }
-        self.completions = completions;
+        self.done = all;
         // Once a batch; a guest whose ring has nothing new is not woken.
         let disks = self.vdisks.iter_mut().filter_map(|(_, serving)| serving.disk.as_mut());
         disks.for_each(Disk::flush_notifications);
@@ -321,7 +264,7 @@ impl Core<'_> {
             }
             match event {
                 Event::Fenced { vdisk } => {
-                    tracing::warn!(%vdisk, "a newer owner has the vdisk; it is not served here");
+                    tracing::warn!(%vdisk, "a newer owner has the share of a vdisk; it is not served here");
                     self.remove(vdisk);
                     self.report(Report::Fenced { vdisk });
                 }
@@ -348,6 +291,17 @@ impl Core<'_> {
                     self.tell(number, Answer::Resized(resized));
                 }
                 Order::Close { vdisk } => self.close(Some(number), vdisk),
+                Order::Carry { share, end } => {
+                    self.front.carry_for(share, end);
+                    self.tell(number, Answer::Carried);
+                }
+                Order::Prepare { share } => self.prepare(number, share),
+                Order::Pause { vdisk, share } => self.pause(number, vdisk, share),
+                Order::Resume { vdisk, share, place } => {
+                    self.resume(vdisk, share, place);
+                    self.tell(number, Answer::Resumed);
+                }
+                Order::Quiet { vdisk } => self.quiet(number, vdisk),
                 Order::Hand { vdisk } => self.hand(number, vdisk),
                 Order::Delete { vdisk } => self.delete(number, vdisk),
                 Order::PrepareFlash(order) => self.prepare_flash(number, *order),
@@ -398,6 +352,8 @@ impl Core<'_> {
         if self.ending.is_some() {
             return self.tell(number, Answer::Opened(Err(OpenError::Stopping)));
         }
+        // Whatever an earlier opening of it was sent.
+        self.front.end_link(order.vdisk);
         if let Some(handed) = order.handed.take()
             && let Err(error) = self.arrive(&order, *handed)
         {
@@ -441,30 +397,19 @@ impl Core<'_> {
     }
 
     fn take_no_more(&mut self, vdisk: VdiskId) {
+        self.front.end_link(vdisk);
         if let Some(place) = self.places.get(&vdisk) {
-            let waiting = self.vdisks[*place].close();
-            self.forget(waiting);
+            let serving = &mut self.vdisks[*place];
+            serving.pause();
+            // It is left to the front end's inflight region (C24).
+            serving.home.into_iter().for_each(|home| self.front.drop_waiting(home));
         }
-        // The core forgets them with the vdisk.
+        // The core forgets them with the share.
         if let Some(stats) = self.core.vdisk_stats(vdisk) {
             self.closed.encoded_bytes += stats.encoded_bytes;
             self.closed.frame_bytes += stats.frame_bytes;
             self.closed.zero_blocks += stats.zero_blocks;
             self.closed.stored_blocks += stats.stored_blocks;
-        }
-    }
-
-    /// Pieces that the core never got: their requests are not answered.
-    fn forget(&mut self, pieces: VecDeque<GuestRequest>) {
-        self.stalled -= pieces.len();
-        for piece in pieces {
-            let name = usize::try_from(piece.token).expect("a token given here");
-            let taken = &mut self.taken[name];
-            taken.void = true;
-            taken.left -= 1;
-            if taken.left == 0 {
-                self.taken.remove(name);
-            }
         }
     }
 
@@ -474,7 +419,7 @@ impl Core<'_> {
             worked = true;
             match finished {
                 Finished::Opened { number, order, result } => {
-                    let served = self.opened(&order, result);
+                    let served = self.opened(order, result);
                     self.tell(number, Answer::Opened(served));
                 }
                 Finished::Closed { number, vdisk } => {
@@ -508,20 +453,23 @@ impl Core<'_> {
         worked
     }
 
-    /// The core has opened a vdisk, or not: its device follows.
+    /// The core has opened a share, or not: its device follows, or the link to that.
     fn opened(
         &mut self,
-        order: &OpenOrder,
+        order: Box<OpenOrder>,
         result: Result<(), HostError>,
     ) -> Result<(), OpenError> {
-        let vdisk = order.vdisk;
-        if self.arrived(vdisk, result.is_ok()) {
+        let OpenOrder { vdisk, device, without_device, shares, places, carry, .. } = *order;
+        if let Some(place) = self.arrived(vdisk, result.is_ok()) {
+            if result.is_ok() {
+                self.make_home(place, shares, places);
+            }
             return result.map_err(OpenError::from);
         }
         result?;
-        let bound = match order.without_device {
+        let bound = match without_device {
             true => Ok(None),
-            false => Disk::bind(order.device.clone(), self.buffers.clone()).map(Some),
+            false => Disk::bind(device, self.buffers.clone()).map(Some),
         };
         let disk = match bound {
             Ok(disk) => disk,
@@ -531,15 +479,35 @@ impl Core<'_> {
                 return Err(error.into());
             }
         };
-        self.serials += 1;
-        let mut serving = Serving::new(vdisk, self.serials, disk);
+        let mut serving = Serving::new(vdisk, disk);
         serving.watch(self.reactor);
         let place = self.vdisks.insert(serving);
         self.places.insert(vdisk, place);
+        if !without_device {
+            self.make_home(place, shares, places);
+        }
+        if let Some(end) = carry {
+            self.front.carry_for(vdisk, end);
+        }
         if self.ending.is_some() {
             self.close(None, vdisk);
         }
         Ok(())
+    }
+
+    /// What the device gives goes to the shares from now on.
+    fn make_home(&mut self, place: usize, shares: Shares, places: Vec<Place>) {
+        for (share, at) in shares.identities().zip(&places) {
+            if matches!(at, Place::Here) {
+                // Nobody else sends any more.
+                self.front.end_link(share);
+            }
+        }
+        let serving = &mut self.vdisks[place];
+        serving.home = Some(self.front.add_home(shares, places));
+        if let Some(disk) = &mut serving.disk {
+            disk.resume();
+        }
     }
 
     fn resize(&mut self, vdisk: VdiskId, size: u64) -> Result<(), String> {
@@ -555,7 +523,8 @@ impl Core<'_> {
     fn remove(&mut self, vdisk: VdiskId) {
         let Some(place) = self.places.remove(&vdisk) else { return };
         let mut serving = self.vdisks.remove(place);
-        self.forget(serving.close());
+        self.front.end_link(vdisk);
+        serving.home.into_iter().for_each(|home| self.front.remove_home(home));
         serving.unwatch(self.reactor);
         self.leaving -= usize::from(serving.draining);
         if let Some(number) = serving.leaving.take() {
@@ -604,27 +573,21 @@ impl Core<'_> {
         for (vdisk, place) in &self.places {
             let serving = &self.vdisks[*place];
             guests.merge(&serving.measures);
-            let Some(disk) = &serving.disk else { continue };
-            vdisks.push(VdiskView {
-                vdisk: *vdisk,
+            let device = serving.disk.as_ref().map(|disk| DeviceView {
                 state: disk.state(),
                 queues: serving.queues(),
                 in_flight: disk.in_flight() as u64,
-                stats: self.core.vdisk_stats(*vdisk).unwrap_or_default(),
                 guest: serving.measures.clone(),
             });
+            let stats = self.core.vdisk_stats(*vdisk).unwrap_or_default();
+            vdisks.push(VdiskView { vdisk: *vdisk, stats, device });
         }
-        let bytes = |piece: &GuestRequest| match &piece.operation {
-            Operation::Write { data, .. } => data.len() as u64,
-            _ => 0,
-        };
-        let stalled = self.vdisks.iter().flat_map(|(_, serving)| &serving.stalled);
         CoreView {
             core: self.core.stats(),
             flash: self.core.flash().stats(),
             mirrored: self.mirrored.clone(),
-            taken_bytes: stalled.map(bytes).sum(),
-            stalls: self.stalls,
+            taken_bytes: self.front.waiting_bytes(),
+            stalls: self.front.stalls(),
             guests,
             closed: self.closed.clone(),
             vdisks,

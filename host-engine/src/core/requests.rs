@@ -1,19 +1,17 @@
-//! A guest's request on its way through the core: taken from the device, given to the core in as
-//! many pieces as that wants, and answered once when the last one is done.
+//! A guest's request on its way through the core: taken from the device, given to the front, and answered once when that
+//! is done with it.
 
 use crate::measure::Kind;
-use cleave_format::ids::VdiskId;
-use cleave_host_core::{GuestRequest, Operation};
-use cleave_runtime::Token;
-use cleave_runtime::buffer::Buffer;
+use cleave_host_core::Operation;
+use cleave_host_core::front::{Data, Done};
 use cleave_runtime::time::Moment;
-use cleave_vhost_user::{Outcome, Request, RequestKind, Tag};
+use cleave_vhost_user::{BlockRange, Outcome, Request, RequestKind, Tag};
 
 /// A request that was taken and not answered.
 #[derive(Debug)]
 pub struct Taken {
-    /// Place of its vdisk among those of the core, and which one that was.
-    pub place: (usize, u64),
+    /// Place of its vdisk among those of the core.
+    pub place: usize,
     /// The device's name for it.
     pub tag: Tag,
     /// What it is.
@@ -22,72 +20,55 @@ pub struct Taken {
     pub bytes: u64,
     /// When it was taken.
     pub since: Moment,
-    /// Pieces not done.
-    pub left: u32,
-    /// A piece failed.
-    pub failed: bool,
-    /// The vdisk was taken away from the core: the guest is not to be told anything.
-    pub void: bool,
-    /// A read's data.
-    pub data: Option<Buffer>,
 }
 
-/// What a device's request is to the core; `pieces` get one request each.
+/// What a device's request is to the core: an operation for each of its ranges.
 pub fn split(
     request: Request,
-    place: (usize, u64),
-    vdisk: VdiskId,
+    place: usize,
     since: Moment,
-    name: impl FnOnce(Taken) -> Token,
-    pieces: &mut Vec<GuestRequest>,
-) {
-    let (kind, bytes, left) = match &request.kind {
-        RequestKind::Read { length, .. } => (Kind::Read, u64::from(*length), 1),
-        RequestKind::Write { data, .. } => (Kind::Write, data.len() as u64, 1),
-        RequestKind::Flush => (Kind::Flush, 0, 1),
-        RequestKind::Discard { ranges } => {
-            let bytes = ranges.iter().map(|range| range.length).sum();
-            (Kind::Discard, bytes, ranges.len() as u32)
-        }
-        RequestKind::WriteZeroes { ranges } => {
-            let bytes = ranges.iter().map(|range| range.length).sum();
-            (Kind::WriteZeroes, bytes, ranges.len() as u32)
-        }
+) -> (Taken, impl Iterator<Item = Operation>) {
+    let all = |ranges: &[BlockRange]| ranges.iter().map(|range| range.length).sum();
+    let (kind, bytes) = match &request.kind {
+        RequestKind::Read { length, .. } => (Kind::Read, u64::from(*length)),
+        RequestKind::Write { data, .. } => (Kind::Write, data.len() as u64),
+        RequestKind::Flush => (Kind::Flush, 0),
+        RequestKind::Discard { ranges } => (Kind::Discard, all(ranges)),
+        RequestKind::WriteZeroes { ranges } => (Kind::WriteZeroes, all(ranges)),
     };
-    assert!(left > 0, "the device gives at least one range");
-    let tag = request.tag;
-    let (failed, void, data) = (false, false, None);
-    let token = name(Taken { place, tag, kind, bytes, since, left, failed, void, data });
-    let piece = |operation| GuestRequest { token, vdisk, operation };
-    match request.kind {
+    let (one, ranges) = match request.kind {
         RequestKind::Read { offset, length } => {
-            pieces.push(piece(Operation::Read { offset, length }));
+            (Some(Operation::Read { offset, length }), Vec::new())
         }
         RequestKind::Write { offset, data } => {
-            pieces.push(piece(Operation::Write { offset, data }));
+            (Some(Operation::Write { offset, data }), Vec::new())
         }
-        RequestKind::Flush => pieces.push(piece(Operation::Flush)),
-        RequestKind::Discard { ranges } => {
-            pieces.extend(ranges.iter().map(|range| {
-                piece(Operation::Discard { offset: range.offset, length: range.length })
-            }));
-        }
-        RequestKind::WriteZeroes { ranges } => {
-            pieces.extend(ranges.iter().map(|range| {
-                let (offset, length, unmap) = (range.offset, range.length, range.unmap);
-                piece(Operation::WriteZeroes { offset, length, unmap })
-            }));
-        }
-    }
+        RequestKind::Flush => (Some(Operation::Flush), Vec::new()),
+        RequestKind::Discard { ranges } | RequestKind::WriteZeroes { ranges } => (None, ranges),
+    };
+    let discard = kind == Kind::Discard;
+    let of_range = move |BlockRange { offset, length, unmap }| match discard {
+        true => Operation::Discard { offset, length },
+        false => Operation::WriteZeroes { offset, length, unmap },
+    };
+    let taken = Taken { place, tag: request.tag, kind, bytes, since };
+    (taken, one.into_iter().chain(ranges.into_iter().map(of_range)))
 }
 
-impl Taken {
-    /// Hands the outcome to the device's own function.
-    pub fn answer(&self, tell: impl FnOnce(Tag, Outcome<'_>)) {
-        match &self.data {
-            _ if self.failed => tell(self.tag, Outcome::Failed),
-            Some(data) => tell(self.tag, Outcome::Read(&[data])),
-            None => tell(self.tag, Outcome::Done),
+/// Hands the outcome to the device's own function.
+pub fn answer(done: &Done<Taken>, mut tell: impl FnMut(Tag, Outcome<'_>)) {
+    let (tag, data): (Tag, &Data) = (done.user.tag, &done.data);
+    if done.result.is_err() {
+        return tell(tag, Outcome::Failed);
+    }
+    if done.user.kind != Kind::Read {
+        return tell(tag, Outcome::Done);
+    }
+    match data.buffers().next() {
+        Some(whole) if data.is_whole() => tell(tag, Outcome::Read(&[whole])),
+        _ => {
+            let buffers: Vec<&[u8]> = data.buffers().map(|buffer| &buffer[..]).collect();
+            tell(tag, Outcome::Read(&buffers));
         }
     }
 }

@@ -1,23 +1,19 @@
-//! One vdisk on a core: its device, the requests that wait for room, the files that wake the core.
+//! One share on a core; the first one with its vdisk's device and the files by which that wakes the core.
 
 use crate::measure::Measures;
 use cleave_format::ids::VdiskId;
-use cleave_host_core::GuestRequest;
+use cleave_host_core::front::HomeKey;
 use cleave_runtime_real::reactor::{Reactor, WatchId};
 use cleave_vhost_user::Disk;
-use std::collections::VecDeque;
 
 /// See the module's page.
 pub struct Serving {
-    /// Which vdisk.
+    /// Which share.
     pub vdisk: VdiskId,
-    /// Tells it from an earlier one in the same place.
-    pub serial: u64,
-    /// `None` while it is open without a device.
+    /// The vdisk's device, if it is here.
     pub disk: Option<Disk>,
-    /// Requests that the core gave back, and those behind them, in the order taken. The device
-    /// bounds their bytes.
-    pub stalled: VecDeque<GuestRequest>,
+    /// Where the front has what the device gave; none before all shares are open.
+    pub home: Option<HomeKey>,
     /// What its guest did.
     pub measures: Measures,
     /// Its device came from another core, and the core has not opened it yet.
@@ -31,13 +27,12 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// A vdisk that the core has opened.
-    pub fn new(vdisk: VdiskId, serial: u64, disk: Option<Disk>) -> Serving {
+    /// A share that the core has opened.
+    pub fn new(vdisk: VdiskId, disk: Option<Disk>) -> Serving {
         Serving {
             vdisk,
-            serial,
             disk,
-            stalled: VecDeque::new(),
+            home: None,
             measures: Measures::default(),
             arriving: false,
             leaving: None,
@@ -63,13 +58,11 @@ impl Serving {
         self.watches.drain(..).for_each(|watch| reactor.unwatch(watch));
     }
 
-    /// Takes nothing more from the front end, and gives what waits for room: it is left to the front
-    /// end's inflight region (C24).
-    pub fn close(&mut self) -> VecDeque<GuestRequest> {
+    /// Takes nothing more from the front end.
+    pub fn pause(&mut self) {
         if let Some(disk) = &mut self.disk {
             disk.pause();
         }
-        std::mem::take(&mut self.stalled)
     }
 
     /// Queues that the front end has set up: each has a file for its kicks, beside the connection's.

@@ -8,6 +8,7 @@ use crate::error::HostEngineError;
 use crate::measure::Measures;
 use crate::messages::{Answer, Command, CoreLoad, Order, Report};
 use cleave_control::histogram::Histogram;
+use cleave_host_core::front::Front;
 use cleave_host_core::{HostCore, HostCoreConfig, VdiskStats};
 use cleave_runtime::buffer::BufferPool;
 use cleave_runtime::executor::Doorbell;
@@ -56,6 +57,8 @@ pub struct CoreHandle {
     pub core: u16,
     /// The processor to which it is bound.
     pub processor: Option<usize>,
+    /// Wakes it.
+    pub doorbell: Arc<dyn Doorbell>,
     /// When it was looked at last, and how long it had worked by then.
     load: Cell<(Moment, Duration)>,
     /// Thousandths of its time that it worked before that.
@@ -79,6 +82,7 @@ pub fn start(
     let doorbell = EventDoorbell::new().map_err(refused)?;
     let (commands, taken) = ring(RING, Arc::clone(&doorbell) as Arc<dyn Doorbell>);
     let (report, reports) = ring(RING, control);
+    let bell = Arc::clone(&doorbell) as Arc<dyn Doorbell>;
     let (started, outcome) = sync_channel(1);
     let thread = std::thread::Builder::new()
         .name(format!("core-{core}"))
@@ -101,6 +105,7 @@ pub fn start(
     Ok(CoreHandle {
         core,
         processor,
+        doorbell: bell,
         load: Cell::default(),
         busy_permille: Cell::new(0),
         commands,
@@ -151,6 +156,7 @@ fn run(
     let ended = Rc::new(Cell::new(false));
     let nvme = Rc::new(CoreNvme::new(Rc::clone(reactor.clock()) as Rc<dyn Clock>));
     let buffers = WRITE_BUFFERS.map(|(bytes, kept)| BufferPool::new(bytes, kept));
+    let front = Front::new(core.clone(), buffers.to_vec());
     let application = Core {
         reactor,
         number,
@@ -167,13 +173,10 @@ fn run(
         flash: FlashEnd::Open,
         giving_back: false,
         leaving: 0,
+        waiting: Vec::new(),
+        front,
         vdisks: Slab::new(),
         places: BTreeMap::new(),
-        serials: 0,
-        taken: Slab::new(),
-        stalled: 0,
-        stalls: 0,
-        turn_of: 0,
         wakeful: false,
         past: Measures::default(),
         closed: VdiskStats::default(),
@@ -182,8 +185,7 @@ fn run(
         background: BackgroundShare::default(),
         mirrored: Histogram::new(),
         requests: Vec::new(),
-        pieces: Vec::new(),
-        completions: Vec::new(),
+        done: Vec::new(),
         times: Vec::new(),
     };
     reactor.run(application, || ended.get());
@@ -270,10 +272,11 @@ impl CoreHandle {
     pub fn scripted(core: u16) -> (CoreHandle, ScriptedCore) {
         let doorbell = Arc::new(cleave_runtime::executor::NoDoorbell);
         let (commands, taken) = ring(RING, Arc::clone(&doorbell) as Arc<dyn Doorbell>);
-        let (report, reports) = ring(RING, doorbell as Arc<dyn Doorbell>);
+        let (report, reports) = ring(RING, Arc::clone(&doorbell) as Arc<dyn Doorbell>);
         let handle = CoreHandle {
             core,
             processor: None,
+            doorbell,
             load: Cell::default(),
             busy_permille: Cell::new(0),
             commands,

@@ -5,7 +5,7 @@ use crate::core::ScriptedCore;
 use crate::messages::{Command, Report};
 use cleave_control::config::{DatanodeAddresses, HostConfig, PeerAddress, TlsFiles};
 use cleave_control::events::Events;
-use cleave_control::records::{to_value, vdisk_key};
+use cleave_control::records::{SHARES_MAX, to_value, vdisk_key};
 use cleave_coordinator::{
     Answer as StoreAnswer, DirectServer, Hub, Operation, RedbStore, StoreClient, Transaction,
 };
@@ -124,7 +124,8 @@ impl Bench {
 
     fn move_away(&self, vdisk: u64) {
         let other = self.engine.cpu.leaving.borrow()[0].clone();
-        self.engine.vdisks.borrow()[&vdisk].move_to(other);
+        let vdisk = Rc::clone(&self.engine.vdisks.borrow()[&vdisk]);
+        vdisk.move_share(&vdisk.shares[0], other);
         self.settle();
     }
 
@@ -175,6 +176,7 @@ fn vdisk(id: u64) -> VdiskRecord {
         host: Some(HOST),
         home: 1,
         state: VdiskState::Ready,
+        shares: 1,
     }
 }
 
@@ -224,7 +226,7 @@ fn nothing_is_taken_back_that_was_given_to_another_host() {
     for turns in 0..4 {
         let bench = Bench::new();
         bench.record("data", Some(&VdiskRecord { host: None, ..vdisk(5) }));
-        let stale = Rc::new(Vdisk::new("data", &vdisk(5), bench.engine.least_loaded()));
+        let stale = Rc::new(Vdisk::new("data", &vdisk(5), bench.engine.least_loaded(1)));
         let ours =
             Operation::Transact(Transaction::new().put(vdisk_key("data"), to_value(&vdisk(5))));
         bench.server.execute(ours).unwrap();
@@ -457,4 +459,261 @@ fn a_name_that_is_given_to_another_vdisk_lets_the_first_one_go() {
     let (first, second) = (bench.command(), bench.command());
     assert!(matches!(first.order, Order::Close { vdisk: VdiskId(5) }), "{first:?}");
     assert!(matches!(&second.order, Order::Open(order) if order.vdisk == VdiskId(6)));
+}
+
+fn take_order(core: &ScriptedCore) -> (u64, Box<OpenOrder>) {
+    match core.commands.pop() {
+        Some(Command { number, order: Order::Open(order) }) => (number, order),
+        other => panic!("an order to open, not {other:?}"),
+    }
+}
+
+impl Bench {
+    /// Cores 0 and 7 have the shares of vdisk 5 in turn: they are open, and it is served.
+    fn open_shares(&self, shares: u16) {
+        // It was to wait for others' ends.
+        let other = self.engine.cpu.leaving.borrow_mut().remove(0);
+        self.engine.cores.borrow_mut().push(other);
+        self.record("data", Some(&VdiskRecord { shares, ..vdisk(5) }));
+        // At once.
+        let core = |number: u16| if number.is_multiple_of(2) { &self.core } else { &self.other };
+        let asked: Vec<_> = (1..shares).map(|number| (number, take_order(core(number)))).collect();
+        self.idle();
+        for (number, (command, order)) in asked {
+            assert_eq!((order.vdisk, order.epoch), (VdiskId(5 + u64::from(number)), Epoch(1)));
+            assert!(order.without_device && order.carry.is_some() == (number % 2 == 1));
+            self.say(core(number), command, Answer::Opened(Ok(())));
+        }
+        let (command, order) = take_order(&self.core);
+        assert_eq!((order.vdisk, order.places.len()), (VdiskId(5), usize::from(shares)));
+        for (number, place) in order.places.iter().enumerate() {
+            assert_eq!(matches!(place, Place::There(_)), number % 2 == 1, "{place:?}");
+        }
+        self.say(&self.core, command, Answer::Opened(Ok(())));
+        assert_eq!(self.serving(5), Some(VdiskServing::Serving));
+    }
+
+    fn say(&self, core: &ScriptedCore, number: u64, answer: Answer) {
+        core.reports.push(Report::Answer { number, answer }).ok().unwrap();
+        self.settle();
+    }
+
+    fn move_to(&self, share: usize, core: usize) {
+        let (vdisk, core) = {
+            let cores = self.engine.cores.borrow();
+            (Rc::clone(&self.engine.vdisks.borrow()[&5]), Rc::clone(&cores[core]))
+        };
+        vdisk.move_share(&vdisk.shares[share], core);
+        self.settle();
+    }
+
+    /// Moves a share that is not the first to the other core, to the end; the epochs of which the order to open says
+    /// that nobody serves under them.
+    fn moved(&self, share: usize, to: usize) -> Vec<Epoch> {
+        let (from, at) = match to {
+            0 => (&self.other, &self.core),
+            _ => (&self.core, &self.other),
+        };
+        self.move_to(share, to);
+        let prepare = from.commands.pop().unwrap();
+        self.say(from, prepare.number, Answer::Prepared);
+        let Command { number, order: Order::Pause { .. } } = self.command() else { panic!() };
+        self.answer(number, Answer::Paused(Ok(())));
+        let close = from.commands.pop().unwrap();
+        self.say(from, close.number, Answer::Closed);
+        let (number, order) = take_order(at);
+        self.say(at, number, Answer::Opened(Ok(())));
+        let Command { number, order: Order::Resume { .. } } = self.command() else { panic!() };
+        self.answer(number, Answer::Resumed);
+        order.gone
+    }
+}
+
+// C8: one epoch for all shares; nothing is served before all of them are open.
+#[test]
+fn the_first_share_is_opened_last_and_all_are_closed() {
+    let bench = Bench::new();
+    bench.open_shares(3);
+    assert_eq!(bench.owner(5).unwrap().epoch, 1);
+    assert!(bench.owner(6).is_none(), "the vdisk has an owner, its shares have none of their own");
+    bench.record("data", Some(&VdiskRecord { host: Some(2), shares: 3, ..vdisk(5) }));
+    let Command { number, order: Order::Quiet { .. } } = bench.command() else { panic!() };
+    bench.idle();
+    bench.answer(number, Answer::Quiet);
+    let (first, third) = (bench.command(), bench.command());
+    let second = bench.other.commands.pop().unwrap();
+    let closes = |command: &Command, share| matches!(command.order, Order::Close { vdisk } if vdisk == VdiskId(share));
+    assert!(closes(&first, 5) && closes(&second, 6) && closes(&third, 7));
+    bench.answer(first.number, Answer::Closed);
+    bench.say(&bench.other, second.number, Answer::Closed);
+    assert_eq!(bench.owner(5).unwrap().incarnation, Some(INCARNATION), "a share is open");
+    bench.answer(third.number, Answer::Closed);
+    assert_eq!(bench.owner(5).unwrap().incarnation, None);
+}
+
+#[test]
+fn a_share_that_cannot_be_opened_has_the_others_closed() {
+    let bench = Bench::new();
+    let other = bench.engine.cpu.leaving.borrow_mut().remove(0);
+    bench.engine.cores.borrow_mut().push(other);
+    bench.record("data", Some(&VdiskRecord { shares: 3, ..vdisk(5) }));
+    let (second, third) = (take_order(&bench.other).0, take_order(&bench.core).0);
+    bench.say(&bench.other, second, Answer::Opened(Ok(())));
+    bench.answer(third, Answer::Opened(Err(OpenError::Stopping)));
+    let closed = bench.other.commands.pop().unwrap();
+    assert!(matches!(closed.order, Order::Close { vdisk: VdiskId(6) }));
+    bench.say(&bench.other, closed.number, Answer::Closed);
+    bench.idle();
+    assert_eq!(bench.serving(5), Some(VdiskServing::Failed));
+}
+
+// C1, C8: paused and closed before the next core opens it, under an epoch of its own.
+#[test]
+fn a_share_moves_while_the_others_go_on() {
+    let bench = Bench::new();
+    bench.open_shares(2);
+    bench.move_to(1, 0);
+    let prepare = bench.other.commands.pop().unwrap();
+    assert!(matches!(prepare.order, Order::Prepare { share: VdiskId(6) }));
+    bench.idle();
+    bench.say(&bench.other, prepare.number, Answer::Prepared);
+    let Command { number, order: Order::Pause { share: 1, .. } } = bench.command() else {
+        panic!()
+    };
+    assert!(bench.other.commands.pop().is_none(), "it has requests in flight");
+    bench.answer(number, Answer::Paused(Ok(())));
+    let close = bench.other.commands.pop().unwrap();
+    assert!(matches!(close.order, Order::Close { vdisk: VdiskId(6) }));
+    bench.idle();
+    bench.say(&bench.other, close.number, Answer::Closed);
+    let (number, order) = take_order(&bench.core);
+    assert_eq!((order.vdisk, order.epoch), (VdiskId(6), Epoch(2)));
+    // C9: the core before has closed it.
+    assert_eq!(order.gone, [Epoch(1)]);
+    assert!(order.without_device && order.carry.is_none());
+    bench.answer(number, Answer::Opened(Ok(())));
+    let Command { number, order: Order::Resume { share: 1, place: Place::Here, .. } } =
+        bench.command()
+    else {
+        panic!("its requests go on")
+    };
+    bench.answer(number, Answer::Resumed);
+    assert_eq!(bench.serving(5), Some(VdiskServing::Serving));
+    assert_eq!(bench.owner(5).unwrap().epoch, 2);
+    // One that cannot be paused stays.
+    bench.move_to(1, 1);
+    let Command { number, order: Order::Prepare { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Prepared);
+    let Command { number, order: Order::Pause { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Paused(Err("they take too long".to_owned())));
+    bench.idle();
+    assert!(bench.other.commands.pop().is_none());
+    assert_eq!(bench.engine.vdisks.borrow()[&5].shares[1].core().core, 0);
+}
+
+// C9: the first share is served under an older epoch than the vdisk's; whoever is next here knows of both.
+#[test]
+fn what_is_remembered_of_a_vdisk_is_the_epochs_of_all_its_shares() {
+    let bench = Bench::new();
+    bench.open_shares(2);
+    let path = bench.folder.path().join("vdisk-5.epochs");
+    let remembered = || std::fs::read_to_string(&path).ok();
+    assert_eq!(remembered().as_deref(), Some("1 1\n"));
+    assert_eq!((bench.moved(1, 0), remembered().as_deref()), (vec![Epoch(1)], Some("1 2\n")));
+    assert_eq!((bench.moved(1, 1), remembered().as_deref()), (vec![Epoch(2)], Some("1 3\n")));
+    // It lets go, and comes back.
+    bench.record("data", Some(&VdiskRecord { host: Some(2), shares: 2, ..vdisk(5) }));
+    let Command { number, order: Order::Quiet { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Quiet);
+    let Command { number, .. } = bench.command();
+    bench.answer(number, Answer::Closed);
+    let close = bench.other.commands.pop().unwrap();
+    bench.say(&bench.other, close.number, Answer::Closed);
+    assert_eq!(bench.owner(5).unwrap().incarnation, None);
+    bench.record("data", Some(&VdiskRecord { shares: 2, ..vdisk(5) }));
+    let (_, order) = take_order(&bench.other);
+    assert_eq!((order.epoch, order.gone), (Epoch(4), [1, 2, 3].map(Epoch).to_vec()));
+}
+
+// C9: which epochs lie between those of the shares is not known: one of them may be another host's, which may be alive.
+#[test]
+fn a_row_of_epochs_that_is_lost_is_not_made_up() {
+    let bench = Bench::new();
+    bench.open_shares(2);
+    bench.moved(1, 0);
+    let path = bench.folder.path().join("vdisk-5.epochs");
+    std::fs::remove_file(&path).unwrap();
+    bench.engine.vdisks.borrow()[&5].remember_served(&bench.engine);
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_other_shares_are_linked_to_the_devices_next_core() {
+    let bench = Bench::new();
+    bench.open_shares(3);
+    bench.move_to(0, 1);
+    let Command { number, order: Order::Hand { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Handed(Ok(None)));
+    // The second one is where the device goes; the third one stays behind.
+    let Command { number, order: Order::Carry { share: VdiskId(7), .. } } = bench.command() else {
+        panic!("the third share's requests come from elsewhere")
+    };
+    assert!(bench.other.commands.pop().is_none());
+    bench.answer(number, Answer::Carried);
+    let (_, order) = take_order(&bench.other);
+    assert!(!order.without_device);
+    let here: Vec<bool> = order.places.iter().map(|place| matches!(place, Place::Here)).collect();
+    assert_eq!(here, [true, true, false]);
+}
+
+// C8
+#[test]
+fn a_fenced_share_has_the_whole_vdisk_taken_again() {
+    let bench = Bench::new();
+    bench.open_shares(2);
+    bench.other.reports.push(Report::Fenced { vdisk: VdiskId(6) }).ok().unwrap();
+    bench.settle();
+    let Command { number, order: Order::Quiet { .. } } = bench.command() else { panic!() };
+    bench.answer(number, Answer::Quiet);
+    let Command { number, order: Order::Close { vdisk: VdiskId(5) } } = bench.command() else {
+        panic!("the first share is open")
+    };
+    bench.answer(number, Answer::Closed);
+    assert!(bench.other.commands.pop().is_none(), "the other one is not");
+    assert_eq!(bench.serving(5), Some(VdiskServing::Failed));
+    bench.pass(SERVE_AGAIN);
+    assert_eq!(take_order(&bench.other).1.epoch, Epoch(2));
+}
+
+// C28: a process died between the ends of two shares.
+#[test]
+fn a_deletion_ends_the_shares_that_are_left() {
+    let bench = Bench::new();
+    let other = bench.engine.cpu.leaving.borrow_mut().remove(0);
+    bench.engine.cores.borrow_mut().push(other);
+    let deleting = VdiskRecord { state: VdiskState::Deleting, shares: 2, ..vdisk(5) };
+    bench.record("data", Some(&deleting));
+    let (number, order) = take_order(&bench.other);
+    assert!(order.without_device);
+    bench.say(&bench.other, number, Answer::Opened(Ok(())));
+    let (number, _) = take_order(&bench.core);
+    let refused = HostError::Refused { vdisk: VdiskId(5), refusal: Refusal::Sealed };
+    bench.answer(number, Answer::Opened(Err(refused.into())));
+    let delete = bench.other.commands.pop().unwrap();
+    assert!(matches!(delete.order, Order::Delete { vdisk: VdiskId(6) }));
+    bench.say(&bench.other, delete.number, Answer::Deleted(Ok(())));
+    bench.idle();
+    assert_eq!(bench.serving(5), None);
+}
+
+// A newer version's record: what it says of shares is not guessed.
+#[test]
+fn a_record_of_too_many_shares_is_passed_over() {
+    for shares in [0, SHARES_MAX + 1] {
+        let bench = Bench::new();
+        bench.record("data", Some(&VdiskRecord { shares, ..vdisk(5) }));
+        bench.idle();
+        assert_eq!(bench.serving(5), None);
+    }
+    assert_eq!(SHARES_MAX, cleave_host_core::shares::SHARES_MAX);
 }

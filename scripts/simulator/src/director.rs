@@ -5,6 +5,7 @@
 
 use crate::arranged;
 use crate::cluster::Cluster;
+use crate::cores;
 use crate::finale;
 use crate::flash;
 use crate::idle;
@@ -74,6 +75,10 @@ fn describe(cluster: &Cluster) {
         plan.write_buffer >> 10,
         plan.destage
     ));
+    if plan.shares > 1 {
+        let (shares, cores) = (plan.shares, plan.cores);
+        cluster.journal.note(format!("vdisks of {shares} shares on {cores} cores"));
+    }
     for guest in cluster.guests.iter() {
         cluster.journal.note(guest.borrow().describe());
     }
@@ -169,6 +174,7 @@ fn play_episode(cluster: &mut Cluster, episode: u64) {
         return;
     }
     switches::strike(cluster);
+    cores::strike(cluster);
     carry_out(cluster, strike);
     if cluster.journal.failed() {
         return;

@@ -3,13 +3,13 @@
 //! It lives outside of the host engine's process, as a virtual machine does. When the engine dies it either
 //! *resumes* (C24): everything in flight is taken again by the next engine, changes in the order in which
 //! they were taken, then reads, all before any new request; or it dies with it, and what was in flight happened or
-//! did not. All requests of a vdisk go to one core, so the judge holds the engine to the order of completions
-//! and to published content too (C23).
+//! did not. Requests that overlap are completed in the order taken, whichever cores have the shares, so the judge holds the
+//! engine to that and to published content too (C23).
 
 use crate::journal::Journal;
 use crate::workload::{BLOCK_SECTORS, Request, Workload};
 use cleave_format::ids::VdiskId;
-use cleave_host_core::{GuestCompletion, GuestRequest, HostCore, Operation};
+use cleave_host_core::{GuestCompletion, GuestRequest, Operation};
 use cleave_runtime::Token;
 use cleave_runtime::buffer::Buffer;
 use cleave_runtime::planted::{Planted, is_planted};
@@ -361,7 +361,11 @@ impl Guest {
 
     /// Sends what may be sent. True when something was sent. `now` is virtual time; the second result
     /// says when to look again.
-    pub fn send(&mut self, core: &HostCore, now: Duration) -> (bool, Option<Duration>) {
+    pub fn send(
+        &mut self,
+        submit: &mut dyn FnMut(GuestRequest) -> Result<(), GuestRequest>,
+        now: Duration,
+    ) -> (bool, Option<Duration>) {
         let mut any = false;
         self.served_elsewhere = true;
         self.lose_left();
@@ -374,7 +378,7 @@ impl Guest {
                 return (any, None);
             }
             let request = self.request(token, &again.request, again.content);
-            if core.submit(request).is_err() {
+            if submit(request).is_err() {
                 return (any, None);
             }
             any = true;
@@ -395,7 +399,7 @@ impl Guest {
             let Some((request, content)) = self.held.take() else { break };
             let token = self.next_token;
             let sent = self.request(token, &request, content);
-            if core.submit(sent).is_err() {
+            if submit(sent).is_err() {
                 self.held = Some((request, content));
                 break;
             }

@@ -1,11 +1,13 @@
-//! The host engine's process: one production core, started, crashed and stopped as its shell would.
+//! The host engine's process: one production core or several, started, crashed and stopped as its shell would.
 //!
-//! Start: draw an incarnation, take every vdisk by compare-and-swap in the store (C8), open it, serve
-//! it. The turn takes the core's turn, hands completions to the guests and takes their requests. What
+//! Start: draw an incarnation, take every vdisk by compare-and-swap in the store (C8), open its shares on their cores,
+//! serve it. The turn takes the cores' turns (`cores.rs`), hands completions to the guests and takes their requests. What
 //! a crash leaves is the guests, the store, and what the controllers hold.
 
+use crate::cores::{Cores, Where};
 use crate::guest::Guest;
 use crate::journal::Journal;
+use crate::kinds::Kind;
 use crate::nvme::{Controller, ProcessNvme};
 use crate::plan::Plan;
 use crate::store::SimStore;
@@ -17,10 +19,12 @@ use cleave_format::flash::FlashId;
 use cleave_format::ids::{Epoch, HostId, Incarnation, VdiskId};
 use cleave_format::layout::BLOCK;
 use cleave_host_core::{
-    CoreStats, Event, HostCore, HostCoreConfig, KnownStripes, OpenRequest, OwnerBefore, Tenure,
+    CoreStats, Event, HostCore, HostCoreConfig, HostError, KnownStripes, OpenRequest, OwnerBefore,
+    Tenure,
 };
 use cleave_nvme::place::Place;
 use cleave_runtime::executor::Priority;
+use cleave_runtime::sync::promise;
 use cleave_runtime_sim::{Process, SimDrive, World};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +38,9 @@ pub const HOSTS: [&str; 9] =
 const VDISKS_APART: u64 = 10;
 /// A request that is larger than the write buffer is taken when that is empty: its bytes, at most.
 const REQUEST_MAX: u64 = 1 << 20;
+/// What is in flight for a share that is to move may take this long; and between two looks at it.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+const DRAIN_LOOK: Duration = Duration::from_micros(200);
 /// A clean stop gives up waiting after this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -76,17 +83,18 @@ struct Shared {
     guests: Rc<Vec<RefCell<Guest>>>,
     journal: Journal,
     tenures: Rc<Tenures>,
-    core: RefCell<Option<HostCore>>,
+    cores: RefCell<Option<Rc<Cores>>>,
     /// Guests whose vdisk is served, one flag each.
     serving: Vec<Cell<bool>>,
+    /// Shares that are on their way to another core.
+    moving: Cell<usize>,
     closed: Cell<bool>,
     /// Its guests live on another host now.
     abandoned: Cell<bool>,
     number: u32,
     incarnation: Cell<Incarnation>,
-    /// Bytes that the write buffer had taken when it was last looked at, and its limit then.
-    buffered: Cell<u64>,
-    buffer_limit: Cell<u64>,
+    /// Bytes that each core's write buffer had taken when it was last looked at, and its limit then.
+    buffered: RefCell<BTreeMap<u16, (u64, u64)>>,
     /// Pending wakes of the turn, so that there is one at a time.
     alarm: Cell<Option<Duration>>,
     /// The NVMe controller of its flash, where that has one.
@@ -122,14 +130,14 @@ impl HostEngine {
             guests: Rc::clone(guests),
             journal: journal.clone(),
             tenures: Rc::clone(tenures),
-            core: RefCell::new(None),
+            cores: RefCell::new(None),
+            moving: Cell::new(0),
             serving: guests.iter().map(|_| Cell::new(false)).collect(),
             closed: Cell::new(false),
             abandoned: Cell::new(false),
             number,
             incarnation: Cell::default(),
-            buffered: Cell::new(u64::MAX),
-            buffer_limit: Cell::new(0),
+            buffered: RefCell::default(),
             alarm: Cell::new(None),
             nvme: controller
                 .as_ref()
@@ -168,19 +176,36 @@ impl HostEngine {
         self.shared.incarnation.get()
     }
 
-    /// Whether every vdisk is served.
+    /// Whether every vdisk is served, and no share is on its way to another core.
     pub fn serves(&self) -> bool {
-        self.shared.serving.iter().all(Cell::get)
+        self.shared.moving.get() == 0 && self.shared.serving.iter().all(Cell::get)
     }
 
-    /// The core's figures, once there is one.
+    /// The cores' figures, once there are any.
     pub fn stats(&self) -> Option<CoreStats> {
-        self.shared.core.borrow().as_ref().map(HostCore::stats)
+        self.cores().map(|cores| cores.stats())
     }
 
-    /// What the core knows of a vdisk's stripes, while it serves it.
-    pub fn known_stripes(&self, vdisk: VdiskId) -> Option<KnownStripes> {
-        self.shared.core.borrow().as_ref().and_then(|core| core.known_stripes(vdisk))
+    fn cores(&self) -> Option<Rc<Cores>> {
+        self.shared.cores.borrow().clone()
+    }
+
+    /// What the core that has a share knows of its stripes.
+    pub fn known_stripes(&self, share: VdiskId) -> Option<KnownStripes> {
+        self.cores()?.all().iter().find_map(|core| core.known_stripes(share))
+    }
+
+    /// Has shares of its vdisks go from core to core, so many times, one after the other.
+    pub fn move_shares(&self, times: u64) {
+        let (shared, process, client) =
+            (Rc::clone(&self.shared), self.process.clone(), self.client.clone());
+        shared.moving.set(shared.moving.get() + 1);
+        self.process.executor().spawn(Priority::Foreground, async move {
+            move_shares(&shared, &process, &client, times).await;
+            shared.moving.set(shared.moving.get() - 1);
+            process.wake();
+        });
+        self.process.wake();
     }
 
     /// Its guests are started elsewhere. Somebody goes on reading from it, for as long as it answers (C9).
@@ -192,16 +217,18 @@ impl HostEngine {
         executor.spawn(Priority::Foreground, async move {
             for _ in 0..SPY_ROUNDS {
                 sleeping.sleep(SPY).await;
-                let Some(core) = shared.core.borrow().clone() else { continue };
-                if core.stats().reads_held > 0 {
+                let Some(cores) = shared.cores.borrow().clone() else { continue };
+                if cores.stats().reads_held > 0 {
                     shared.journal.reach("looks at reads that are held", 1);
                 }
                 for guest in shared.guests.iter() {
-                    // A core that has not opened it, or has lost it, says so.
-                    let read = guest.borrow_mut().spy();
-                    if read.is_some_and(|read| core.submit(read).is_err()) {
-                        shared.journal.fail("a read was given back");
+                    let vdisk = guest.borrow().vdisk();
+                    if !cores.serves(vdisk) {
+                        continue;
                     }
+                    // A core that has lost its share says so.
+                    let read = guest.borrow_mut().spy();
+                    read.into_iter().for_each(|read| cores.spy(vdisk, read));
                 }
             }
         });
@@ -232,7 +259,7 @@ impl HostEngine {
             ("blocks that a replayed record did not change", stats.replays_overtaken),
         ];
         figures.into_iter().for_each(|(what, count)| journal.reach(what, count));
-        let flash = self.shared.core.borrow().as_ref().map(|core| core.flash().stats());
+        let flash = self.cores().map(|cores| cores.first().flash().stats());
         let Some(flash) = flash else { return };
         journal.reach("reads of flash whose place was given away", flash.reads_moved);
         journal.reach("zones of flash evicted", flash.zones_evicted);
@@ -243,23 +270,25 @@ impl HostEngine {
     pub fn close(&self) {
         let shared = Rc::clone(&self.shared);
         shared.serving.iter().for_each(|serving| serving.set(false));
-        let core = shared.core.borrow().clone();
+        let cores = self.cores();
         let executor = self.process.executor();
         self.process.executor().spawn(Priority::Foreground, async move {
-            if let Some(core) = &core {
+            if let Some(cores) = &cores {
                 for guest in shared.guests.iter() {
                     let vdisk = guest.borrow().vdisk();
-                    if !core.close(vdisk, CLOSE_LIMIT).await {
-                        let stats = core.stats();
-                        shared
-                            .journal
-                            .fail(format!("vdisk {vdisk} was not closed in time: {stats:?}"));
+                    for (share, core) in cores.remove(vdisk) {
+                        if !core.close(share, CLOSE_LIMIT).await {
+                            let stats = core.stats();
+                            shared
+                                .journal
+                                .fail(format!("vdisk {share} was not closed in time: {stats:?}"));
+                        }
                     }
                 }
             }
-            if let (Some(nvme), Some(core)) = (&shared.nvme, &core) {
+            if let (Some(nvme), Some(cores)) = (&shared.nvme, &cores) {
                 // As the shell: what is described in time is found again.
-                executor.timeout(FLASH_CLOSE_LIMIT, core.flash().close()).await;
+                executor.timeout(FLASH_CLOSE_LIMIT, cores.first().flash().close()).await;
                 shared.parting.set(true);
                 nvme.stop().await;
             }
@@ -272,18 +301,20 @@ impl HostEngine {
     pub fn replace_vdisk(&self, number: usize) {
         let shared = Rc::clone(&self.shared);
         shared.serving[number].set(false);
-        let Some(core) = shared.core.borrow().clone() else { return };
+        let Some(cores) = self.cores() else { return };
         let (process, client) = (self.process.clone(), self.client.clone());
         self.process.executor().spawn(Priority::Foreground, async move {
             let old = shared.guests[number].borrow().vdisk();
-            if let Err(error) = core.delete(old).await {
-                return shared.journal.fail(format!("deleting failed: {error}"));
+            for (share, core) in cores.remove(old) {
+                if let Err(error) = core.delete(share).await {
+                    return shared.journal.fail(format!("deleting failed: {error}"));
+                }
             }
             let new = VdiskId(old.0 + VDISKS_APART);
             shared.journal.note(format!("vdisk {old} is deleted, vdisk {new} takes its place"));
             shared.guests[number].borrow_mut().begin_anew(new);
             let incarnation = shared.incarnation.get();
-            serve(&shared, &process, &client, &core, number, incarnation).await;
+            serve(&shared, &process, &client, &cores, number, incarnation).await;
         });
         self.process.wake();
     }
@@ -291,20 +322,23 @@ impl HostEngine {
     /// Blocks of a guest's vdisk that are not destaged.
     pub fn unreleased(&self, number: usize) -> BTreeSet<u64> {
         let vdisk = self.shared.guests[number].borrow().vdisk();
-        let core = self.shared.core.borrow();
-        core.as_ref().map_or_else(BTreeSet::new, |core| core.unreleased(vdisk))
+        let Some(cores) = self.cores() else { return BTreeSet::new() };
+        let shares = cores.shares_of(vdisk);
+        shares.into_iter().flat_map(|(share, core)| core.unreleased(share)).collect()
     }
 
     /// Grows a guest's vdisk by so many blocks, at once: its shell tells the guest.
     pub fn grow_vdisk(&self, number: usize, blocks: u64) {
         let shared = &self.shared;
-        let Some(core) = shared.core.borrow().clone() else { return };
+        let Some(cores) = self.cores() else { return };
         let mut guest = shared.guests[number].borrow_mut();
         let size = guest.size() + blocks * BLOCK as u64;
-        match core.resize(guest.vdisk(), size) {
-            Ok(()) => guest.grow(size),
-            Err(error) => shared.journal.fail(format!("a vdisk did not grow: {error}")),
+        for (share, core) in cores.shares_of(guest.vdisk()) {
+            if let Err(error) = core.resize(share, size) {
+                return shared.journal.fail(format!("a vdisk did not grow: {error}"));
+            }
         }
+        guest.grow(size);
     }
 
     /// Whether [`close`](HostEngine::close) is over.
@@ -325,12 +359,13 @@ async fn start(
         Err(error) => return shared.journal.fail(format!("no incarnation: {error}")),
     };
     let plan = Rc::clone(&shared.plan);
-    let config = HostCoreConfig {
+    let cores = plan.cores;
+    let config = |core| HostCoreConfig {
         cluster: plan.cluster,
         host: HostId(shared.number),
         incarnation,
-        core: 0,
-        cores: 1,
+        core,
+        cores,
         controllers: plan.controllers(),
         write_buffer: plan.write_buffer,
         // What its stripes and reads take, and what small records take beside their bytes.
@@ -341,14 +376,14 @@ async fn start(
         destage: plan.destage.clone(),
     };
     shared.journal.note(format!("host engine begins incarnation {incarnation}"));
-    let core = HostCore::new(process.links(), process.executor(), process.random(), config);
-    *shared.core.borrow_mut() = Some(core.clone());
+    let cores = Rc::new(Cores::start(&process, (0..cores).map(config), plan.seed));
+    *shared.cores.borrow_mut() = Some(Rc::clone(&cores));
     shared.incarnation.set(incarnation);
     if let Some(device) = flash {
-        add_flash(&shared, &process, &core, device);
+        add_flash(&shared, &process, cores.first(), device);
     }
     for number in 0..shared.guests.len() {
-        serve(&shared, &process, &client, &core, number, incarnation).await;
+        serve(&shared, &process, &client, &cores, number, incarnation).await;
     }
 }
 
@@ -378,12 +413,12 @@ fn add_flash(shared: &Rc<Shared>, process: &Process, core: &HostCore, device: Fl
     });
 }
 
-/// Takes a guest's vdisk and opens it.
+/// Takes a guest's vdisk and opens its shares, under one epoch.
 async fn serve(
     shared: &Shared,
     process: &Process,
     client: &StoreClient,
-    core: &HostCore,
+    cores: &Cores,
     number: usize,
     incarnation: Incarnation,
 ) {
@@ -395,16 +430,85 @@ async fn serve(
         Ok(taken) => taken,
         Err(error) => return shared.journal.fail(format!("vdisk {vdisk} not taken: {error}")),
     };
-    let keys = shared.plan.vdisks[number].keys.clone();
-    let request = OpenRequest { vdisk, size, keys, epoch, gone };
-    match core.open(request).await {
-        Ok(()) => {
-            shared.tenures.remember(shared.number, vdisk, Some(Tenure::served(epoch)));
-            shared.journal.note(format!("vdisk {vdisk} is served at epoch {epoch}"));
-            shared.serving[number].set(true);
-            process.wake();
+    let keys = &shared.plan.vdisks[number].keys;
+    let all = Where::draw(vdisk, shared.plan.shares, number, shared.plan.cores, epoch);
+    let mut opening = Vec::new();
+    for (share, core) in all.shares.identities().zip(&all.at) {
+        let (vdisk, keys, gone) = (share, keys.clone(), gone.clone());
+        let request = OpenRequest { vdisk, size, keys, epoch, gone };
+        let (done, opened) = promise();
+        let open = cores.all()[*core].open(request);
+        process.executor().spawn(Priority::Foreground, async move { done.fulfil(open.await) });
+        opening.push(opened);
+    }
+    for opened in opening {
+        let opened: Option<Result<(), HostError>> = opened.wait().await;
+        if let Some(Err(error)) = opened {
+            return shared.journal.fail(format!("opening failed: {error}"));
         }
-        Err(error) => shared.journal.fail(format!("opening failed: {error}")),
+    }
+    shared.tenures.remember(shared.number, vdisk, Some(Tenure::served(epoch)));
+    cores.add(all);
+    shared.journal.note(format!("vdisk {vdisk} is served at epoch {epoch}"));
+    shared.serving[number].set(true);
+    process.wake();
+}
+
+/// Moves shares from core to core as the shell does: the next epoch, its requests paused, closed here, opened there.
+async fn move_shares(shared: &Shared, process: &Process, client: &StoreClient, times: u64) {
+    let Some(cores) = shared.cores.borrow().clone() else { return };
+    let random = process.random();
+    for _ in 0..times {
+        let number = random.below(shared.guests.len() as u64) as usize;
+        let (vdisk, size) = {
+            let guest = shared.guests[number].borrow();
+            (guest.vdisk(), guest.size())
+        };
+        let share = random.below(u64::from(shared.plan.shares)) as u16;
+        let to = random.below(u64::from(shared.plan.cores)) as usize;
+        if shared.abandoned.get() || !shared.serving[number].get() || cores.at(vdisk, share) == to {
+            continue;
+        }
+        let incarnation = shared.incarnation.get();
+        let epoch = match take(client, shared, vdisk, incarnation).await {
+            Ok((epoch, _)) => epoch,
+            // It stays.
+            Err(_) => continue,
+        };
+        let gone = vec![cores.epoch(vdisk, share)];
+        cores.pause(vdisk, share);
+        let executor = process.executor();
+        let begun = executor.now();
+        while !cores.is_drained(vdisk, share) && executor.now().since(begun) < DRAIN_LIMIT {
+            executor.sleep(DRAIN_LOOK).await;
+        }
+        if !cores.is_drained(vdisk, share) {
+            cores.resume(vdisk, share, None);
+            shared.journal.reach("shares that stayed on their core", 1);
+            continue;
+        }
+        let (identity, from) = cores.let_go(vdisk, share);
+        from.close(identity, DRAIN_LIMIT).await;
+        let keys = shared.plan.vdisks[number].keys.clone();
+        let request = OpenRequest { vdisk: identity, size, keys, epoch, gone };
+        let opened = cores.all()[to].open(request).await;
+        match opened {
+            Ok(()) => {
+                let oldest = cores.opened(vdisk, share, epoch);
+                let row = shared.tenures.remembered(shared.number, vdisk);
+                let row = row.map(|row| row.since(oldest));
+                shared.tenures.remember(shared.number, vdisk, row);
+                cores.resume(vdisk, share, Some(to));
+            }
+            Err(_) if shared.abandoned.get() => return,
+            Err(error) => {
+                return shared.journal.fail(format!("share {identity} did not move: {error}"));
+            }
+        }
+        let what = format!("share {identity} moves to core {to} at epoch {epoch}");
+        shared.journal.fault(Kind::ShareMoved, what);
+        process.wake();
+        executor.sleep(Duration::from_micros(random.below(20_000))).await;
     }
 }
 
@@ -441,13 +545,14 @@ async fn take(
 
 impl Shared {
     fn turn(self: &Rc<Shared>, world: &World, process: &Process) -> bool {
-        let Some(core) = self.core.borrow().clone() else { return false };
+        let Some(cores) = self.cores.borrow().clone() else { return false };
         if self.parting.get() {
             return false;
         }
         self.journal.at(world);
-        let mut any = core.turn();
-        while let Some(event) = core.next_event() {
+        let mut completions = Vec::new();
+        let mut any = cores.turn(&mut completions);
+        while let Some(event) = cores.next_event() {
             any = true;
             match event {
                 Event::Fenced { vdisk } if self.abandoned.get() => {
@@ -462,8 +567,6 @@ impl Shared {
                 event => self.journal.fail(format!("the core reports {event:?}")),
             }
         }
-        let mut completions = Vec::new();
-        core.completions(&mut completions);
         for completion in completions {
             any = true;
             if self.abandoned.get() {
@@ -485,7 +588,9 @@ impl Shared {
         let mut alarm: Option<Duration> = None;
         for (guest, serving) in self.guests.iter().zip(&self.serving) {
             if serving.get() {
-                let (sent, again) = guest.borrow_mut().send(&core, world.now());
+                let vdisk = guest.borrow().vdisk();
+                let mut submit = |request| cores.submit(vdisk, request);
+                let (sent, again) = guest.borrow_mut().send(&mut submit, world.now());
                 any |= sent;
                 alarm = again.into_iter().chain(alarm).min();
             }
@@ -494,20 +599,23 @@ impl Shared {
             self.set_alarm(world, process, at);
         }
         if any {
-            self.check_bounds(&core.stats());
+            cores.all().iter().for_each(|core| self.check_bounds(core));
         }
         any
     }
 
     /// Rule 8: the write buffer takes no more than it may. What a vdisk brings when it is opened is in the log, and
     /// may be more: then nothing is taken until it is less.
-    fn check_bounds(&self, stats: &CoreStats) {
+    fn check_bounds(&self, core: &HostCore) {
+        let stats = core.stats();
         let now = stats.buffer_bytes + stats.buffer_reserved;
         // Opening may bring any number.
-        let opening = !self.serving.iter().all(Cell::get);
-        let before = self.buffered.replace(if opening { u64::MAX } else { now });
+        let opening = self.moving.get() > 0 || !self.serving.iter().all(Cell::get);
+        let mut all = self.buffered.borrow_mut();
+        let (before, limit) = all.entry(core.number()).or_insert((u64::MAX, 0));
+        let before = std::mem::replace(before, if opening { u64::MAX } else { now });
         // A limit that shrank takes nothing back.
-        let limit = self.buffer_limit.replace(stats.buffer_limit).max(stats.buffer_limit);
+        let limit = std::mem::replace(limit, stats.buffer_limit).max(stats.buffer_limit);
         let most = limit.max(REQUEST_MAX).max(before);
         if now > most {
             self.journal.fail(format!("the write buffer takes {now} bytes, {most} at most"));

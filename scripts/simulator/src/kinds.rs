@@ -101,6 +101,8 @@ kinds! {
     Delete = "deletes",
     /// A vdisk grows.
     Resize = "resizes",
+    /// A share of a vdisk goes to another core while its guest works.
+    ShareMoved = "shares moved between cores",
 
     /// An NVMe controller takes many times as long.
     NvmeSlow = "slow NVMe controllers",

@@ -9,6 +9,7 @@ use crate::cluster::Cluster;
 use cleave_catalog::{Catalog, CatalogError, Owner};
 use cleave_format::ids::{Position, StripeId, VdiskId};
 use cleave_host_core::KnownStripes;
+use cleave_host_core::shares::Shares;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -27,19 +28,22 @@ pub fn judge(cluster: &Cluster) {
     let (mut listed, mut unnamed) = (0, 0);
     for guest in cluster.guests.iter() {
         let vdisk = guest.borrow().vdisk();
-        let Some(known) = host.known_stripes(vdisk) else { continue };
-        if !known.counted {
-            let what = format!("vdisk {vdisk}: its map is not counted, so that nothing is freed");
-            return cluster.journal.fail(what);
-        }
-        match look(&catalog, vdisk, &known) {
-            Ok(Ok(count)) => listed += count,
-            Ok(Err(what)) => return cluster.journal.fail(format!("vdisk {vdisk}: {what}")),
-            Err(error) => {
-                return cluster.journal.fail(format!("the catalog cannot be read: {error}"));
+        for share in Shares::new(vdisk, cluster.plan.shares).identities() {
+            let Some(known) = host.known_stripes(share) else { continue };
+            if !known.counted {
+                let what =
+                    format!("vdisk {share}: its map is not counted, so that nothing is freed");
+                return cluster.journal.fail(what);
             }
+            match look(&catalog, share, &known) {
+                Ok(Ok(count)) => listed += count,
+                Ok(Err(what)) => return cluster.journal.fail(format!("vdisk {share}: {what}")),
+                Err(error) => {
+                    return cluster.journal.fail(format!("the catalog cannot be read: {error}"));
+                }
+            }
+            unnamed += known.unnamed.len();
         }
-        unnamed += known.unnamed.len();
     }
     cluster.journal.note(format!("{listed} stripes are listed, {unnamed} could be left"));
 }

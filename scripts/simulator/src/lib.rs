@@ -32,6 +32,7 @@ pub mod arranged;
 pub mod budget;
 pub mod cluster;
 pub mod controller;
+mod cores;
 pub mod director;
 pub mod finale;
 pub mod flash;

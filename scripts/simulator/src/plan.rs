@@ -15,6 +15,8 @@ use std::time::Duration;
 pub const CONTROLLERS: [&str; 2] = ["datanode-1-a", "datanode-1-b"];
 
 const MIB: u64 = 1 << 20;
+/// Between the identities of vdisks that have several shares.
+const IDENTITIES_APART: u64 = 1_000;
 
 /// A vdisk of the run.
 #[derive(Clone, Debug)]
@@ -89,6 +91,10 @@ pub struct Plan {
     pub rots_logs: bool,
     /// Everything loses its power at once, now and then.
     pub loses_everything: bool,
+    /// Cores of the host engine.
+    pub cores: u16,
+    /// Shares of each vdisk.
+    pub shares: u16,
     /// Regions are written again and again, with the room that strikes on them need.
     pub rewrites: bool,
     /// Something is lost while the shards of a lost drive are written anew (C16).
@@ -184,12 +190,16 @@ impl Plan {
             second_strike_one_in: pick_later(&[2, 3, 6]),
             idle_one_in,
             idle_max: Duration::from_secs(60 * idle_minutes),
+            cores: 1,
+            shares: 1,
             rewrites: stream(seed, "rewritten regions").below(4) == 0,
             rebuilds,
             switches: shared_drives && stream(seed, "switch-overs").below(2) == 0,
         };
         if plan.rewrites {
             plan.make_room_for_rewriting();
+        } else {
+            plan.share_out();
         }
         plan
     }
@@ -203,6 +213,22 @@ impl Plan {
         let destage = &mut self.destage;
         destage.stripes_max = destage.stripes_max.max(2);
         destage.run_after = destage.run_after.min(3);
+    }
+
+    /// Half of these seeds have vdisks of several shares, on one core or on several.
+    fn share_out(&mut self) {
+        let random = stream(self.seed, "cores and shares");
+        let pick = |from: &[u16]| from[random.below(from.len() as u64) as usize];
+        (self.cores, self.shares) = (pick(&[1, 2, 2, 3]), pick(&[1, 1, 1, 2, 3, 4]));
+        if self.shares == 1 {
+            self.cores = 1;
+            return;
+        }
+        // Each share has an identity (C3); and there are some of each.
+        for vdisk in &mut self.vdisks {
+            vdisk.vdisk.0 *= IDENTITIES_APART;
+            vdisk.size += 8 * MIB;
+        }
     }
 
     /// The controllers as a host sees them.

@@ -15,7 +15,7 @@ use cleave_codec::{Keys, key_check_value};
 use cleave_control::key_file::{Key, load_key};
 use cleave_control::records::{
     CLUSTER_KEY, ClusterRecord, DRIVES, DriveRecord, DriveRecordState, FORMAT_LEVEL, drive_key,
-    from_value, to_value,
+    from_value, shares_for, to_value,
 };
 use cleave_coordinator::{
     Answer, Operation, Outcome, RedbStore, StoreError, StoreServer, Transaction,
@@ -90,7 +90,8 @@ impl Cluster {
     pub fn keep_vdisk(&self, name: &str, size: u64) -> Result<()> {
         match self.namespace().find(name)? {
             None => {
-                self.namespace().create(name, size, self.record.encrypted)?;
+                let (encrypted, shares) = (self.record.encrypted, shares_for(size));
+                self.namespace().create(name, size, encrypted, shares)?;
             }
             Some(found) if found.record.size != size => {
                 let has = cleave_control::size::format_size(found.record.size);

@@ -60,8 +60,8 @@ impl Namespace<'_> {
         found.collect()
     }
 
-    /// Creates a vdisk.
-    pub fn create(self, name: &str, size: u64, encrypted: bool) -> Result<Found> {
+    /// Creates a vdisk of so many shares; each uses an identity up.
+    pub fn create(self, name: &str, size: u64, encrypted: bool, shares: u16) -> Result<Found> {
         check_name(name)?;
         check_vdisk_size(size)?;
         let key = vdisk_key(name);
@@ -98,12 +98,13 @@ impl Namespace<'_> {
                 host: Some(HOST_ID),
                 home: DATANODE_ID,
                 state: VdiskState::Ready,
+                shares,
             };
             let transaction = Transaction::new()
                 .require(key.as_str(), 0)
                 .require(counter_key.as_str(), revision)
                 .put(key.as_str(), to_value(&record))
-                .put(counter_key.as_str(), encode(&Counter { newest: id }));
+                .put(counter_key.as_str(), encode(&Counter { newest: newest(&record) }));
             if let Outcome::Committed(revision) = self.transact(transaction)? {
                 return Ok(Found { name: name.to_owned(), record, revision });
             }
@@ -198,6 +199,11 @@ impl Namespace<'_> {
     }
 }
 
+/// The last identity of a vdisk's shares (C3).
+fn newest(record: &VdiskRecord) -> u64 {
+    record.id + u64::from(record.shares.max(1)) - 1
+}
+
 fn refused(name: &str, reason: String) -> Error {
     Error::Vdisk { name: name.to_owned(), reason }
 }
@@ -218,8 +224,8 @@ mod tests {
         let (_folder, store) = store();
         let namespace = Namespace(&store);
         assert_eq!(namespace.list().unwrap(), []);
-        let b = namespace.create("b", 1 << 20, false).unwrap();
-        let a = namespace.create("a", 2 << 20, true).unwrap();
+        let b = namespace.create("b", 1 << 20, false, 1).unwrap();
+        let a = namespace.create("a", 2 << 20, true, 1).unwrap();
         assert_eq!((b.record.id, a.record.id), (1, 2));
         assert_eq!(namespace.list().unwrap(), [a.clone(), b.clone()]);
         assert_eq!(namespace.find("a").unwrap(), Some(a));
@@ -229,18 +235,20 @@ mod tests {
         namespace.finish_delete(&marked).unwrap();
         assert_eq!(namespace.find("b").unwrap(), None);
         // Its number stays used.
-        assert_eq!(namespace.create("b", 1 << 20, false).unwrap().record.id, 3);
+        assert_eq!(namespace.create("b", 1 << 20, false, 3).unwrap().record.id, 3);
+        // C3: and so do those of its shares.
+        assert_eq!(namespace.create("c", 1 << 20, false, 1).unwrap().record.id, 6);
     }
 
     #[test]
     fn what_cannot_be_is_refused_in_one_line() {
         let (_folder, store) = store();
         let namespace = Namespace(&store);
-        namespace.create("a", 2 << 20, false).unwrap();
+        namespace.create("a", 2 << 20, false, 1).unwrap();
         let lines = [
-            (namespace.create("a", 1 << 20, false), "exists already"),
-            (namespace.create("../a", 1 << 20, false), "not a name"),
-            (namespace.create("c", 1000, false), "multiple of 4K"),
+            (namespace.create("a", 1 << 20, false, 1), "exists already"),
+            (namespace.create("../a", 1 << 20, false, 1), "not a name"),
+            (namespace.create("c", 1000, false, 1), "multiple of 4K"),
             (namespace.resize("c", 1 << 20, false), "none of that name"),
             (namespace.resize("a", 1 << 20, false), "--accept-data-loss"),
             (namespace.begin_delete("c"), "none of that name"),

@@ -15,6 +15,7 @@ use crate::error::{Error, Result, file};
 use cleave_control::flash::FlashPlace;
 use cleave_control::protocol::{Reply, Request, Response};
 use cleave_control::records::VdiskState;
+use cleave_control::records::{SHARES_MAX, shares_for};
 use cleave_control::status::{ProcessState, Role, VdiskEntry, VdiskServing, VdiskStatus};
 use cleave_coordinator::encoding::{decode, encode};
 use cleave_coordinator::records::datanode_key;
@@ -72,8 +73,8 @@ impl Requests {
                 self.tell(Event::Stop)?;
                 Ok(Reply::Done {})
             }
-            Request::CreateVdisk { name, size, encrypted } => {
-                Ok(Reply::Vdisk(self.create(&name, size, encrypted)?))
+            Request::CreateVdisk { name, size, encrypted, shares } => {
+                Ok(Reply::Vdisk(self.create(&name, size, encrypted, shares)?))
             }
             Request::ResizeVdisk { name, size, accept_data_loss } => {
                 self.resize(&name, size, accept_data_loss)
@@ -100,7 +101,13 @@ impl Requests {
         }
     }
 
-    fn create(&self, name: &str, size: u64, encrypted: Option<bool>) -> Result<VdiskEntry> {
+    fn create(
+        &self,
+        name: &str,
+        size: u64,
+        encrypted: Option<bool>,
+        shares: Option<u16>,
+    ) -> Result<VdiskEntry> {
         let cluster = &self.overview.cluster;
         cluster.directory.vhost_socket(HOST_ID, name)?;
         let encrypted = encrypted.unwrap_or(cluster.record.encrypted);
@@ -108,7 +115,12 @@ impl Requests {
             let reason = "it cannot be encrypted, because the cluster was created without a key";
             return Err(Error::Vdisk { name: name.to_owned(), reason: reason.to_owned() });
         }
-        let found = cluster.namespace().create(name, size, encrypted)?;
+        let shares = shares.unwrap_or_else(|| shares_for(size));
+        if !(1..=SHARES_MAX).contains(&shares) {
+            let reason = format!("it cannot have {shares} shares: from 1 to {SHARES_MAX}");
+            return Err(Error::Vdisk { name: name.to_owned(), reason });
+        }
+        let found = cluster.namespace().create(name, size, encrypted, shares)?;
         Ok(self.overview.entry(&found, &[]))
     }
 

@@ -19,12 +19,14 @@ fn handler(request: Request) -> Response {
         Request::DeleteVdisk { name } => {
             Response::error(format!("vdisk {name} is attached\nfor now"))
         }
-        Request::CreateVdisk { name, size, encrypted } => Response::Ok(Reply::Vdisk(VdiskEntry {
-            name,
-            size,
-            encrypted: encrypted.unwrap_or(false),
-            ..VdiskEntry::default()
-        })),
+        Request::CreateVdisk { name, size, encrypted, .. } => {
+            Response::Ok(Reply::Vdisk(VdiskEntry {
+                name,
+                size,
+                encrypted: encrypted.unwrap_or(false),
+                ..VdiskEntry::default()
+            }))
+        }
         Request::ListVdisks {} => {
             let vdisks = (0..10_000_u64)
                 .map(|id| VdiskEntry { id, name: format!("vdisk\n{id}"), ..VdiskEntry::default() })
@@ -43,8 +45,12 @@ fn requests_are_answered() {
     let server = ControlServer::start(&path, handler).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(call(&path, &Request::Stop {}, LONG).unwrap(), Reply::Done {});
-    let create =
-        Request::CreateVdisk { name: "a".to_owned(), size: 1 << 30, encrypted: Some(true) };
+    let create = Request::CreateVdisk {
+        name: "a".to_owned(),
+        size: 1 << 30,
+        encrypted: Some(true),
+        shares: None,
+    };
     let Reply::Vdisk(vdisk) = call(&path, &create, LONG).unwrap() else { panic!("no vdisk") };
     assert_eq!((vdisk.name.as_str(), vdisk.size, vdisk.encrypted), ("a", 1 << 30, true));
     let refused = call(&path, &Request::DeleteVdisk { name: "a".to_owned() }, LONG).unwrap_err();
@@ -65,7 +71,21 @@ fn requests_have_this_form() {
         (r#"{"request":"status"}"#, Request::Status {}),
         (
             r#"{"request":"create_vdisk","name":"a","size":4096}"#,
-            Request::CreateVdisk { name: "a".to_owned(), size: 4096, encrypted: None },
+            Request::CreateVdisk {
+                name: "a".to_owned(),
+                size: 4096,
+                encrypted: None,
+                shares: None,
+            },
+        ),
+        (
+            r#"{"request":"create_vdisk","name":"a","size":4096,"shares":2}"#,
+            Request::CreateVdisk {
+                name: "a".to_owned(),
+                size: 4096,
+                encrypted: None,
+                shares: Some(2),
+            },
         ),
         (r#"{"request":"switch_over","datanode":1}"#, Request::SwitchOver { datanode: 1 }),
         (r#"{"request":"scrub","datanode":1}"#, Request::Scrub { datanode: 1 }),

@@ -82,7 +82,12 @@ pub(super) fn lines_seeds() -> Vec<Vec<u8>> {
     let requests = [
         Request::Status {},
         Request::Stats {},
-        Request::CreateVdisk { name: name(), size: 1 << 30, encrypted: Some(true) },
+        Request::CreateVdisk {
+            name: name(),
+            size: 1 << 30,
+            encrypted: Some(true),
+            shares: Some(4),
+        },
         Request::ListVdisks {},
         Request::ResizeVdisk { name: name(), size: 1 << 30, accept_data_loss: false },
         Request::DeleteVdisk { name: name() },
