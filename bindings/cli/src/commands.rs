@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 const ANSWER: Duration = Duration::from_secs(180);
 /// How long a host engine's cores may take to be started or ended; it goes on with it afterwards.
 const CORES: Duration = Duration::from_secs(60);
+/// How long an engine that has much to do may take to notice that a front end is gone.
+const FREE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Carries a command out and prints what comes of it.
@@ -57,11 +59,15 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             let asked = Import { image, name, format, scratch, accept_data_loss, quiet };
             let name = &asked.name;
             let create = |size| create(&dir, name, size, encrypt, None);
-            image::import(&asked, || find(&dir, name), create)
+            image::import(&asked, || find(&dir, name), create)?;
+            until_free(&dir, name);
+            Ok(())
         }
         Command::Export { name, image, format, overwrite, quiet } => {
             let asked = Export { image, format, overwrite, quiet };
-            image::export(&asked, &existing(&dir, &name)?)
+            image::export(&asked, &existing(&dir, &name)?)?;
+            until_free(&dir, &name);
+            Ok(())
         }
         Command::Host(HostCommand::Upgrade { program }) => {
             let absolute = |path: PathBuf| {
@@ -202,6 +208,16 @@ fn find(dir: &Path, name: &str) -> Result<Option<VdiskEntry>> {
         return Err(Error::UnknownAnswer);
     };
     Ok(vdisks.into_iter().find(|vdisk| vdisk.name == name))
+}
+
+/// Waits until the engine noticed that the connection of an import or export is gone, so that the next command finds the
+/// vdisk free. What was asked for is done, whatever comes of this: a guest may have connected meanwhile.
+fn until_free(dir: &Path, name: &str) {
+    let deadline = Instant::now() + FREE;
+    let attached = || matches!(find(dir, name), Ok(Some(vdisk)) if vdisk.attached);
+    while attached() && Instant::now() < deadline {
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 fn existing(dir: &Path, name: &str) -> Result<VdiskEntry> {
