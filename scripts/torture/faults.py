@@ -369,10 +369,11 @@ class FullDrive(DriveFault):
 
 
 class LostDrive(DriveFault):
-    """A drive is gone for good; its owner notices, and an operator takes it out."""
+    """A drive is gone for good; once the wave is over its owner notices, and an operator takes it out."""
 
     def end(self):
-        self.field.until_lost(self.drive)
+        # Not yet: other faults of the wave may keep every request away from the drive.
+        self.field.gone.append(self.drive)
 
 
 class ReadOnlyDrive(LostDrive):
@@ -489,6 +490,8 @@ def wave(field, deck, random, say):
         field.parts.check_running([name for name in PARTS if name not in down])
         field.load.check()
         time.sleep(0.02)
+    while field.gone:
+        field.until_lost(field.gone.pop())
 
 
 def check_effects(effects):

@@ -41,6 +41,8 @@ class Field:
         # Of faults of the network, by kind: packets that they met, and how long they were, in seconds.
         self.effects = {}
         self.flipped = 0
+        # Drives that somebody must notice to be gone.
+        self.gone = []
         # The host's flash, a file.
         self.flash = os.path.join(parts.dir, ENGINES[0], FLASH)
         self._flash_size = os.path.getsize(self.flash)
