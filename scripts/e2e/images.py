@@ -68,7 +68,11 @@ def images_come_out_as_they_went_in(context):
 
     qcow2, chained = context.path("image.qcow2"), context.path("chained.qcow2")
     subprocess.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", image, qcow2], check=True)
-    cluster.cleave("import", qcow2, "two", "--quiet")
+    cluster.cleave("import", qcow2, "two", "--quiet", "--shares", "2")
+    vdisks = {vdisk["name"]: len(vdisk["shares"]) for vdisk in cluster.status()["hosts"][0]["vdisks"]}
+    check((vdisks["one"], vdisks["two"]) == (1, 2), f"shares: {vdisks}")
+    refused = cluster.cleave_fails("import", qcow2, "two", "--quiet", "--accept-data-loss", "--shares", "4")
+    check("leave --shares out" in refused, refused)
     again = context.path("again.qcow2")
     cluster.cleave("export", "two", again, "--quiet")
     subprocess.run(["qemu-img", "check", "-q", again], check=True)

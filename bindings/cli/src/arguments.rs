@@ -70,6 +70,9 @@ pub enum Command {
         /// Encrypt the vdisk that is created; without this, as the cluster does.
         #[arg(long)]
         encrypt: bool,
+        /// How many cores of its host can serve the vdisk that is created at once, as `cleave vdisk create` has it.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+        shares: Option<u16>,
         /// Where a raw copy of a qcow2 image may lie meanwhile; beside the image when it is not given.
         #[arg(long, value_name = "FOLDER")]
         scratch: Option<PathBuf>,
@@ -428,6 +431,7 @@ mod tests {
         assert!(options.encrypt && !options.restart);
         assert!(parse("cleave --dir /d vdisk create a 1G --encrypt").is_ok());
         assert!(parse("cleave vdisk list --dir /d --json").is_ok());
+        assert!(parse("cleave --dir /d import a.img a --shares 16").is_ok());
     }
 
     #[test]
@@ -459,6 +463,8 @@ mod tests {
             "cleave vdisk create a 65T",
             "cleave vdisk attach a --queues 0",
             "cleave import a.img",
+            "cleave import a.img a --shares 0",
+            "cleave import a.img a --shares 17",
             "cleave export a a.img --format vmdk",
             "cleave events --since yesterday",
             "cleave events --severity loud",

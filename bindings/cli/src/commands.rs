@@ -54,11 +54,25 @@ pub fn run(dir: Option<PathBuf>, command: Command) -> Result<()> {
             _ => Err(Error::UnknownAnswer),
         },
         Command::Vdisk(command) => vdisk(&dir, command),
-        Command::Import { image, name, format, encrypt, scratch, accept_data_loss, quiet } => {
+        Command::Import {
+            image,
+            name,
+            format,
+            encrypt,
+            shares,
+            scratch,
+            accept_data_loss,
+            quiet,
+        } => {
             check_name(&name)?;
+            if shares.is_some() && find(&dir, &name)?.is_some() {
+                let reason =
+                    "it exists, and the number of its shares is never changed; leave --shares out";
+                return Err(Error::Vdisk { name, reason: reason.to_owned() });
+            }
             let asked = Import { image, name, format, scratch, accept_data_loss, quiet };
             let name = &asked.name;
-            let create = |size| create(&dir, name, size, encrypt, None);
+            let create = |size| create(&dir, name, size, encrypt, shares);
             image::import(&asked, || find(&dir, name), create)?;
             until_free(&dir, name);
             Ok(())
