@@ -70,7 +70,8 @@ pub enum Command {
         /// Encrypt the vdisk that is created; without this, as the cluster does.
         #[arg(long)]
         encrypt: bool,
-        /// How many cores of its host can serve the vdisk that is created at once, as `cleave vdisk create` has it.
+        /// How many cores of its host can serve the vdisk at once, 1 to 16, when it is created; without this, 4
+        /// beyond 64 GiB, else 1.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
         shares: Option<u16>,
         /// Where a raw copy of a qcow2 image may lie meanwhile; beside the image when it is not given.
